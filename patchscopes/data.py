@@ -1,0 +1,196 @@
+"""Texts to take representations from, and the positions drawn in them."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from patchscopes.errors import PatchscopesError
+
+Split: TypeAlias = Literal["train", "evaluation"]
+
+MAX_WORDS = 250
+MAX_CHARACTERS = 2000
+
+# Hub data sets by name: repository and configuration. Both are streamed, and have a column `text`.
+STREAMED = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"), "pile": ("monology/pile-uncopyrighted", None)}
+PASSAGES = "passages"
+
+# In a checkout the data files are in `data/`; an installed package carries a copy of them.
+_PACKAGE = Path(__file__).parent
+DATA_FOLDER = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent / "data"
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Texts of one split of a data set.
+
+    Attributes:
+        name: as it was asked for.
+        sha256: of the texts, in order.
+    """
+
+    name: str
+    split: Split
+    texts: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
+
+
+def load_texts(name: str = PASSAGES, split: Split = "evaluation", *, limit: int | None = None) -> TextSet:
+    """Texts by name: `passages`, `wikitext2`, `pile`, or the path of a .txt, .jsonl, .csv or .parquet file.
+
+    A .txt file has one text per line; the others have a field or column `text`. Empty texts and, as in the paper,
+    texts over 250 words or 2,000 characters are left out. A text belongs to one split by its own hash, so that the
+    train and evaluation texts of any data sets, however ordered, never overlap.
+
+    Args:
+        limit: stop after this many texts of the split (what a streamed data set needs).
+
+    Raises:
+        PatchscopesError: unknown name, unreadable file (the message gives the row), no network, or no text left.
+    """
+    usable = (text.strip() for text in _read(name))
+    kept = (text for text in usable if text and is_short_enough(text) and split_of(text) == split)
+    texts = tuple(islice(kept, limit))
+    if not texts:
+        raise PatchscopesError(
+            f"{name!r} has no {split} text of at most {MAX_WORDS} words and {MAX_CHARACTERS} characters"
+        )
+    return TextSet(name, split, texts)
+
+
+def is_short_enough(text: str) -> bool:
+    return len(text) <= MAX_CHARACTERS and len(text.split()) <= MAX_WORDS
+
+
+def split_of(text: str) -> Split:
+    """The split a text belongs to: half of all texts each, by the text's own hash."""
+    return "train" if hashlib.sha256(text.encode()).digest()[0] % 2 else "evaluation"
+
+
+def _read(name: str) -> Iterator[str]:
+    if name == PASSAGES:
+        return _read_jsonl(DATA_FOLDER / "passages.jsonl")
+    if name in STREAMED:
+        return _stream(name)
+    path = Path(name).expanduser()
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise PatchscopesError(
+            f"no data set is called {name!r}: give one of {', '.join([PASSAGES, *STREAMED])}, or the path of a "
+            f"{', '.join(readers)} file"
+        )
+    if not path.is_file():
+        raise PatchscopesError(f"there is no file {path}; check the path")
+    return readers[path.suffix](path)
+
+
+def _stream(name: str) -> Iterator[str]:
+    repository, configuration = STREAMED[name]
+    try:
+        rows = datasets.load_dataset(repository, configuration, split="train", streaming=True)
+        yield from (row["text"] for row in rows)
+    except (ConnectionError, OSError) as error:
+        raise PatchscopesError(
+            f"the data set {name!r} ({repository}) could not be fetched from the hub: check the network connection, "
+            f"or use the embedded texts ({PASSAGES!r}) or a file"
+        ) from error
+
+
+def _read_txt(path: Path) -> Iterator[str]:
+    yield from _decoded(path).splitlines()
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PatchscopesError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_decoded(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PatchscopesError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        yield _text_of(row, f"{path}, line {number}")
+
+
+def _read_csv(path: Path) -> Iterator[str]:
+    reader = csv.DictReader(_decoded(path).splitlines(keepends=True))
+    for row in reader:
+        yield _text_of(row, f"{path}, line {reader.line_num}")
+
+
+def _read_parquet(path: Path) -> Iterator[str]:
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise PatchscopesError(f"{path} is not a parquet file ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        yield _text_of(row, f"{path}, row {number}")
+
+
+def _text_of(row: object, place: str) -> str:
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise PatchscopesError(f"{place}: expected a field `text` with a string, got {str(row)[:80]}")
+    return text
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One representation to take: token `position` of text number `text`."""
+
+    text: int
+    position: int
+
+
+def draw_samples(lengths: Sequence[int], texts: Sequence[str], n_samples: int, seed: int) -> list[Sample]:
+    """Draw positions as in the paper (section 4.1): each text is trimmed at a random position.
+
+    All texts are used once before any is used a second time, each time at another position. What is drawn depends
+    only on the seed and on the texts themselves: more samples continue the same draw. The first token (BOS, or
+    the first of the text) is never drawn, because nothing comes before it.
+
+    Args:
+        lengths: the number of tokens of each text.
+
+    Raises:
+        PatchscopesError: the texts have fewer positions than `n_samples`.
+    """
+    order = np.random.default_rng(seed).permutation(len(texts))
+    positions = {index: _permuted_positions(texts[index], lengths[index], seed) for index in order}
+    most = max(map(len, positions.values()))
+    rounds: Iterable[Sample] = (
+        Sample(int(index), positions[index][round_number])
+        for round_number in range(most)
+        for index in order
+        if round_number < len(positions[index])
+    )
+    samples = list(islice(rounds, n_samples))
+    if len(samples) < n_samples:
+        raise PatchscopesError(
+            f"{n_samples} samples asked for, but the {len(texts)} texts have only {len(samples)} positions"
+        )
+    return samples
+
+
+def _permuted_positions(text: str, length: int, seed: int) -> list[int]:
+    own_seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    return (1 + np.random.default_rng([seed, own_seed]).permutation(max(0, length - 1))).tolist()

@@ -1,0 +1,102 @@
+"""Figure 1: what one representation says at each layer, through the token-identity Patchscope.
+
+The representation of one token of a source prompt is written, layer by layer, over the placeholder of the
+token-identity prompt; the most likely next tokens and a short generation show how its meaning is resolved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from patchscopes.errors import PatchscopesError
+from patchscopes.patch import (
+    EMBEDDING,
+    check_layer,
+    extract_representations,
+    patch_generate,
+    patch_logits,
+    to_token_ids,
+)
+from patchscopes.positions import find_substring_token_position, token_texts
+from patchscopes.prompts import PLACEHOLDER, build_token_identity_prompt, placeholder_target
+from patchscopes.results import Json
+
+Mode: TypeAlias = Literal["generate", "top_k", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReadoutConfig:
+    """Options of the experiment.
+
+    Attributes:
+        source_prompt: S.
+        source_word: its last token is the one whose representation is read.
+        target_prompt: T; the vector goes to the last `placeholder` in it.
+        layers: source layers ℓ; None for all blocks.
+        target_layer: ℓ*: `"same"` (ℓ* = ℓ), `"embedding"`, `"last"` or the number of a block.
+        mode: the most likely tokens, a generation, or both.
+        k: how many of the most likely tokens.
+    """
+
+    source_prompt: str = "Amazon's former CEO attended Oscars"
+    source_word: str = "CEO"
+    target_prompt: str = build_token_identity_prompt()
+    placeholder: str = PLACEHOLDER
+    layers: tuple[int, ...] | None = None
+    target_layer: str = "same"
+    mode: Mode = "both"
+    k: int = 5
+    max_new_tokens: int = 8
+
+
+def target_layers(model: nn.Module, source_layers: Sequence[int], target_layer: str) -> list[int]:
+    """ℓ* for each ℓ, from one of `same`, `embedding`, `last` or a number.
+
+    Raises:
+        PatchscopesError: none of these, or no such layer.
+    """
+    fixed = {"embedding": EMBEDDING, "last": model.cfg.n_layers - 1}
+    if target_layer == "same":
+        return list(source_layers)
+    if target_layer not in fixed and not target_layer.lstrip("-").isdecimal():
+        raise PatchscopesError(f"target layer must be same, embedding, last or a number, got {target_layer!r}")
+    layer = fixed[target_layer] if target_layer in fixed else int(target_layer)
+    return [check_layer(model, layer)] * len(source_layers)
+
+
+def run(model: nn.Module, config: LayerReadoutConfig) -> Json:
+    """The `results` of the result file: per layer, tokens with their probabilities and what was generated.
+
+    Raises:
+        PatchscopesError: word, placeholder or layer does not exist.
+    """
+    layers = list(range(model.cfg.n_layers)) if config.layers is None else list(config.layers)
+    position = find_substring_token_position(model, config.source_prompt, config.source_word)
+    vectors = extract_representations(model, [config.source_prompt], [position], layers)[0]
+    target = placeholder_target(model, config.target_prompt, config.placeholder)
+    where = target_layers(model, layers, config.target_layer)
+
+    results: Json = {
+        "layers": layers,
+        "n_samples": 1,
+        "source_tokens": token_texts(model, to_token_ids(model, config.source_prompt)),
+        "source_position": position,
+        "target_tokens": token_texts(model, target.tokens),
+        "target_position": target.position,
+        "target_layers": where,
+        "methods": {"token_identity": {}},
+    }
+    readout = results["methods"]["token_identity"]
+    if config.mode in ("top_k", "both"):
+        top = torch.softmax(patch_logits(target, vectors, where).float(), dim=-1).topk(config.k, dim=-1)
+        readout["top_k"] = [
+            [{"token": token, "probability": p} for token, p in zip(token_texts(model, ids), row.tolist(), strict=True)]
+            for ids, row in zip(top.indices, top.values, strict=True)
+        ]
+    if config.mode in ("generate", "both"):
+        generated = patch_generate(target, vectors, where, max_new_tokens=config.max_new_tokens)
+        readout["generations"] = model.tokenizer.batch_decode(generated, skip_special_tokens=True)
+    return results

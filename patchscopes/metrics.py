@@ -1,0 +1,75 @@
+"""How well a lens reads the model's own next-token prediction (paper, section 4.1), and how sure we are of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def precision_at_1(
+    predicted: Int[Tensor, "sample *rest"], final_logits: Float[Tensor, "sample d_vocab"]
+) -> Bool[Tensor, "sample *rest"]:
+    """Whether the lens's most likely token is the model's own.
+
+    Args:
+        predicted: the argmax of the lens, for one or more lenses or layers per sample.
+        final_logits: the model's own prediction at the same position.
+    """
+    return predicted == _align(final_logits.argmax(dim=-1), predicted)
+
+
+def surprisal(
+    predicted: Int[Tensor, "sample *rest"], final_logits: Float[Tensor, "sample d_vocab"]
+) -> Float[Tensor, "sample *rest"]:
+    """Minus the log-probability, in nats, that the model's own prediction gives to the lens's most likely token.
+
+    Args: as for `precision_at_1`.
+    """
+    log_probabilities = torch.log_softmax(final_logits.float(), dim=-1)
+    return -log_probabilities.gather(1, predicted.reshape(len(predicted), -1)).reshape(predicted.shape)
+
+
+def _align(per_sample: Int[Tensor, "sample"], like: Int[Tensor, "sample *rest"]) -> Int[Tensor, "sample *ones"]:
+    return per_sample.reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class MeanWithInterval:
+    """A mean over samples and its 95 % bootstrap interval, for each of the remaining dimensions."""
+
+    mean: Float[np.ndarray, "*rest"]
+    low: Float[np.ndarray, "*rest"]
+    high: Float[np.ndarray, "*rest"]
+
+    def as_json(self) -> dict[str, list]:
+        """The form of the result files: `{"mean": [...], "ci95": [[low, high], ...]}`."""
+        return {"mean": self.mean.tolist(), "ci95": np.stack([self.low, self.high], axis=-1).tolist()}
+
+
+def mean_with_interval(
+    values: Float[np.ndarray, "sample *rest"],
+    *,
+    groups: Int[np.ndarray, "sample"] | None = None,
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> MeanWithInterval:
+    """The mean over samples with a 95 % percentile bootstrap interval (Efron 1979).
+
+    Args:
+        groups: samples with the same number are resampled together, because they are not independent (several
+            positions of one text, say); without it every sample is its own group.
+        seed: of the resampling.
+        n_resamples: bootstrap samples drawn.
+    """
+    numbers = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_groups = int(numbers.max()) + 1
+    sizes = np.bincount(numbers, minlength=n_groups)
+    sums = np.zeros((n_groups, *values.shape[1:]))
+    np.add.at(sums, numbers, values)
+    draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
+    totals = np.tensordot(draws, sums, axes=1)
+    means = totals / (draws @ sizes).reshape(-1, *[1] * (values.ndim - 1))
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return MeanWithInterval(mean=values.mean(axis=0), low=low, high=high)

@@ -1,0 +1,172 @@
+"""Loading a model: the embedded one, one of the registry, one of the hub, one of a folder, or one already loaded."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from patchscopes.embedded import embedded_model_folder
+from patchscopes.errors import PatchscopesError
+from patchscopes.registry import EMBEDDED_MODEL, hub_id
+
+ALL_GPUS = "auto"
+
+
+def load_model(
+    name: str = EMBEDDED_MODEL,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    hf_model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> TransformerBridge:
+    """Load a model into TransformerLens, with its raw weights, in eval mode and with gradients off.
+
+    Args:
+        name: an alias of `patchscopes.registry.MODELS` (the default is the embedded model, which needs no
+            network), a hub id (`owner/name`) or a local folder.
+        device: cuda, mps or cpu, whichever is there first unless given; `"auto"` spreads the model over all GPUs.
+        dtype: float32 on a CPU and bfloat16 elsewhere unless given, as a torch type or its name.
+        hf_model: wrap this loaded model instead (in place, as TransformerLens does); it stays where it is and
+            as it is unless `device` or `dtype` is given.
+        tokenizer: use this tokenizer; with `hf_model` and without it, the one of the model's own name or path.
+
+    Raises:
+        PatchscopesError: the model cannot be had; the message says what to do.
+    """
+    if hf_model is not None:
+        return _frozen(_wrap(hf_model, tokenizer, device, dtype))
+    device = resolve_device(device)
+    dtype = default_dtype(device) if dtype is None else parse_dtype(dtype)
+    is_embedded = name.lower() == EMBEDDED_MODEL
+    folder = embedded_model_folder() if is_embedded else Path(name).expanduser()
+    source = str(folder) if folder.is_dir() else hub_id(name)
+    placement = {"device_map": ALL_GPUS} if device == ALL_GPUS else {"device": device}
+    progress_bars = transformers_logging.is_progress_bar_enabled()
+    if is_embedded:
+        transformers_logging.disable_progress_bar()
+    try:
+        model = TransformerBridge.boot_transformers(source, dtype=dtype, tokenizer=tokenizer, **placement)
+    except OSError as error:
+        raise PatchscopesError(_why_not_loaded(name, source, error)) from error
+    except ValueError as error:
+        if "Could not determine supported architecture" not in str(error):
+            raise
+        raise PatchscopesError(f"TransformerLens does not know the architecture of {name!r}") from error
+    finally:
+        if progress_bars:
+            transformers_logging.enable_progress_bar()
+    model.cfg.model_name = EMBEDDED_MODEL if is_embedded else name
+    return _frozen(model)
+
+
+def resolve_device(device: str | torch.device | None) -> str:
+    """The device to use: cuda, mps or cpu, whichever is there first, unless given; `"auto"` for all GPUs.
+
+    Raises:
+        PatchscopesError: no such device on this machine.
+    """
+    available = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if device is None:
+        return available[0]
+    if str(device) == ALL_GPUS:
+        return ALL_GPUS if "cuda" in available else available[0]
+    if str(device).partition(":")[0] not in available:
+        raise PatchscopesError(f"device {str(device)!r} is not on this machine, which has {', '.join(available)}")
+    return str(device)
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """float32 on a CPU, bfloat16 elsewhere."""
+    return torch.float32 if device.startswith("cpu") else torch.bfloat16
+
+
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A floating-point type, also by its name.
+
+    Raises:
+        PatchscopesError: no such type.
+    """
+    parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
+        raise PatchscopesError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}")
+    return parsed
+
+
+def _wrap(
+    hf_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str | None,
+) -> TransformerBridge:
+    """A bridge around a loaded model."""
+    if device is not None:
+        hf_model = hf_model.to(resolve_device(device))
+    if dtype is not None:
+        hf_model = hf_model.to(parse_dtype(dtype))
+    # Models made from a configuration do not carry the name by which TransformerLens finds their family.
+    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
+    parameter = next(hf_model.parameters())
+    name = hf_model.config.name_or_path or type(hf_model).__name__
+    with tempfile.TemporaryDirectory() as folder:
+        if tokenizer is None:
+            tokenizer = _tokenizer_of(name)
+        elif not tokenizer.name_or_path:
+            # TransformerLens reloads the tokenizer by its path to have BOS prepended.
+            tokenizer.save_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = TransformerBridge.boot_transformers(
+            f"loaded/{name}", hf_model=hf_model, tokenizer=tokenizer, device=parameter.device, dtype=parameter.dtype
+        )
+    model.cfg.model_name = name
+    return model
+
+
+def _tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise PatchscopesError(f"found no tokenizer for the model {name!r}: give one with tokenizer=...") from error
+
+
+def _frozen(model: TransformerBridge) -> TransformerBridge:
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _why_not_loaded(name: str, source: str, error: OSError) -> str:
+    """One sentence on why a model could not be loaded, and what to do."""
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    page = f"https://huggingface.co/{source}"
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"{name!r} is gated: accept its licence at {page}, then log in with `hf auth login`"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"the hub has no model {source!r} that you may see: check the name, or log in with `hf auth login`"
+    if Path(source).is_dir():
+        return f"the folder {source} does not hold a complete model: {str(error).splitlines()[0]}"
+    return (
+        f"{name!r} could not be fetched from the hub and is not in its local cache: check the network connection, "
+        f"give the path of a folder that holds the model, or use the embedded model {EMBEDDED_MODEL!r}"
+    )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """A fingerprint of the weights: SHA-256 over each parameter's name, shape, type and up to 1,024 of its values.
+
+    It tells models, checkpoints and types apart in milliseconds, also at 70B; it is not a check of every weight.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+        values = parameter.detach().reshape(-1)
+        sample = values[:: max(1, values.numel() // 1024)][:1024].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""Where a word stands in a text, counted in the model's tokens (BOS included)."""
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from patchscopes.errors import PatchscopesError
+from patchscopes.patch import to_token_ids
+
+
+def token_spans(model: nn.Module, text: str) -> list[tuple[int, int]]:
+    """For each token of `text`, the span of characters it stands for; special tokens have an empty one.
+
+    A character whose bytes are spread over several tokens belongs to each of them.
+
+    Raises:
+        PatchscopesError: the tokenizer gives no character offsets (it has no fast version).
+    """
+    ids = to_token_ids(model, text).tolist()
+    tokenizer = model.tokenizer
+    if not tokenizer.is_fast:
+        raise PatchscopesError(f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer")
+    # TransformerLens adds BOS itself, as text, where the tokenizer does not; and may drop what the tokenizer adds.
+    for prepended in ("", tokenizer.bos_token or ""):
+        for with_special_tokens in (True, False):
+            encoding = tokenizer(
+                prepended + text, return_offsets_mapping=True, add_special_tokens=with_special_tokens
+            )
+            for start in (0, 1):
+                if encoding["input_ids"][start : start + len(ids)] == ids:
+                    offsets = encoding["offset_mapping"][start : start + len(ids)]
+                    return [tuple(max(0, index - len(prepended)) for index in offset) for offset in offsets]
+    raise PatchscopesError(f"cannot tell which characters the tokens of {text!r} stand for")
+
+
+def find_substring_token_position(
+    model: nn.Module, text: str, substring: str, *, last: bool = True, occurrence: int = 0
+) -> int:
+    """The position of the last (or first) token that any part of `substring` falls into.
+
+    Args:
+        last: the last token of the substring, where its meaning has been gathered; else its first.
+        occurrence: which of several occurrences, from 0; negative ones count from the end.
+
+    Raises:
+        PatchscopesError: the text does not contain the substring that often; the message shows the tokens.
+    """
+    starts = [start for start in range(len(text)) if substring and text.startswith(substring, start)]
+    if not -len(starts) <= occurrence < len(starts):
+        raise PatchscopesError(
+            f"occurrence {occurrence} of {substring!r} is not in the text, which has {len(starts)}; its tokens are "
+            f"{token_texts(model, to_token_ids(model, text))}"
+        )
+    begin = starts[occurrence]
+    end = begin + len(substring)
+    spans = token_spans(model, text)
+    inside = [position for position, span in enumerate(spans) if span[0] < end and span[1] > begin]
+    if inside:
+        return inside[-1 if last else 0]
+    # Only spaces, which some tokenizers leave out of the spans: they belong to the token that follows.
+    following = [position for position, span in enumerate(spans) if span[1] > span[0] >= begin]
+    if following:
+        return following[0]
+    raise PatchscopesError(
+        f"no token stands for {substring!r}; the tokens are {token_texts(model, to_token_ids(model, text))}"
+    )
+
+
+def find_token_position(model: nn.Module, text: str, token: str | int, *, occurrence: int = -1) -> int:
+    """The position of one whole token in `text`: given as id, or as text with or without its leading space.
+
+    Args:
+        occurrence: which of several occurrences, from 0; negative ones count from the end.
+
+    Raises:
+        PatchscopesError: no token of the text is that token; the message shows the tokens.
+    """
+    ids = to_token_ids(model, text)
+    if isinstance(token, int):
+        positions = (ids == token).nonzero()[:, 0].tolist()
+    else:
+        texts = token_texts(model, ids)
+        positions = [position for position, other in enumerate(texts) if other in (token, f" {token}", f"▁{token}")]
+    if not -len(positions) <= occurrence < len(positions):
+        raise PatchscopesError(
+            f"occurrence {occurrence} of the token {token!r} is not in the text, which has {len(positions)}; its "
+            f"tokens are {token_texts(model, ids)}"
+        )
+    return positions[occurrence]
+
+
+def verify_single_token(model: nn.Module, text: str) -> int:
+    """The id of `text` if it is exactly one token.
+
+    Raises:
+        PatchscopesError: it is none or several; the message shows them.
+    """
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise PatchscopesError(f"{text!r} is {len(ids)} tokens, not one: {model.tokenizer.convert_ids_to_tokens(ids)}")
+    return ids[0]
+
+
+def token_texts(model: nn.Module, ids: Int[Tensor, "pos"]) -> list[str]:
+    """Each token as text; one that is only part of a character shows as the replacement character."""
+    return [model.tokenizer.decode([token]) for token in ids.tolist()]

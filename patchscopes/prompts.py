@@ -1,0 +1,48 @@
+"""Target prompts and their placeholders."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from patchscopes.errors import PatchscopesError
+from patchscopes.patch import TargetPrompt
+from patchscopes.positions import find_substring_token_position, token_spans
+
+# The demonstrations and the placeholder of the paper's published code.
+TOKEN_IDENTITY_DEMOS = ("cat", "1135", "hello")
+PLACEHOLDER = "?"
+
+# The whole target prompt of the Simplescope: nothing but the placeholder (and BOS, where the model has it).
+SIMPLESCOPE_PROMPT = PLACEHOLDER
+
+
+def build_token_identity_prompt(
+    demos: Sequence[str] = TOKEN_IDENTITY_DEMOS, *, placeholder: str = PLACEHOLDER, separator: str = "\n"
+) -> str:
+    """The token-identity prompt (paper, sections 3 and 4.1): `cat -> cat`, `1135 -> 1135`, `hello -> hello`, `?`.
+
+    Each demonstration repeats a token, so the model goes on with the token that it finds in the placeholder.
+    `separator="; "` gives the variant in one line.
+    """
+    return separator.join([*(f"{demo} -> {demo}" for demo in demos), placeholder])
+
+
+def placeholder_target(model: nn.Module, prompt: str, placeholder: str = PLACEHOLDER) -> TargetPrompt:
+    """The prompt with i* at the last occurrence of its placeholder.
+
+    Raises:
+        PatchscopesError: the placeholder is not in the prompt, or not one token of its own there.
+    """
+    if not placeholder or placeholder not in prompt:
+        raise PatchscopesError(f"the target prompt {prompt!r} has no placeholder {placeholder!r}; put one into it")
+    begin = prompt.rindex(placeholder)
+    first, last = (
+        find_substring_token_position(model, prompt, placeholder, last=last, occurrence=-1) for last in (False, True)
+    )
+    span = token_spans(model, prompt)[last]
+    if first != last or prompt[slice(*span)].strip() != placeholder.strip():
+        raise PatchscopesError(
+            f"the placeholder {placeholder!r} at character {begin} of {prompt!r} is not one token of its own but part of "
+            f"{prompt[slice(*span)]!r}; choose another placeholder or put spaces around it"
+        )
+    return TargetPrompt(model, prompt, last)

@@ -1,0 +1,125 @@
+"""Result files: one JSON shape for every experiment, written atomically, and chunks that a killed run leaves behind."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+import patchscopes
+from patchscopes.data import TextSet
+from patchscopes.errors import PatchscopesError
+from patchscopes.model import weights_sha256
+
+SCHEMA_VERSION = 1
+
+Json: TypeAlias = Any
+
+
+def write_json(path: Path, content: Json) -> None:
+    """Write strict JSON (no NaN or infinity) so that the file is at any moment the old one or the new one, whole."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under another name in the same folder, then rename it.
+
+    Raises:
+        PatchscopesError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise PatchscopesError(f"cannot write {path} ({error.strerror}); choose another path") from error
+
+
+@dataclass(frozen=True)
+class ChunkStore:
+    """Finished parts of one run, kept beside its output: `fig2.json` has them in `fig2.chunks/<configuration>/`.
+
+    The folder's name is a hash of the configuration and of the library's own code, so a run never goes on from
+    chunks of another configuration or of other code.
+    """
+
+    folder: Path
+
+    @classmethod
+    def beside(cls, output: Path, configuration: Json) -> "ChunkStore":
+        described = json.dumps(configuration, sort_keys=True, allow_nan=False) + code_sha256()
+        return cls(output.with_suffix(".chunks") / hashlib.sha256(described.encode()).hexdigest()[:16])
+
+    def load(self, name: str) -> Json | None:
+        """The content of a finished chunk, or None."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def save(self, name: str, content: Json) -> None:
+        write_json(self.folder / f"{name}.json", content)
+
+    def clear(self) -> None:
+        """Forget the chunks of this configuration."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def code_sha256() -> str:
+    """A hash over the source files of the installed package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(patchscopes.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def environment(model: nn.Module, texts: TextSet | None = None) -> Json:
+    """What a result depends on beside its configuration: versions, device, model and data with their hashes."""
+    packages = ("patchscopes", "torch", "transformers", "transformer-lens", "datasets", "numpy")
+    dataset = None if texts is None else {"name": texts.name, "split": texts.split, "sha256": texts.sha256}
+    return {
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "device": str(model.cfg.device),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "model": {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)},
+        "dataset": dataset,
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the repository that the package is in, or None if it is in none."""
+    here = Path(patchscopes.__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
+
+
+def result_document(
+    experiment: str, config: Json, environment: Json, results: Json, timing: Json
+) -> dict[str, Json]:
+    """The one shape of every result file."""
+    return {
+        "experiment": experiment,
+        "schema_version": SCHEMA_VERSION,
+        "config": config,
+        "environment": environment,
+        "results": results,
+        "timing": timing,
+    }

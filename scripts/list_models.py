@@ -1,0 +1,22 @@
+"""Print the models that have an alias: size, memory of the weights, and whether the hub asks for a login."""
+
+import argparse
+
+import torch
+
+from patchscopes.registry import MODELS
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    print(f"{'alias':<22} {'hub id':<36} {'layers':>6} {'parameters':>11} {'float32':>9} {'bfloat16':>9}  gated")
+    for info in MODELS.values():
+        print(
+            f"{info.alias:<22} {info.hub_id:<36} {info.n_layers:>6} {info.n_parameters / 1e6:>9,.0f} M "
+            f"{info.memory_gib(torch.float32):>5.1f} GiB {info.memory_gib(torch.bfloat16):>5.1f} GiB  "
+            f"{'yes' if info.gated else 'no'}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The options that all scripts share, and what every script does around its experiment."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from patchscopes.data import PASSAGES, STREAMED
+from patchscopes.errors import PatchscopesError
+from patchscopes.registry import EMBEDDED_MODEL
+
+FIGURES = Path(__file__).parent.parent / "figures"
+
+
+def common_parser(description: str, output: str, *, methods: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    """A parser with the common options.
+
+    Args:
+        output: name of the output files without suffix; they go to `figures/`.
+        methods: those that `--methods` may choose from.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default=EMBEDDED_MODEL,
+        help="alias (scripts/list_models.py prints them), hub id or local folder",
+    )
+    model.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
+    model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        default=PASSAGES,
+        help=f"{PASSAGES} (embedded), {', '.join(STREAMED)} (streamed from the hub), or a .txt, .jsonl, .csv or "
+        ".parquet file",
+    )
+    data.add_argument(
+        "--samples", "--num-samples", type=positive, default=500, metavar="N", help="positions drawn from the texts"
+    )
+    data.add_argument("--seed", type=int, default=0, help="of all random draws")
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--layers", type=layer_list, default="all", metavar="LAYERS", help="source layers: 0,4,8 or 0-15 or all"
+    )
+    if methods:
+        run.add_argument(
+            "--methods", nargs="+", choices=methods, default=list(methods), help="methods to compare"
+        )
+    run.add_argument("--batch-size", type=positive, metavar="N", help="texts and rows at a time (default: by size)")
+    run.add_argument("--max-new-tokens", type=positive, default=8, metavar="N", help="length of generations")
+    run.add_argument("--fresh", action="store_true", help="start over instead of going on from finished chunks")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output-plot", type=Path, default=FIGURES / f"{output}.png", metavar="PNG", help="the figure")
+    out.add_argument("--output-json", type=Path, default=FIGURES / f"{output}.json", metavar="JSON", help="all numbers")
+    return parser
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def layer_list(text: str) -> tuple[int, ...] | None:
+    """`0,4,8`, `0-15`, a mixture, or `all` (None)."""
+    if text == "all":
+        return None
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
+            raise argparse.ArgumentTypeError(f"expected layers like 0,4,8 or 0-15 or all, got {text!r}")
+        layers.extend(range(int(first), int(last if dash else first) + 1))
+    if len(set(layers)) < len(layers):
+        raise argparse.ArgumentTypeError(f"some layer is given twice in {text!r}")
+    return tuple(layers)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a user's mistake ends it with one line instead of a traceback."""
+    try:
+        main()
+    except PatchscopesError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: run the same command again to go on from the finished chunks")
