@@ -1,15 +1,13 @@
 """Earlier lenses in their original form."""
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from patchscopes.lens_model import LensModel
 from patchscopes.patch import final_logits
 
 
-def logit_lens(
-    model: nn.Module, representations: Float[Tensor, "*batch d_model"]
-) -> Float[Tensor, "*batch d_vocab"]:
+def logit_lens(model: LensModel, representations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
     """Read a representation of any layer as if it were the last one's: final norm, then unembedding.
 
     The logit lens (nostalgebraist 2020). Applied to the last layer it gives the model's own prediction, output

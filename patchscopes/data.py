@@ -36,7 +36,6 @@ class TextSet:
 
     Attributes:
         name: as it was asked for.
-        sha256: of the texts, in order.
     """
 
     name: str
@@ -45,6 +44,7 @@ class TextSet:
 
     @property
     def sha256(self) -> str:
+        """SHA-256 of the texts, in order."""
         return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
 
 
@@ -72,6 +72,7 @@ def load_texts(name: str = PASSAGES, split: Split = "evaluation", *, limit: int 
 
 
 def is_short_enough(text: str) -> bool:
+    """Whether the text passes the paper's filter."""
     return len(text) <= MAX_CHARACTERS and len(text.split()) <= MAX_WORDS
 
 

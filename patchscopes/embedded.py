@@ -61,7 +61,7 @@ def embedded_model_folder() -> Path:
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix="dequantising-") as unfinished:
                 _check_sha256(gguf)
                 _dequantise(gguf, Path(unfinished) / "model")
-                os.replace(Path(unfinished) / "model", folder)
+                (Path(unfinished) / "model").replace(folder)
     return folder
 
 

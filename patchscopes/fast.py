@@ -8,21 +8,20 @@ Nearly everything in a patched forward pass is the same for every row. This modu
    batch only after its own block ℓ*;
 3. only the token that is read is unembedded.
 
-The blocks belong to the Hugging Face model inside the TransformerBridge, and each is called with exactly the
+The blocks are those of the Hugging Face model inside the TransformerBridge, and each is called with exactly the
 arguments (rotary embeddings, masks, cache) that this family's own forward passed to it in the clean run, so there
-is no code per architecture. Rows attend to the shared prefix without a copy of it for each row, where the family
-takes its attention from the Hugging Face registry; the others get the prefix expanded.
+is no code per architecture. Rows attend to the prefix without a copy of it for each row, where the family takes
+its attention from Hugging Face's registry; the others get the prefix expanded.
 
 `patch` proves every model's fast engine against plain hooks before it is used (`patch.fast_engine_failure`).
 """
 
 import copy
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate.hooks import add_hook_to_module
@@ -37,50 +36,71 @@ from patchscopes.errors import PatchscopesError
 
 SHARED_PREFIX_ATTENTION = "patchscopes_shared_prefix"
 
+# Keys and values of some tokens in one block, `[row, kv_head, token, d_head]` each.
+KeysValues: TypeAlias = tuple[Tensor, Tensor]
+
 
 # --- Keys and values: one prefix for all rows ---------------------------------------------------------------
 
 
 class PrefixLayer(DynamicLayer):
-    """One block's keys and values: a prefix shared by all rows and what each row adds to it.
+    """One block's keys and values: a prefix shared by all rows, and what each row adds to it (its *own*)."""
 
-    `update` returns only the rows' own keys when `shared` (then `shared_prefix_attention` adds the prefix), and
-    prefix and own together when not.
-    """
-
-    def __init__(self, prefix: tuple[Tensor, Tensor] | None, shared: bool) -> None:
+    def __init__(self, prefix: KeysValues | None, shared: bool) -> None:
         super().__init__()
         self.prefix = prefix
         self.shared = shared
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> KeysValues:
+        """Append to the rows' own; return what attention sees: prefix and own, or own alone if it is `shared`.
+
+        In the second case `shared_prefix_attention` adds the prefix.
+        """
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         if self.shared or self.prefix is None:
             return keys, values
-        rows = keys.shape[0]
-        prefix_keys, prefix_values = (part.expand(rows, -1, -1, -1) for part in self.prefix)
+        prefix_keys, prefix_values = (part.expand(len(keys), -1, -1, -1) for part in self.prefix)
         return torch.cat([prefix_keys, keys], dim=-2), torch.cat([prefix_values, values], dim=-2)
 
     def get_seq_length(self) -> int:
-        prefix_length = 0 if self.prefix is None else self.prefix[0].shape[-2]
-        return prefix_length + super().get_seq_length()
+        """Tokens so far, the prefix included: masks and positions of new tokens follow from it."""
+        return (0 if self.prefix is None else self.prefix[0].shape[-2]) + super().get_seq_length()
+
+    @property
+    def own(self) -> KeysValues | None:
+        """What the rows added, or None before any did."""
+        return (cast(Tensor, self.keys), cast(Tensor, self.values)) if self.is_initialized else None
+
+    @own.setter
+    def own(self, keys_values: KeysValues) -> None:
+        if not self.is_initialized:
+            self.lazy_initialization(*keys_values)
+        self.keys, self.values = keys_values
 
 
-_cache_in_use: ContextVar[Cache] = ContextVar("patchscopes_cache_in_use")
+class PrefixCache(Cache):
+    """The keys and values of all blocks."""
+
+    def __init__(self, prefixes: Sequence[KeysValues | None], shared: bool) -> None:
+        self.prefix_layers = [PrefixLayer(prefix, shared) for prefix in prefixes]
+        super().__init__(layers=list(self.prefix_layers))
+
+
+_cache_in_use: ContextVar[PrefixCache] = ContextVar("patchscopes_cache_in_use")
 
 
 @contextmanager
-def using(cache: Cache) -> Iterator[Cache]:
+def using(cache: PrefixCache) -> Iterator[None]:
     """Let `shared_prefix_attention` find the prefixes: the registry's signature has no place for the cache."""
     token = _cache_in_use.set(cache)
     try:
-        yield cache
+        yield
     finally:
         _cache_in_use.reset(token)
 
 
 def shared_prefix_attention(
-    module: nn.Module,
+    module: Any,
     query: Float[Tensor, "row head query d_head"],
     key: Float[Tensor, "row kv_head own d_head"],
     value: Float[Tensor, "row kv_head own d_value"],
@@ -91,19 +111,21 @@ def shared_prefix_attention(
 ) -> tuple[Float[Tensor, "row query head d_value"], None]:
     """Attention of rows that share a prefix, in the form of Hugging Face's attention registry.
 
-    Scores against the prefix are one matrix product over all rows, so its keys are read once and not once a row.
+    Scores against the prefix are one matrix product over all rows, so its keys are read once and not once a row
+    (two cores, 135M model, 1,000 rows: 45 µs per row and block instead of 99 with a prefix of 20 tokens, and
+    instead of 196 with one of 60).
     """
     n_kv_heads, n_queries = key.shape[1], query.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query = rearrange(query, "row (kv group) query d -> row kv (group query) d", kv=n_kv_heads) * scaling
     scores = query @ key.transpose(-1, -2)
 
-    prefix = _cache_in_use.get().layers[module.layer_idx].prefix
+    prefix = _cache_in_use.get().prefix_layers[module.layer_idx].prefix
+    per_row = {"gq": query.shape[2]}
     if prefix is not None:
         prefix_key, prefix_value = (part[0] for part in prefix)
-        over_all_rows = {"gq": query.shape[2]}
         prefix_scores = rearrange(query, "row kv gq d -> kv (row gq) d") @ prefix_key.transpose(-1, -2)
-        prefix_scores = rearrange(prefix_scores, "kv (row gq) key -> row kv gq key", **over_all_rows)
+        prefix_scores = rearrange(prefix_scores, "kv (row gq) key -> row kv gq key", **per_row)
         scores = torch.cat([prefix_scores, scores], dim=-1)
 
     if softcap is not None:
@@ -118,8 +140,7 @@ def shared_prefix_attention(
     else:
         prefix_weights, own_weights = weights.split([prefix_key.shape[-2], key.shape[-2]], dim=-1)
         prefix_out = rearrange(prefix_weights, "row kv gq key -> kv (row gq) key") @ prefix_value
-        prefix_out = rearrange(prefix_out, "kv (row gq) d -> row kv gq d", **over_all_rows)
-        out = prefix_out + own_weights @ value
+        out = rearrange(prefix_out, "kv (row gq) d -> row kv gq d", **per_row) + own_weights @ value
     return rearrange(out, "row kv (group query) d -> row query (kv group) d", query=n_queries), None
 
 
@@ -132,24 +153,32 @@ AttentionMaskInterface.register(SHARED_PREFIX_ATTENTION, eager_mask)
 
 @dataclass(frozen=True)
 class Twin:
-    """The Hugging Face model inside a TransformerBridge: the same parameters, modules without hook points."""
+    """The Hugging Face model inside a TransformerBridge: the same parameters, modules without hook points.
 
-    causal_lm: nn.Module
+    Attributes:
+        causal_lm: the whole model.
+        blocks: its transformer blocks.
+        device: where token ids go.
+        shares_prefix: whether attention is `shared_prefix_attention`.
+        blocks_return_tuples: whether this family's blocks return their output as the first part of a tuple.
+    """
+
+    causal_lm: Any
     blocks: tuple[nn.Module, ...]
+    device: torch.device
     shares_prefix: bool
     blocks_return_tuples: bool = False
 
-    def new_cache(self, prefixes: list[tuple[Tensor, Tensor]] | None = None) -> Cache:
-        layers = [PrefixLayer(prefix, self.shares_prefix) for prefix in prefixes or [None] * len(self.blocks)]
-        return Cache(layers=layers)
+    def new_cache(self, prefixes: Sequence[KeysValues | None] | None = None) -> PrefixCache:
+        """An empty cache behind `prefixes` (none unless given)."""
+        return PrefixCache(prefixes or [None] * len(self.blocks), self.shares_prefix)
 
 
-def build_twin(model: nn.Module) -> Twin:
+def build_twin(model: Any) -> Twin:
     """Copy the module tree of the Hugging Face model in `model`, leaving out the bridge's modules.
 
-    Only the module objects are copied; parameters and buffers are the model's own, so weights edited in place
-    are seen by both. Families that take their attention from Hugging Face's registry get
-    `shared_prefix_attention`.
+    Only the module objects are copied; parameters and buffers are the model's own, so weights edited in place are
+    seen by both. Families that take their attention from Hugging Face's registry get `shared_prefix_attention`.
 
     Raises:
         PatchscopesError: `model` is not a TransformerBridge around a decoder-only Hugging Face model.
@@ -161,38 +190,37 @@ def build_twin(model: nn.Module) -> Twin:
             f"{type(model).__name__}; use engine='hooks'"
         )
     shares_prefix = bool(getattr(bridged, "_supports_attention_backend", False))
-    copies: dict[int, nn.Module] = {}
+    copies: dict[int, Any] = {}
     configs: dict[int, Any] = {}
 
-    def copied_config(config: Any) -> Any:
+    def copied_config(config: PreTrainedConfig) -> PreTrainedConfig:
         if id(config) not in configs:
             configs[id(config)] = copy.deepcopy(config)
             if shares_prefix:
                 configs[id(config)]._attn_implementation = SHARED_PREFIX_ATTENTION
         return configs[id(config)]
 
-    def copied(module: nn.Module) -> nn.Module:
+    def copied(module: Any) -> Any:
         while getattr(module, "original_component", None) is not None:
             module = module.original_component
         if id(module) not in copies:
             twin_module = copies[id(module)] = copy.copy(module)
-            twin_module._modules = {
-                name: None if child is None else copied(child) for name, child in module._modules.items()
-            }
+            children = module._modules.items()
+            twin_module._modules = {name: None if child is None else copied(child) for name, child in children}
             if isinstance(getattr(module, "config", None), PreTrainedConfig):
                 twin_module.config = copied_config(module.config)
-            rehook_accelerate(twin_module)
+            rebind_accelerate_hook(twin_module)
         return copies[id(module)]
 
     causal_lm = copied(bridged)
-    twin = Twin(causal_lm, tuple(copied(block) for block in model.blocks), shares_prefix)
-    any_token = torch.zeros(1, dtype=torch.long, device=model.cfg.device)
-    probe = clean_run(twin, any_token, position=0)
+    blocks = tuple(copied(block) for block in model.blocks)
+    twin = Twin(causal_lm, blocks, torch.device(model.cfg.device), shares_prefix)
+    probe = clean_run(twin, torch.zeros(1, dtype=torch.long, device=twin.device), position=0)
     return replace(twin, blocks_return_tuples=probe.calls[0].returns_tuple)
 
 
-def rehook_accelerate(module: nn.Module) -> None:
-    """Bind to the copied `module` the accelerate hook that moves its inputs between devices (multi-GPU models)."""
+def rebind_accelerate_hook(module: nn.Module) -> None:
+    """Bind to the copied `module` accelerate's hook, which moves inputs between the devices of a spread model."""
     hook = vars(module).pop("_hf_hook", None)
     if hook is not None:
         for wrapped in ("forward", "_old_forward"):
@@ -201,18 +229,18 @@ def rehook_accelerate(module: nn.Module) -> None:
 
 
 @contextmanager
-def block_forwards(twin: Twin, forwards: list[Callable[..., Any]]) -> Iterator[None]:
+def block_forwards(twin: Twin, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
     """Within the context, block l of the twin runs `forwards[l]` in place of its own forward."""
     own = [vars(block).get("forward") for block in twin.blocks]
     for block, forward in zip(twin.blocks, forwards, strict=True):
-        block.forward = forward
+        vars(block)["forward"] = forward
     try:
         yield
     finally:
-        for block, forward in zip(twin.blocks, own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
+        for block, own_forward in zip(twin.blocks, own, strict=True):
+            del vars(block)["forward"]
+            if own_forward is not None:
+                vars(block)["forward"] = own_forward
 
 
 # --- The clean run ------------------------------------------------------------------------------------------
@@ -227,17 +255,16 @@ class BlockCall:
     returns_tuple: bool
 
     def __call__(
-        self, block: nn.Module, hidden: Float[Tensor, "row suffix d_model"], cache: Cache
+        self, block: nn.Module, hidden: Float[Tensor, "row suffix d_model"], cache: PrefixCache
     ) -> Float[Tensor, "row suffix d_model"]:
         """Run `block` on many rows with the arguments recorded for one, and with their own `cache`."""
-        rows = hidden.shape[0]
-        args = [for_rows(value, rows, cache) for value in self.args]
-        kwargs = {name: for_rows(value, rows, cache) for name, value in self.kwargs.items()}
-        return first(block(hidden, *args, **kwargs))
+        args = [for_rows(value, len(hidden), cache) for value in self.args]
+        kwargs = {name: for_rows(value, len(hidden), cache) for name, value in self.kwargs.items()}
+        return hidden_states(block(hidden, *args, **kwargs))
 
 
-def for_rows(value: Any, rows: int, cache: Cache) -> Any:
-    """One argument recorded with a batch of one, for `rows` rows.
+def for_rows(value: Any, n_rows: int, cache: PrefixCache) -> Any:
+    """One argument recorded for a single row, for `n_rows`.
 
     Masks, positions and rotary embeddings with a first dimension of one broadcast as they are. BLOOM's ALiBi
     tensor has one entry per (row, head) in its first dimension and is repeated.
@@ -245,12 +272,13 @@ def for_rows(value: Any, rows: int, cache: Cache) -> Any:
     if isinstance(value, Cache):
         return cache
     if isinstance(value, Tensor) and value.ndim == 3 and value.shape[0] > 1:
-        return value.repeat(rows, 1, 1)
+        return value.repeat(n_rows, 1, 1)
     return value
 
 
-def first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+def hidden_states(block_output: Any) -> Tensor:
+    """The hidden states in what a block returned: alone, or first in a tuple."""
+    return block_output[0] if isinstance(block_output, tuple) else block_output
 
 
 @dataclass(frozen=True)
@@ -258,26 +286,24 @@ class CleanRun:
     """The unpatched forward pass over the target prompt: what all rows share.
 
     Attributes:
-        prefixes: per block, keys and values of the tokens before i*, `[1, kv_head, prefix, d]`; None if i* = 0.
+        prefixes: per block, keys and values of the tokens before i*; None if i* = 0.
         suffixes: per block, keys and values of the tokens from i* on.
-        residuals: the residual stream of the tokens from i* on, entering block 0 and after each block, so that
-            `residuals[l + 1]` belongs to layer l; `[1, suffix, d_model]` each.
+        residuals: the residual stream of the tokens from i* on, entering block 0 and after each block:
+            `residuals[ℓ + 1]` belongs to layer ℓ.
         calls: per block, how the family's forward called it for the suffix.
     """
 
-    prefixes: list[tuple[Tensor, Tensor] | None]
-    suffixes: list[tuple[Tensor, Tensor]]
+    prefixes: list[KeysValues | None]
+    suffixes: list[KeysValues]
     residuals: list[Float[Tensor, "1 suffix d_model"]]
     calls: list[BlockCall]
 
 
 def clean_run(twin: Twin, tokens: Int[Tensor, "pos"], position: int) -> CleanRun:
-    """Run the target prompt once: the prefix into the cache, the suffix with everything recorded."""
-    prefixes: list[tuple[Tensor, Tensor] | None] = [None] * len(twin.blocks)
+    """Run the target prompt once: the prefix into the cache, then the suffix with everything recorded."""
+    prefixes: list[KeysValues | None] = [None] * len(twin.blocks)
     if position > 0:
-        with using(twin.new_cache(prefixes)) as cache:
-            twin.causal_lm.base_model(input_ids=tokens[None, :position], past_key_values=cache, use_cache=True)
-        prefixes = [(layer.keys, layer.values) for layer in cache.layers]
+        prefixes = [*run_base_model(twin, tokens[:position], twin.new_cache())]
 
     residuals: list[Tensor] = []
     calls: list[BlockCall] = []
@@ -285,73 +311,77 @@ def clean_run(twin: Twin, tokens: Int[Tensor, "pos"], position: int) -> CleanRun
     def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = forward(hidden, *args, **kwargs)
-            if not residuals:
-                residuals.append(hidden)
-            residuals.append(first(output))
+            residuals.extend([hidden_states(output)] if residuals else [hidden, hidden_states(output)])
             calls.append(BlockCall(args, kwargs, isinstance(output, tuple)))
             return output
 
         return recorded
 
-    with (
-        using(twin.new_cache(prefixes)) as cache,
-        block_forwards(twin, [recording(block.forward) for block in twin.blocks]),
-    ):
-        twin.causal_lm.base_model(input_ids=tokens[None, position:], past_key_values=cache, use_cache=True)
-    suffixes = [(layer.keys, layer.values) for layer in cache.layers]
+    with block_forwards(twin, [recording(block.forward) for block in twin.blocks]):
+        suffixes = run_base_model(twin, tokens[position:], twin.new_cache(prefixes))
     return CleanRun(prefixes, suffixes, residuals, calls)
+
+
+def run_base_model(twin: Twin, tokens: Int[Tensor, "pos"], cache: PrefixCache) -> list[KeysValues]:
+    """Run one sequence without unembedding it; the keys and values that it added, per block."""
+    with using(cache):
+        twin.causal_lm.base_model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
+    return [cast(KeysValues, layer.own) for layer in cache.prefix_layers]
 
 
 # --- Patched runs -------------------------------------------------------------------------------------------
 
 
 def staggered_forward(
-    twin: Twin,
-    clean: CleanRun,
-    vectors: Float[Tensor, "row d_model"],
-    layers: Int[Tensor, "row"],
-) -> tuple[Float[Tensor, "row d_model"], Cache, Int[Tensor, "row"]]:
-    """Walk the blocks once; a row joins after its target layer, patched at the first position of the suffix.
+    twin: Twin, clean: CleanRun, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, "row"]
+) -> tuple[Float[Tensor, "row d_model"], PrefixCache, Int[Tensor, "row"]]:
+    """Walk the blocks once; a row joins after its target layer, patched at the first token of the suffix.
 
-    Returns the final residual of the last token, the cache with all rows' keys and values of the suffix, and the
-    order of the rows in both (those that joined first come first).
+    Returns:
+        the final residual of the last token; the cache, in which each block has only the rows that joined before
+        it; and the order of the rows in both (rows that joined earlier come first).
     """
     order = torch.argsort(layers, stable=True)
-    joining = torch.bincount(layers + 1, minlength=len(twin.blocks) + 1).tolist()
-    vectors_in_order = vectors[order].split(joining)
+    n_joining = torch.bincount(layers + 1, minlength=len(twin.blocks) + 1).tolist()
+    joining = vectors[order].split(n_joining)
     cache = twin.new_cache(clean.prefixes)
-    hidden = patched(clean.residuals[0], vectors_in_order[0])
+    hidden = patched(clean.residuals[0], joining[0])
     with using(cache):
         for layer, (block, call) in enumerate(zip(twin.blocks, clean.calls, strict=True)):
-            if hidden.shape[0] > 0:
+            if len(hidden) > 0:
                 hidden = call(block, hidden, cache)
-            hidden = torch.cat([hidden, patched(clean.residuals[layer + 1], vectors_in_order[layer + 1])])
+            newcomers = patched(clean.residuals[layer + 1], joining[layer + 1])
+            hidden = torch.cat([hidden.to(newcomers.device), newcomers])
     return hidden[:, -1], cache, order
 
 
 def patched(
     residual: Float[Tensor, "1 suffix d_model"], vectors: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row suffix d_model"]:
-    """The clean residual of the suffix, once per row, with the vector in place of its first position."""
-    rows = residual.expand(vectors.shape[0], -1, -1).clone()
+    """The clean residual of the suffix, once per row, with the row's vector in place of its first token."""
+    rows = residual.expand(len(vectors), -1, -1).clone()
     rows[:, 0] = vectors.to(rows)
     return rows
 
 
-def grown_cache(clean: CleanRun, cache: Cache, rows: int) -> Cache:
-    """`cache` after `staggered_forward`, with the clean suffix for the rows that joined after each block."""
-    for layer, (keys, values) in zip(cache.layers, clean.suffixes, strict=True):
-        if not layer.is_initialized:
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys[:0], values[:0]
-        late = rows - layer.keys.shape[0]
-        layer.keys = torch.cat([layer.keys, keys.expand(late, -1, -1, -1)])
-        layer.values = torch.cat([layer.values, values.expand(late, -1, -1, -1)])
-    return cache
+def complete_cache(clean: CleanRun, cache: PrefixCache, order: Int[Tensor, "row"]) -> None:
+    """Make the cache of `staggered_forward` fit for decoding: every row in every block, in the original order.
+
+    In the blocks up to its target layer, a row's suffix is that of the clean run.
+    """
+    back = order.argsort()
+    for layer, suffix in zip(cache.prefix_layers, clean.suffixes, strict=True):
+        early: Sequence[Tensor] = layer.own or tuple(part[:0] for part in suffix)
+        n_late = len(order) - len(early[0])
+        keys, values = (
+            torch.cat([computed, part.expand(n_late, -1, -1, -1)])[back.to(part.device)]
+            for computed, part in zip(early, suffix, strict=True)
+        )
+        layer.own = keys, values
 
 
-def next_token_logits(twin: Twin, tokens: Int[Tensor, "row"], cache: Cache) -> Float[Tensor, "row d_vocab"]:
-    """One decoding step: append `tokens` to the rows of `cache`."""
+def next_token_logits(twin: Twin, tokens: Int[Tensor, "row"], cache: PrefixCache) -> Float[Tensor, "row d_vocab"]:
+    """One decoding step: append one token to each row of the cache."""
     with using(cache):
         return twin.causal_lm(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
 
@@ -371,6 +401,6 @@ def unembed(twin: Twin, residual: Float[Tensor, "row d_model"]) -> Float[Tensor,
     def pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         return output(hidden)
 
-    ids = torch.zeros(residual.shape[0], 1, dtype=torch.long, device=residual.device)
+    any_tokens = torch.zeros(len(residual), 1, dtype=torch.long, device=twin.device)
     with block_forwards(twin, [inject] + [pass_on] * (len(twin.blocks) - 1)):
-        return twin.causal_lm(input_ids=ids, use_cache=False).logits[:, -1]
+        return twin.causal_lm(input_ids=any_tokens, use_cache=False).logits[:, -1]

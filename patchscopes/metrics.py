@@ -1,6 +1,7 @@
 """How well a lens reads the model's own next-token prediction (paper, section 4.1), and how sure we are of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class MeanWithInterval:
     low: Float[np.ndarray, "*rest"]
     high: Float[np.ndarray, "*rest"]
 
-    def as_json(self) -> dict[str, list]:
+    def as_json(self) -> dict[str, Any]:
         """The form of the result files: `{"mean": [...], "ci95": [[low, high], ...]}`."""
         return {"mean": self.mean.tolist(), "ci95": np.stack([self.low, self.high], axis=-1).tolist()}
 
@@ -72,4 +73,4 @@ def mean_with_interval(
     totals = np.tensordot(draws, sums, axes=1)
     means = totals / (draws @ sizes).reshape(-1, *[1] * (values.ndim - 1))
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return MeanWithInterval(mean=values.mean(axis=0), low=low, high=high)
+    return MeanWithInterval(mean=np.asarray(values.mean(axis=0)), low=np.asarray(low), high=np.asarray(high))

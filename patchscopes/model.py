@@ -3,16 +3,17 @@
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from patchscopes.embedded import embedded_model_folder
 from patchscopes.errors import PatchscopesError
+from patchscopes.lens_model import LensModel
 from patchscopes.registry import EMBEDDED_MODEL, hub_id
 
 ALL_GPUS = "auto"
@@ -100,7 +101,7 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _wrap(
-    hf_model: PreTrainedModel,
+    hf_model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     device: str | torch.device | None,
     dtype: torch.dtype | str | None,
@@ -158,7 +159,7 @@ def _why_not_loaded(name: str, source: str, error: OSError) -> str:
     )
 
 
-def weights_sha256(model: nn.Module) -> str:
+def weights_sha256(model: LensModel) -> str:
     """A fingerprint of the weights: SHA-256 over each parameter's name, shape, type and up to 1,024 of its values.
 
     It tells models, checkpoints and types apart in milliseconds, also at 70B; it is not a check of every weight.

@@ -15,16 +15,18 @@ engine once it has given the same answer as hooks on this model, and otherwise w
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchscopes import fast
 from patchscopes.errors import PatchscopesError
+from patchscopes.lens_model import LensModel
 
 EMBEDDING = -1
 
@@ -35,7 +37,7 @@ Text: TypeAlias = str | Sequence[int] | Int[Tensor, "..."]
 # --- Tokens, positions and layers ---------------------------------------------------------------------------
 
 
-def to_token_ids(model: nn.Module, text: Text) -> Int[Tensor, "pos"]:
+def to_token_ids(model: LensModel, text: Text) -> Int[Tensor, "pos"]:
     """The token ids of `text` as the model reads it (with BOS where TransformerLens puts it), or ids given as such.
 
     Raises:
@@ -47,7 +49,7 @@ def to_token_ids(model: nn.Module, text: Text) -> Int[Tensor, "pos"]:
         ids = model.to_tokens(text, truncate=False)[0]
     else:
         ids = torch.as_tensor(text, device=model.cfg.device)
-        if ids.is_floating_point() or ids.squeeze().ndim > 1:
+        if len(ids) > 0 and (ids.is_floating_point() or ids.squeeze().ndim > 1):
             raise PatchscopesError(
                 f"text must be a string or the token ids of one text, got a tensor of shape {tuple(ids.shape)} "
                 f"and type {ids.dtype}; give one text at a time"
@@ -71,7 +73,7 @@ def resolve_position(n_tokens: int, position: int) -> int:
     return position % n_tokens
 
 
-def check_layer(model: nn.Module, layer: int) -> int:
+def check_layer(model: LensModel, layer: int) -> int:
     """`layer` if the model has it.
 
     Raises:
@@ -92,7 +94,7 @@ def hook_name(layer: int) -> str:
 # --- Reading representations --------------------------------------------------------------------------------
 
 
-def extract_representation(model: nn.Module, text: Text, layer: int, position: int) -> Float[Tensor, "d_model"]:
+def extract_representation(model: LensModel, text: Text, layer: int, position: int) -> Float[Tensor, "d_model"]:
     """The representation of one token of one text at one layer. See `extract_representations`."""
     return extract_representations(model, [text], [position], [layer])[0, 0]
 
@@ -103,7 +105,7 @@ class _LastLayerRead(Exception):
 
 @torch.no_grad()
 def extract_representations(
-    model: nn.Module,
+    model: LensModel,
     texts: Sequence[Text],
     positions: Sequence[int],
     layers: Sequence[int] | None = None,
@@ -141,7 +143,7 @@ def extract_representations(
     return out
 
 
-def _batches_by_length(model: nn.Module, lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+def _batches_by_length(model: LensModel, lengths: list[int], batch_size: int) -> Iterator[list[int]]:
     """Indices of texts in batches of similar length.
 
     On a CPU a batch holds at most about 1,024 tokens: larger activations fall out of the caches of the processor
@@ -159,7 +161,7 @@ def _batches_by_length(model: nn.Module, lengths: list[int], batch_size: int) ->
 
 
 def _read_batch(
-    model: nn.Module,
+    model: LensModel,
     runs: list[tuple[int, ...]],
     where: tuple[Sequence[int], Sequence[int]],
     layers: list[int],
@@ -185,12 +187,9 @@ def _read_batch(
 
         return read
 
-    try:
-        model.run_with_hooks(
-            tokens, return_type=None, fwd_hooks=[(hook_name(layer), reading(layer)) for layer in slots]
-        )
-    except _LastLayerRead:
-        pass
+    hooks = [(hook_name(layer), reading(layer)) for layer in slots]
+    with suppress(_LastLayerRead):
+        model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
 
 
 # --- The target -----------------------------------------------------------------------------------------------
@@ -210,7 +209,7 @@ class TargetPrompt:
         PatchscopesError: the prompt has no token at `position`.
     """
 
-    def __init__(self, model: nn.Module, text: Text, position: int = -1) -> None:
+    def __init__(self, model: LensModel, text: Text, position: int = -1) -> None:
         self.model = model
         self.tokens = to_token_ids(model, text)
         self.position = resolve_position(len(self.tokens), position)
@@ -222,6 +221,7 @@ class TargetPrompt:
 
     @cached_property
     def clean_run(self) -> fast.CleanRun:
+        """The unpatched run over the prompt, for the fast engine."""
         with torch.no_grad():
             return fast.clean_run(_twin(self.model), self.tokens, self.position)
 
@@ -274,7 +274,8 @@ def patch_logits(
     Raises:
         PatchscopesError: shapes or layers do not fit the model, or `engine="fast"` cannot run this model.
     """
-    return torch.cat(list(patch_logits_in_batches(target, vectors, layers, engine=engine, batch_size=batch_size)))
+    batches = list(patch_logits_in_batches(target, vectors, layers, engine=engine, batch_size=batch_size))
+    return torch.cat(batches) if batches else vectors.new_empty(0, target.model.cfg.d_vocab)
 
 
 @torch.no_grad()
@@ -290,8 +291,8 @@ def patch_logits_in_batches(
     vectors, layers = _checked_rows(target, vectors, layers)
     ask = _fast_logits if _chosen_engine(target, engine) == "fast" else _hooks_logits
     batch_size = batch_size or rows_per_batch(target.model, target.suffix_length)
-    for some_vectors, some_layers in zip(vectors.split(batch_size), layers.split(batch_size), strict=True):
-        yield ask(target, some_vectors, some_layers)
+    for start in range(0, len(vectors), batch_size):
+        yield ask(target, vectors[start : start + batch_size], layers[start : start + batch_size])
 
 
 @torch.no_grad()
@@ -323,17 +324,17 @@ def patch_generate(
     batch_size = batch_size or rows_per_batch(target.model, target.suffix_length, max_new_tokens)
     draws = torch.rand(len(vectors), max_new_tokens) if temperature > 0 else None
     out = torch.empty(len(vectors), max_new_tokens, dtype=torch.long, device=vectors.device)
-    for rows in torch.arange(len(vectors)).split(batch_size):
+    for first in range(0, len(vectors), batch_size):
+        rows = slice(first, first + batch_size)
         logits, advance = start(target, vectors[rows], layers[rows])
-        out[rows] = _generate(
-            logits, advance, end_tokens(target.model), max_new_tokens, temperature, None if draws is None else draws[rows]
-        )
+        some_draws = None if draws is None else draws[rows]
+        out[rows] = _generate(logits, advance, end_tokens(target.model), max_new_tokens, temperature, some_draws)
     return out
 
 
 @torch.no_grad()
 def run_with_patch(
-    model: nn.Module,
+    model: LensModel,
     target_text: Text,
     target_position: int,
     source_vec: Float[Tensor, "d_model"],
@@ -350,7 +351,7 @@ def run_with_patch(
 
 
 def generate_with_patch(
-    model: nn.Module,
+    model: LensModel,
     target_text: Text,
     target_position: int,
     source_vec: Float[Tensor, "d_model"],
@@ -366,16 +367,16 @@ def generate_with_patch(
         PatchscopesError: as for `run_with_patch`.
     """
     target = TargetPrompt(model, target_text, target_position)
-    tokens = patch_generate(
-        target, source_vec[None], [layer], max_new_tokens=max_new_tokens, temperature=temperature
-    )[0]
+    tokens = patch_generate(target, source_vec[None], [layer], max_new_tokens=max_new_tokens, temperature=temperature)[
+        0
+    ]
     ended = torch.isin(tokens, end_tokens(model)).nonzero()
     if len(ended) > 0:
         tokens = tokens[: int(ended[0]) + 1]
     return [model.tokenizer.decode([token]) for token in tokens.tolist()], tokens
 
 
-def end_tokens(model: nn.Module) -> Int[Tensor, "end_token"]:
+def end_tokens(model: LensModel) -> Int[Tensor, "end_token"]:
     """The ids that end a generation: the tokenizer's end-of-sequence token and those of the generation config."""
     ids = {getattr(model.tokenizer, "eos_token_id", None)}
     generation_config = getattr(getattr(model, "original_model", None), "generation_config", None)
@@ -384,7 +385,7 @@ def end_tokens(model: nn.Module) -> Int[Tensor, "end_token"]:
     return torch.tensor(sorted(token for token in ids if token is not None), device=model.cfg.device, dtype=torch.long)
 
 
-def rows_per_batch(model: nn.Module, suffix: int = 1, new_tokens: int = 0) -> int:
+def rows_per_batch(model: LensModel, suffix: int = 1, new_tokens: int = 0) -> int:
     """Rows to compute at a time: enough to keep matrix products efficient, few enough to fit into memory.
 
     Measured on two cores with a 135M model, time per row falls until about 500 rows and is flat from there. The
@@ -434,7 +435,7 @@ def _generate(
 def _choose(
     logits: Float[Tensor, "row d_vocab"], temperature: float, draws: Float[Tensor, "row"] | None
 ) -> Int[Tensor, "row"]:
-    """The most likely token, or at a temperature above 0 the one at which the cumulative probability passes the draw."""
+    """The most likely token; with draws, the token at which the cumulative probability passes the row's draw."""
     if draws is None:
         return logits.argmax(dim=-1)
     cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
@@ -504,33 +505,32 @@ def _start_fast(
     """First logits, and a way to go on that runs one new token per row on the cache."""
     twin = _twin(target.model)
     residual, cache, order = fast.staggered_forward(twin, target.clean_run, vectors, layers)
-    back = order.argsort()
-    cache = fast.grown_cache(target.clean_run, cache, rows=len(vectors))
-    cache.batch_select_indices(back)
+    fast.complete_cache(target.clean_run, cache, order)
 
     def advance(chosen: Int[Tensor, "kept_row"], kept: Bool[Tensor, "row"]) -> Float[Tensor, "kept_row d_vocab"]:
         if not bool(kept.all()):
             cache.batch_select_indices(kept.nonzero()[:, 0])
         return fast.next_token_logits(twin, chosen, cache)
 
-    return fast.unembed(twin, residual[back]), advance
+    return fast.unembed(twin, residual[order.argsort()]), advance
 
 
-_twins: weakref.WeakKeyDictionary[nn.Module, fast.Twin] = weakref.WeakKeyDictionary()
+_twins: weakref.WeakKeyDictionary[LensModel, fast.Twin] = weakref.WeakKeyDictionary()
 
 
-def _twin(model: nn.Module) -> fast.Twin:
+def _twin(model: LensModel) -> fast.Twin:
     if model not in _twins:
         _twins[model] = fast.build_twin(model)
     return _twins[model]
 
 
 @torch.no_grad()
-def final_logits(model: nn.Module, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+def final_logits(model: LensModel, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
     """What the model does after its last block: final norm, unembedding, output scaling or capping."""
     if hasattr(model, "original_model"):
         return fast.unembed(_twin(model), residual)
-    logits = model.unembed(model.ln_final(residual[:, None]))[:, 0]
+    hooked: Any = model  # a HookedTransformer
+    logits = hooked.unembed(hooked.ln_final(residual[:, None]))[:, 0]
     cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
@@ -556,7 +556,7 @@ class _Verdict:
     compatibility_mode: bool
 
 
-_verdicts: weakref.WeakKeyDictionary[nn.Module, _Verdict] = weakref.WeakKeyDictionary()
+_verdicts: weakref.WeakKeyDictionary[LensModel, _Verdict] = weakref.WeakKeyDictionary()
 
 
 def fast_engine_failure(target: TargetPrompt) -> str | None:
@@ -591,18 +591,28 @@ def _prove(target: TargetPrompt) -> str | None:
         except torch.OutOfMemoryError:
             raise
         # An unknown family can refuse the shared cache or the recorded arguments in any of these ways.
-        except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             return f"the fast engine cannot run it ({type(error).__name__}: {error})"
         hooks_logits, hooks_advance = _start_hooks(trial, vectors, layers)
         for fast_answer, hooks_answer in zip(fast_answers, [hooks_logits, hooks_advance(chosen, kept)], strict=True):
-            difference = disagreement(fast_answer, hooks_answer)
+            difference = disagreement(fast_answer, hooks_answer, model.cfg.dtype)
             if difference is not None:
                 return f"the fast engine's logits differ from those of plain hooks: {difference}"
     return None
 
 
-def disagreement(logits: Float[Tensor, "row d_vocab"], expected: Float[Tensor, "row d_vocab"]) -> str | None:
-    """How two computations of the same logits differ by more than rounding, or None.
+def disagreement(
+    logits: Float[Tensor, "row d_vocab"], expected: Float[Tensor, "row d_vocab"], dtype: torch.dtype
+) -> str | None:
+    """How two computations of the same logits, in arithmetic of type `dtype`, differ by more than rounding, or None.
 
     In float32 and float64 no logit may be off by 1e-3 or more, relative to the largest logit where that exceeds
     10. In 16-bit types rounding alone moves single logits by several units of their last place, so the error is
@@ -612,7 +622,7 @@ def disagreement(logits: Float[Tensor, "row d_vocab"], expected: Float[Tensor, "
     if not bool(torch.isfinite(logits).all()):
         return "some are not finite"
     error = logits - expected
-    if torch.finfo(expected.dtype).bits >= 32:
+    if torch.finfo(dtype).bits >= 32:
         largest, allowed = error.abs().max().item(), 1e-3 * max(1.0, expected.abs().max().item() / 10)
         return None if largest < allowed else f"the largest difference is {largest:.2g}, {allowed:.2g} is allowed"
     ratio = (error.square().mean().sqrt() / expected.std()).item()

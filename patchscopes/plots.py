@@ -62,17 +62,23 @@ def plot_layer_readout(document: Json) -> Figure:
     top_k = readout.get("top_k", [[] for _ in layers])
     k = len(top_k[0])
     texts = readout.get("generations")
-    figure, axis = plt.subplots(figsize=(1.6 * k + (5 if texts else 0) + 1.5, 0.3 * n_layers + 1.4), layout="constrained")
+    figure, axis = plt.subplots(
+        figsize=(1.6 * k + (5 if texts else 0) + 1.5, 0.3 * n_layers + 1.4), layout="constrained"
+    )
     # The last layer on top, as the residual stream flows upwards.
     rows = {layer: n_layers - 1 - row for row, layer in enumerate(layers)}
     if k:
         probabilities = np.array([[entry["probability"] for entry in row] for row in top_k])[::-1]
-        image = axis.imshow(probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=(0, k, n_layers - 0.5, -0.5))
+        image = axis.imshow(
+            probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=(0, k, n_layers - 0.5, -0.5)
+        )
         figure.colorbar(image, ax=axis, label="Probability", shrink=0.6, pad=0.01)
         for layer, row in zip(layers, top_k, strict=True):
             for rank, entry in enumerate(row):
                 colour = "white" if entry["probability"] > 0.55 else "black"
-                axis.text(rank + 0.5, rows[layer], visible(entry["token"]), ha="center", va="center", fontsize=8, color=colour)
+                axis.text(
+                    rank + 0.5, rows[layer], visible(entry["token"]), ha="center", va="center", fontsize=8, color=colour
+                )
     if texts:
         for layer, text in zip(layers, texts, strict=True):
             axis.text(k + 0.15, rows[layer], shortened(visible(text), 46), ha="left", va="center", fontsize=8)
@@ -96,7 +102,9 @@ def plot_layer_readout(document: Json) -> Figure:
 def plot_benchmark(document: Json) -> Figure:
     """Time per row of each way to compute the same thing, on a logarithmic axis."""
     results = document["results"]
-    figure, axes = plt.subplots(1, len(results["tasks"]), figsize=(5.5 * len(results["tasks"]), 3.2), layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(results["tasks"]), figsize=(5.5 * len(results["tasks"]), 3.2), layout="constrained"
+    )
     for axis, task in zip(np.atleast_1d(axes), results["tasks"], strict=True):
         ways = task["ways"]
         milliseconds = [way["ms_per_row"] for way in ways]
@@ -111,7 +119,7 @@ def plot_benchmark(document: Json) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
     environment = document["environment"]
     figure.suptitle(
-        f"{environment['model']['id']}, {environment['dtype']}, {environment['device']}, {environment['threads']} threads",
+        "{model[id]}, {dtype}, {device}, {threads} threads".format_map(environment),
         fontsize=10,
     )
     return figure
@@ -123,4 +131,5 @@ def visible(text: str) -> str:
 
 
 def shortened(text: str, length: int) -> str:
+    """At most `length` characters of the text."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

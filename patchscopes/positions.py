@@ -1,13 +1,14 @@
 """Where a word stands in a text, counted in the model's tokens (BOS included)."""
 
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.lens_model import LensModel
 from patchscopes.patch import to_token_ids
 
 
-def token_spans(model: nn.Module, text: str) -> list[tuple[int, int]]:
+def token_spans(model: LensModel, text: str) -> list[tuple[int, int]]:
     """For each token of `text`, the span of characters it stands for; special tokens have an empty one.
 
     A character whose bytes are spread over several tokens belongs to each of them.
@@ -22,9 +23,7 @@ def token_spans(model: nn.Module, text: str) -> list[tuple[int, int]]:
     # TransformerLens adds BOS itself, as text, where the tokenizer does not; and may drop what the tokenizer adds.
     for prepended in ("", tokenizer.bos_token or ""):
         for with_special_tokens in (True, False):
-            encoding = tokenizer(
-                prepended + text, return_offsets_mapping=True, add_special_tokens=with_special_tokens
-            )
+            encoding = tokenizer(prepended + text, return_offsets_mapping=True, add_special_tokens=with_special_tokens)
             for start in (0, 1):
                 if encoding["input_ids"][start : start + len(ids)] == ids:
                     offsets = encoding["offset_mapping"][start : start + len(ids)]
@@ -33,7 +32,7 @@ def token_spans(model: nn.Module, text: str) -> list[tuple[int, int]]:
 
 
 def find_substring_token_position(
-    model: nn.Module, text: str, substring: str, *, last: bool = True, occurrence: int = 0
+    model: LensModel, text: str, substring: str, *, last: bool = True, occurrence: int = 0
 ) -> int:
     """The position of the last (or first) token that any part of `substring` falls into.
 
@@ -65,7 +64,7 @@ def find_substring_token_position(
     )
 
 
-def find_token_position(model: nn.Module, text: str, token: str | int, *, occurrence: int = -1) -> int:
+def find_token_position(model: LensModel, text: str, token: str | int, *, occurrence: int = -1) -> int:
     """The position of one whole token in `text`: given as id, or as text with or without its leading space.
 
     Args:
@@ -88,7 +87,7 @@ def find_token_position(model: nn.Module, text: str, token: str | int, *, occurr
     return positions[occurrence]
 
 
-def verify_single_token(model: nn.Module, text: str) -> int:
+def verify_single_token(model: LensModel, text: str) -> int:
     """The id of `text` if it is exactly one token.
 
     Raises:
@@ -100,6 +99,6 @@ def verify_single_token(model: nn.Module, text: str) -> int:
     return ids[0]
 
 
-def token_texts(model: nn.Module, ids: Int[Tensor, "pos"]) -> list[str]:
+def token_texts(model: LensModel, ids: Int[Tensor, "pos"]) -> list[str]:
     """Each token as text; one that is only part of a character shows as the replacement character."""
     return [model.tokenizer.decode([token]) for token in ids.tolist()]

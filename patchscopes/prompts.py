@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from patchscopes.errors import PatchscopesError
-from patchscopes.patch import TargetPrompt
-from patchscopes.positions import find_substring_token_position, token_spans
+from patchscopes.lens_model import LensModel
+from patchscopes.patch import TargetPrompt, to_token_ids
+from patchscopes.positions import find_substring_token_position, token_spans, token_texts
 
 # The demonstrations and the placeholder of the paper's published code.
 TOKEN_IDENTITY_DEMOS = ("cat", "1135", "hello")
@@ -27,7 +26,7 @@ def build_token_identity_prompt(
     return separator.join([*(f"{demo} -> {demo}" for demo in demos), placeholder])
 
 
-def placeholder_target(model: nn.Module, prompt: str, placeholder: str = PLACEHOLDER) -> TargetPrompt:
+def placeholder_target(model: LensModel, prompt: str, placeholder: str = PLACEHOLDER) -> TargetPrompt:
     """The prompt with i* at the last occurrence of its placeholder.
 
     Raises:
@@ -35,14 +34,13 @@ def placeholder_target(model: nn.Module, prompt: str, placeholder: str = PLACEHO
     """
     if not placeholder or placeholder not in prompt:
         raise PatchscopesError(f"the target prompt {prompt!r} has no placeholder {placeholder!r}; put one into it")
-    begin = prompt.rindex(placeholder)
     first, last = (
         find_substring_token_position(model, prompt, placeholder, last=last, occurrence=-1) for last in (False, True)
     )
     span = token_spans(model, prompt)[last]
     if first != last or prompt[slice(*span)].strip() != placeholder.strip():
         raise PatchscopesError(
-            f"the placeholder {placeholder!r} at character {begin} of {prompt!r} is not one token of its own but part of "
-            f"{prompt[slice(*span)]!r}; choose another placeholder or put spaces around it"
+            f"the placeholder {placeholder!r} is not one token of its own in the target prompt {prompt!r}: its tokens "
+            f"are {token_texts(model, to_token_ids(model, prompt))}; choose another placeholder or put spaces around it"
         )
     return TargetPrompt(model, prompt, last)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 
 import patchscopes
 from patchscopes.data import TextSet
 from patchscopes.errors import PatchscopesError
+from patchscopes.lens_model import LensModel
 from patchscopes.model import weights_sha256
 
 SCHEMA_VERSION = 1
@@ -42,8 +42,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(path)
     except OSError as error:
         raise PatchscopesError(f"cannot write {path} ({error.strerror}); choose another path") from error
 
@@ -60,6 +60,7 @@ class ChunkStore:
 
     @classmethod
     def beside(cls, output: Path, configuration: Json) -> "ChunkStore":
+        """The store of the run that has this output and configuration."""
         described = json.dumps(configuration, sort_keys=True, allow_nan=False) + code_sha256()
         return cls(output.with_suffix(".chunks") / hashlib.sha256(described.encode()).hexdigest()[:16])
 
@@ -69,6 +70,7 @@ class ChunkStore:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def save(self, name: str, content: Json) -> None:
+        """Keep a finished chunk."""
         write_json(self.folder / f"{name}.json", content)
 
     def clear(self) -> None:
@@ -84,7 +86,7 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def environment(model: nn.Module, texts: TextSet | None = None) -> Json:
+def environment(model: LensModel, texts: TextSet | None = None) -> Json:
     """What a result depends on beside its configuration: versions, device, model and data with their hashes."""
     packages = ("patchscopes", "torch", "transformers", "transformer-lens", "datasets", "numpy")
     dataset = None if texts is None else {"name": texts.name, "split": texts.split, "sha256": texts.sha256}
@@ -103,17 +105,13 @@ def git_commit() -> str | None:
     """The commit of the repository that the package is in, or None if it is in none."""
     here = Path(patchscopes.__file__).parent
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-        )
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
-def result_document(
-    experiment: str, config: Json, environment: Json, results: Json, timing: Json
-) -> dict[str, Json]:
+def result_document(experiment: str, config: Json, environment: Json, results: Json, timing: Json) -> dict[str, Json]:
     """The one shape of every result file."""
     return {
         "experiment": experiment,

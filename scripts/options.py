@@ -46,9 +46,7 @@ def common_parser(description: str, output: str, *, methods: tuple[str, ...] = (
         "--layers", type=layer_list, default="all", metavar="LAYERS", help="source layers: 0,4,8 or 0-15 or all"
     )
     if methods:
-        run.add_argument(
-            "--methods", nargs="+", choices=methods, default=list(methods), help="methods to compare"
-        )
+        run.add_argument("--methods", nargs="+", choices=methods, default=list(methods), help="methods to compare")
     run.add_argument("--batch-size", type=positive, metavar="N", help="texts and rows at a time (default: by size)")
     run.add_argument("--max-new-tokens", type=positive, default=8, metavar="N", help="length of generations")
     run.add_argument("--fresh", action="store_true", help="start over instead of going on from finished chunks")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.lens_model import LensModel
 from patchscopes.patch import (
     EMBEDDING,
     check_layer,
@@ -52,7 +52,7 @@ class LayerReadoutConfig:
     max_new_tokens: int = 8
 
 
-def target_layers(model: nn.Module, source_layers: Sequence[int], target_layer: str) -> list[int]:
+def target_layers(model: LensModel, source_layers: Sequence[int], target_layer: str) -> list[int]:
     """ℓ* for each ℓ, from one of `same`, `embedding`, `last` or a number.
 
     Raises:
@@ -67,7 +67,7 @@ def target_layers(model: nn.Module, source_layers: Sequence[int], target_layer: 
     return [check_layer(model, layer)] * len(source_layers)
 
 
-def run(model: nn.Module, config: LayerReadoutConfig) -> Json:
+def run(model: LensModel, config: LayerReadoutConfig) -> Json:
     """The `results` of the result file: per layer, tokens with their probabilities and what was generated.
 
     Raises:

@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchscopes.baselines import logit_lens
 from patchscopes.data import Sample, TextSet, draw_samples
 from patchscopes.errors import PatchscopesError
+from patchscopes.lens_model import LensModel
 from patchscopes.metrics import mean_with_interval, precision_at_1, surprisal
 from patchscopes.patch import (
     TargetPrompt,
@@ -59,7 +60,7 @@ class NextTokenConfig:
     batch_size: int | None = None
 
 
-def logit_lens_reader(model: nn.Module, layers: Sequence[int], batch_size: int | None) -> Reader:
+def logit_lens_reader(model: LensModel, layers: Sequence[int], batch_size: int | None) -> Reader:
     """The logit lens: unembed the representation as it is."""
 
     def read(representations: Float[Tensor, "sample layer d_model"]) -> Int[Tensor, "sample layer"]:
@@ -80,15 +81,17 @@ def patchscope_reader(target: TargetPrompt, layers: Sequence[int], batch_size: i
     return read
 
 
-def token_identity_reader(model: nn.Module, layers: Sequence[int], batch_size: int | None) -> Reader:
+def token_identity_reader(model: LensModel, layers: Sequence[int], batch_size: int | None) -> Reader:
+    """The Patchscope with the token-identity prompt."""
     return patchscope_reader(placeholder_target(model, build_token_identity_prompt()), layers, batch_size)
 
 
-def simplescope_reader(model: nn.Module, layers: Sequence[int], batch_size: int | None) -> Reader:
+def simplescope_reader(model: LensModel, layers: Sequence[int], batch_size: int | None) -> Reader:
+    """The Patchscope whose whole prompt is the placeholder."""
     return patchscope_reader(placeholder_target(model, SIMPLESCOPE_PROMPT), layers, batch_size)
 
 
-METHODS: dict[str, Callable[[nn.Module, Sequence[int], int | None], Reader]] = {
+METHODS: dict[str, Callable[[LensModel, Sequence[int], int | None], Reader]] = {
     "logit_lens": logit_lens_reader,
     "token_identity": token_identity_reader,
     "simplescope": simplescope_reader,
@@ -96,7 +99,7 @@ METHODS: dict[str, Callable[[nn.Module, Sequence[int], int | None], Reader]] = {
 
 
 def run(
-    model: nn.Module,
+    model: LensModel,
     texts: TextSet,
     config: NextTokenConfig,
     store: ChunkStore,
@@ -141,8 +144,8 @@ def run(
 
 
 def _measure(
-    model: nn.Module,
-    tokens: Sequence[Int[Tensor, "pos"]],
+    model: LensModel,
+    tokens: Sequence[Int[Tensor, "_"]],
     chunk: Sequence[Sample],
     layers: Sequence[int],
     last_layer: int,

