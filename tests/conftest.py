@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 VOCABULARY = 300
-CONTEXT = 128
+CONTEXT = 256
 
 SIZES = {
     "hidden_size": 32,

@@ -70,9 +70,7 @@ class TestNextToken:
         small = run(llama, NextTokenConfig(n_samples=80, batch_size=3), ChunkStore(tmp_path / "small"))
         for method, metrics in whole["methods"].items():
             for metric in metrics:
-                np.testing.assert_allclose(
-                    metrics[metric]["mean"], small["methods"][method][metric]["mean"], atol=1e-4
-                )
+                np.testing.assert_allclose(metrics[metric]["mean"], small["methods"][method][metric]["mean"], atol=1e-4)
 
     def test_readers_are_the_plain_computation(self, llama):
         states = torch.randn(3, 2, 32)

@@ -212,7 +212,7 @@ class TestEndOfSequence:
                 expected[first:] = [end] * (8 - first)
                 ended += 1
             assert row == expected
-        assert 0 < ended
+        assert ended > 0
 
     def test_a_single_row_stops_at_its_end(self, ending_rows):
         target, vectors, layers, _, end = ending_rows
@@ -353,7 +353,9 @@ class TestExtraction:
         batches = []
         run_with_hooks = llama.run_with_hooks
         monkeypatch.setattr(
-            llama, "run_with_hooks", lambda tokens, **kwargs: batches.append(tokens.shape) or run_with_hooks(tokens, **kwargs)
+            llama,
+            "run_with_hooks",
+            lambda tokens, **kwargs: batches.append(tokens.shape) or run_with_hooks(tokens, **kwargs),
         )
         extract_representations(llama, [TOKENS] * 5, [0, 1, 2, 3, 4])
         assert batches == [(1, 5)]
@@ -378,7 +380,7 @@ class TestMistakes:
         [
             (lambda model: TargetPrompt(model, "abc", 9), "position 9 does not exist in a text of 4 tokens"),
             (lambda model: TargetPrompt(model, []), "no tokens"),
-            (lambda model: TargetPrompt(model, [5] * (CONTEXT + 1)), "at most 128"),
+            (lambda model: TargetPrompt(model, [5] * (CONTEXT + 1)), f"at most {CONTEXT}"),
             (lambda model: TargetPrompt(model, torch.ones(2, 3, dtype=torch.long)), "one text at a time"),
             (lambda model: extract_representation(model, "abc", 4, 0), "layers 0 to 3 and EMBEDDING"),
             (lambda model: extract_representations(model, ["abc"], [0, 1]), "1 texts and 2 positions"),

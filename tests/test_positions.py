@@ -59,7 +59,9 @@ def model(request, smollm, tmp_path_factory):
     PreTrainedTokenizerFast(tokenizer_object=made, **SPECIAL).save_pretrained(folder)
     config = CONFIGS["llama"]()
     config.vocab_size = 1024
-    return load_model(hf_model=AutoModelForCausalLM.from_config(config), tokenizer=AutoTokenizer.from_pretrained(folder))
+    return load_model(
+        hf_model=AutoModelForCausalLM.from_config(config), tokenizer=AutoTokenizer.from_pretrained(folder)
+    )
 
 
 def covered(model, text: str, position: int) -> str:

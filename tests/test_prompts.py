@@ -45,7 +45,9 @@ def test_a_missing_placeholder(smollm):
         placeholder_target(smollm, "cat -> cat\n")
 
 
-@pytest.mark.parametrize(("prompt", "placeholder"), [("cat -> 1135", "1135"), ("the category", "cat"), ("what??!", "?")])
+@pytest.mark.parametrize(
+    ("prompt", "placeholder"), [("cat -> 1135", "1135"), ("the category", "cat"), ("what??!", "?")]
+)
 def test_a_placeholder_that_is_not_one_token(smollm, prompt, placeholder):
     with pytest.raises(PatchscopesError, match="is not one token of its own"):
         placeholder_target(smollm, prompt, placeholder)

@@ -1,0 +1,166 @@
+"""The scripts as a user runs them: in a process of their own, on a tiny saved model and the user's own texts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import ArgumentTypeError
+
+import pytest
+from conftest import ROOT, make_hf_model
+from options import layer_list, positive
+
+from patchscopes.registry import MODELS
+
+SCRIPTS = ROOT / "scripts"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    make_hf_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(f"line {number} says something about {number % 7} dogs" for number in range(60)))
+    return path
+
+
+@pytest.fixture
+def fig2_arguments(model_folder, texts, tmp_path):
+    output = ["--output-json", tmp_path / "out.json", "--output-plot", tmp_path / "out.png"]
+    return ["--model", model_folder, "--dataset", texts, "--num-samples", 400, *output]
+
+
+def read(path) -> dict:
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not strict JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+class TestFig2:
+    def test_writes_the_figure_and_all_numbers(self, fig2_arguments, tmp_path, model_folder):
+        done = script("run_fig2.py", *fig2_arguments, "--layers", "0,2-3", "--seed", 3)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        assert (document["experiment"], document["schema_version"]) == ("next_token", 1)
+        assert document["config"]["layers"] == [0, 2, 3]
+        assert document["config"]["seed"] == 3
+        assert document["environment"]["model"]["id"] == str(model_folder)
+        assert set(document["results"]["methods"]) == {"logit_lens", "token_identity", "simplescope"}
+        assert document["timing"]["seconds"]["total"] > 0
+        assert "logit_lens" in done.stdout
+
+    def test_killed_at_any_moment_it_goes_on_and_ends_the_same(self, fig2_arguments, tmp_path):
+        command = [sys.executable, str(SCRIPTS / "run_fig2.py"), *map(str, fig2_arguments)]
+        chunks = tmp_path / "out.chunks"
+        for wanted in (1, 4):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while process.poll() is None and len(list(chunks.glob("*/*.json"))) < wanted:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert not (tmp_path / "out.json").exists()
+        kept = {path.name: path.stat().st_mtime_ns for path in chunks.glob("*/*.json")}
+        assert len(kept) >= 4
+        assert script("run_fig2.py", *fig2_arguments).returncode == 0
+        resumed = read(tmp_path / "out.json")
+        # The chunks that were there have not been computed again.
+        assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in chunks.glob("*/*.json")}.items()
+        assert script("run_fig2.py", *fig2_arguments, "--fresh").returncode == 0
+        uninterrupted = read(tmp_path / "out.json")
+        assert resumed["results"] == uninterrupted["results"]
+        assert kept.items().isdisjoint({path.name: path.stat().st_mtime_ns for path in chunks.glob("*/*.json")}.items())
+
+
+class TestFig1:
+    @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
+    def test_each_mode(self, model_folder, tmp_path, mode):
+        output = ["--output-json", tmp_path / "out.json", "--output-plot", tmp_path / "out.png"]
+        source = ["--source-text", "a $5 big\tdog", "--target-word", "big", "--target-layer", "last"]
+        done = script("demo_fig1.py", "--model", model_folder, "--mode", mode, *source, *output)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        assert read(tmp_path / "out.json")["results"]["target_layers"] == [3, 3, 3, 3]
+
+
+def test_bench(model_folder, texts, tmp_path):
+    output = ["--output-json", tmp_path / "out.json", "--output-plot", tmp_path / "out.png"]
+    done = script(
+        "bench_engine.py", "--model", model_folder, "--dataset", texts, "--samples", 4, "--max-new-tokens", 3, *output
+    )
+    assert done.returncode == 0, done.stderr
+    sweep, generation = read(tmp_path / "out.json")["results"]["tasks"]
+    assert sweep["largest_logit_difference"] < 1e-3
+    assert sweep["same_argmax"] == generation["same_generations"] == 1.0
+    assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+
+
+def test_list_models():
+    done = script("list_models.py")
+    assert done.returncode == 0
+    assert all(alias in done.stdout for alias in MODELS)
+
+
+@pytest.mark.parametrize("name", ["run_fig2.py", "demo_fig1.py", "bench_engine.py", "list_models.py"])
+def test_help(name):
+    done = script(name, "--help")
+    assert done.returncode == 0
+    assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("run_fig2.py", ["--model", "lama-3-8b"], "did you mean 'llama-3-8b'"),
+        ("run_fig2.py", ["--dataset", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        ("run_fig2.py", ["--layers", "5-2"], "expected layers like 0,4,8 or 0-15 or all"),
+        ("run_fig2.py", ["--methods", "magic"], "invalid choice: 'magic'"),
+        ("run_fig2.py", ["--samples", "0"], "at least 1"),
+        ("run_fig2.py", ["--device", "gpu"], "device 'gpu' is not on this machine"),
+        ("run_fig2.py", ["--dtype", "int8"], "dtype must be"),
+        ("run_fig2.py", ["--output-json", "/proc/no/out.json", "--samples", "2"], "cannot write"),
+        ("demo_fig1.py", ["--target-word", "CFO"], "'CFO' is not in the text"),
+        ("demo_fig1.py", ["--target-layer", "99"], "layer 99 does not exist"),
+        ("demo_fig1.py", ["--layers", "0-50"], "layer 30 does not exist"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_no_traceback(name, arguments, message):
+    done = script(name, *arguments)
+    assert done.returncode not in (0, -signal.SIGKILL)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class TestOptions:
+    def test_layers(self):
+        assert layer_list("all") is None
+        assert layer_list("0,4,8") == (0, 4, 8)
+        assert layer_list("0-3,7") == (0, 1, 2, 3, 7)
+        for wrong in ("", "a", "3-", "-1", "4,4", "2-1"):
+            with pytest.raises(ArgumentTypeError):
+                layer_list(wrong)
+
+    def test_positive(self):
+        assert positive("12") == 12
+        for wrong in ("0", "-3", "x", "1.5"):
+            with pytest.raises(ArgumentTypeError):
+                positive(wrong)
+
+
+def test_scripts_run_from_any_folder(tmp_path):
+    assert script("list_models.py", cwd=tmp_path, env=os.environ).returncode == 0
