@@ -56,14 +56,14 @@ def load_texts(name: str = PASSAGES, split: Split = "evaluation", *, limit: int 
     train and evaluation texts of any data sets, however ordered, never overlap.
 
     Args:
-        limit: stop after this many texts of the split (what a streamed data set needs).
+        limit: of a streamed data set, read only until there are this many texts. Files are always read whole.
 
     Raises:
         PatchscopesError: unknown name, unreadable file (the message gives the row), no network, or no text left.
     """
     usable = (text.strip() for text in _read(name))
     kept = (text for text in usable if text and is_short_enough(text) and split_of(text) == split)
-    texts = tuple(islice(kept, limit))
+    texts = tuple(islice(kept, limit if name in STREAMED else None))
     if not texts:
         raise PatchscopesError(
             f"{name!r} has no {split} text of at most {MAX_WORDS} words and {MAX_CHARACTERS} characters"

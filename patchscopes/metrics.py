@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def precision_at_1(
-    predicted: Int[Tensor, "sample *rest"], final_logits: Float[Tensor, "sample d_vocab"]
-) -> Bool[Tensor, "sample *rest"]:
+    predicted: Int[Tensor, " sample *rest"], final_logits: Float[Tensor, "sample d_vocab"]
+) -> Bool[Tensor, " sample *rest"]:
     """Whether the lens's most likely token is the model's own.
 
     Args:
@@ -22,8 +22,8 @@ def precision_at_1(
 
 
 def surprisal(
-    predicted: Int[Tensor, "sample *rest"], final_logits: Float[Tensor, "sample d_vocab"]
-) -> Float[Tensor, "sample *rest"]:
+    predicted: Int[Tensor, " sample *rest"], final_logits: Float[Tensor, "sample d_vocab"]
+) -> Float[Tensor, " sample *rest"]:
     """Minus the log-probability, in nats, that the model's own prediction gives to the lens's most likely token.
 
     Args: as for `precision_at_1`.
@@ -32,7 +32,7 @@ def surprisal(
     return -log_probabilities.gather(1, predicted.reshape(len(predicted), -1)).reshape(predicted.shape)
 
 
-def _align(per_sample: Int[Tensor, "sample"], like: Int[Tensor, "sample *rest"]) -> Int[Tensor, "sample *ones"]:
+def _align(per_sample: Int[Tensor, " sample"], like: Int[Tensor, " sample *rest"]) -> Int[Tensor, " sample *ones"]:
     return per_sample.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -40,9 +40,9 @@ def _align(per_sample: Int[Tensor, "sample"], like: Int[Tensor, "sample *rest"])
 class MeanWithInterval:
     """A mean over samples and its 95 % bootstrap interval, for each of the remaining dimensions."""
 
-    mean: Float[np.ndarray, "*rest"]
-    low: Float[np.ndarray, "*rest"]
-    high: Float[np.ndarray, "*rest"]
+    mean: Float[np.ndarray, " *rest"]
+    low: Float[np.ndarray, " *rest"]
+    high: Float[np.ndarray, " *rest"]
 
     def as_json(self) -> dict[str, Any]:
         """The form of the result files: `{"mean": [...], "ci95": [[low, high], ...]}`."""
@@ -50,9 +50,9 @@ class MeanWithInterval:
 
 
 def mean_with_interval(
-    values: Float[np.ndarray, "sample *rest"],
+    values: Float[np.ndarray, " sample *rest"],
     *,
-    groups: Int[np.ndarray, "sample"] | None = None,
+    groups: Int[np.ndarray, " sample"] | None = None,
     seed: int = 0,
     n_resamples: int = 2000,
 ) -> MeanWithInterval:

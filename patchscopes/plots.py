@@ -58,42 +58,46 @@ def plot_layer_readout(document: Json) -> Figure:
     """Layer × rank table of the most likely tokens, coloured by probability, and what each layer generates."""
     results = document["results"]
     readout = results["methods"]["token_identity"]
-    layers, n_layers = results["layers"], len(results["layers"])
-    top_k = readout.get("top_k", [[] for _ in layers])
-    k = len(top_k[0])
-    texts = readout.get("generations")
-    figure, axis = plt.subplots(
-        figsize=(1.6 * k + (5 if texts else 0) + 1.5, 0.3 * n_layers + 1.4), layout="constrained"
-    )
+    layers = results["layers"]
     # The last layer on top, as the residual stream flows upwards.
-    rows = {layer: n_layers - 1 - row for row, layer in enumerate(layers)}
-    if k:
-        probabilities = np.array([[entry["probability"] for entry in row] for row in top_k])[::-1]
-        image = axis.imshow(
-            probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=(0, k, n_layers - 0.5, -0.5)
-        )
-        figure.colorbar(image, ax=axis, label="Probability", shrink=0.6, pad=0.01)
-        for layer, row in zip(layers, top_k, strict=True):
-            for rank, entry in enumerate(row):
+    rows = [len(layers) - 1 - slot for slot in range(len(layers))]
+    ranks = len(readout["top_k"][0]) if "top_k" in readout else 0
+    width_of_texts = 3.0 if "generations" in readout else 0.0
+    size = (1.2 * (ranks + width_of_texts) + 2, 0.28 * len(layers) + 1.4)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    headings: dict[float, str] = {}
+
+    if ranks:
+        probabilities = np.array([[entry["probability"] for entry in row] for row in readout["top_k"]])[::-1]
+        extent = (0, ranks, len(layers) - 0.5, -0.5)
+        image = axis.imshow(probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=extent)
+        figure.colorbar(image, ax=axis, label="Probability", shrink=0.5, pad=0.01)
+        headings |= {rank + 0.5: f"rank {rank + 1}" for rank in range(ranks)}
+        for row, entries in zip(rows, readout["top_k"], strict=True):
+            for rank, entry in enumerate(entries):
                 colour = "white" if entry["probability"] > 0.55 else "black"
-                axis.text(
-                    rank + 0.5, rows[layer], visible(entry["token"]), ha="center", va="center", fontsize=8, color=colour
-                )
-    if texts:
-        for layer, text in zip(layers, texts, strict=True):
-            axis.text(k + 0.15, rows[layer], shortened(visible(text), 46), ha="left", va="center", fontsize=8)
-    axis.set_xlim(0, k + (5 if texts else 0))
-    axis.set_ylim(n_layers - 0.5, -0.5)
-    axis.set_yticks(list(rows.values()), [str(layer) if layer >= 0 else "emb." for layer in rows], fontsize=8)
-    headings = [(rank + 0.5, f"rank {rank + 1}") for rank in range(k)] + ([(k + 2.5, "generation")] if texts else [])
-    axis.set_xticks([place for place, _ in headings], [heading for _, heading in headings], fontsize=8)
-    axis.tick_params(length=0, top=False)
+                label = shortened(visible(entry["token"]), 14)
+                axis.text(rank + 0.5, row, label, ha="center", va="center", fontsize=8, color=colour)
+
+    if width_of_texts:
+        headings[ranks + width_of_texts / 2] = "generation"
+        for row, text in zip(rows, readout["generations"], strict=True):
+            label = shortened(visible(text), 44)
+            axis.text(ranks + 0.1, row, label, ha="left", va="center", fontsize=8)
+
+    axis.set_xlim(0, ranks + width_of_texts)
+    axis.set_ylim(len(layers) - 0.5, -0.5)
+    axis.set_yticks(rows, [str(layer) for layer in layers], fontsize=8)
+    axis.set_xticks(list(headings), list(headings.values()), fontsize=8)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_ylabel(f"Source layer ℓ (target layer ℓ*: {document['config']['target_layer']})")
+    where = document["config"]["target_layer"]
+    axis.set_ylabel("Source layer ℓ (target layer ℓ* = ℓ)" if where == "same" else f"Source layer ℓ (ℓ*: {where})")
     word = results["source_tokens"][results["source_position"]].strip()
     axis.set_title(
-        f"What the representation of “{word}” in “{document['config']['source_prompt']}” says\n"
-        f"({document['environment']['model']['id']}, token-identity Patchscope)",
+        f"What “{visible(word)}” in “{visible(document['config']['source_prompt'])}” says at each layer\n"
+        f"(token-identity Patchscope, {document['environment']['model']['id']})",
         fontsize=10,
     )
     return figure
@@ -126,8 +130,10 @@ def plot_benchmark(document: Json) -> Figure:
 
 
 def visible(text: str) -> str:
-    """The text in one line: newlines and tabs as symbols, and dollar signs kept from matplotlib's formulas."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+    """The text in one line: spaces at its ends, newlines and tabs as symbols, dollars kept from making formulas."""
+    stripped = text.strip(" ")
+    before = "␣" * (len(text) - len(text.lstrip(" "))) if stripped else "␣" * len(text)
+    return (before + stripped).replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
 
 
 def shortened(text: str, length: int) -> str:

@@ -1,11 +1,8 @@
 """Where a word stands in a text, counted in the model's tokens (BOS included)."""
 
-from jaxtyping import Int
-from torch import Tensor
-
 from patchscopes.errors import PatchscopesError
 from patchscopes.lens_model import LensModel
-from patchscopes.patch import to_token_ids
+from patchscopes.tokens import to_token_ids, token_texts
 
 
 def token_spans(model: LensModel, text: str) -> list[tuple[int, int]]:
@@ -97,8 +94,3 @@ def verify_single_token(model: LensModel, text: str) -> int:
     if len(ids) != 1:
         raise PatchscopesError(f"{text!r} is {len(ids)} tokens, not one: {model.tokenizer.convert_ids_to_tokens(ids)}")
     return ids[0]
-
-
-def token_texts(model: LensModel, ids: Int[Tensor, "pos"]) -> list[str]:
-    """Each token as text; one that is only part of a character shows as the replacement character."""
-    return [model.tokenizer.decode([token]) for token in ids.tolist()]

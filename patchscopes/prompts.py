@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.lens_model import LensModel
-from patchscopes.patch import TargetPrompt, to_token_ids
-from patchscopes.positions import find_substring_token_position, token_spans, token_texts
+from patchscopes.positions import find_substring_token_position, token_spans
+from patchscopes.target import TargetPrompt
+from patchscopes.tokens import to_token_ids, token_texts
 
 # The demonstrations and the placeholder of the paper's published code.
 TOKEN_IDENTITY_DEMOS = ("cat", "1135", "hello")

@@ -52,17 +52,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 class ChunkStore:
     """Finished parts of one run, kept beside its output: `fig2.json` has them in `fig2.chunks/<configuration>/`.
 
-    The folder's name is a hash of the configuration and of the library's own code, so a run never goes on from
-    chunks of another configuration or of other code.
+    The folder's name is a hash of the options, of the environment (model, data, versions, ...) and of the library's
+    own code, so a run never goes on from chunks that another one would have made differently.
     """
 
     folder: Path
 
     @classmethod
-    def beside(cls, output: Path, configuration: Json) -> "ChunkStore":
-        """The store of the run that has this output and configuration."""
-        described = json.dumps(configuration, sort_keys=True, allow_nan=False) + code_sha256()
-        return cls(output.with_suffix(".chunks") / hashlib.sha256(described.encode()).hexdigest()[:16])
+    def beside(cls, output: Path, config: Json, environment: Json) -> "ChunkStore":
+        """The store of the run that has this output, options and environment (but any git commit)."""
+        described = {"config": config, "environment": environment | {"git_commit": None}, "code": code_sha256()}
+        key = json.dumps(described, sort_keys=True, allow_nan=False)
+        return cls(output.with_suffix(".chunks") / hashlib.sha256(key.encode()).hexdigest()[:16])
 
     def load(self, name: str) -> Json | None:
         """The content of a finished chunk, or None."""

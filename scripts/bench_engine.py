@@ -14,10 +14,11 @@ from tqdm import tqdm
 from patchscopes.baselines import logit_lens
 from patchscopes.data import TextSet, draw_samples, load_texts
 from patchscopes.model import load_model
-from patchscopes.patch import TargetPrompt, extract_representations, patch_generate, patch_logits, to_token_ids
+from patchscopes.patch import TargetPrompt, extract_representations, patch_generate, patch_logits
 from patchscopes.plots import plot_benchmark, save_png
 from patchscopes.prompts import build_token_identity_prompt, placeholder_target
 from patchscopes.results import environment, result_document, write_json
+from patchscopes.tokens import to_token_ids
 
 # Well and little known names, for the generation benchmark.
 ENTITIES = (
@@ -141,7 +142,7 @@ def print_tasks(results: dict) -> None:
 
 
 def main() -> None:
-    parser = common_parser(__doc__, "bench")
+    parser = common_parser(__doc__, "bench", unused=("layers", "batch-size", "fresh"))
     parser.set_defaults(samples=16, max_new_tokens=20)
     parser.add_argument("--threads", type=positive, metavar="N", help="torch threads (default: torch's own choice)")
     options = parser.parse_args()

@@ -1,5 +1,6 @@
 """Figure 1: what the representation of one token says at each layer, through the token-identity Patchscope."""
 
+import time
 from dataclasses import asdict
 
 from options import common_parser, positive, run_script
@@ -12,7 +13,7 @@ from patchscopes.results import environment, result_document, write_json
 
 
 def main() -> None:
-    parser = common_parser(__doc__, "fig1")
+    parser = common_parser(__doc__, "fig1", unused=("dataset", "samples", "seed", "fresh"))
     own = parser.add_argument_group("figure 1")
     own.add_argument("--mode", choices=("generate", "top_k", "both"), default="both", help="what to ask at each layer")
     own.add_argument("--source-text", default=LayerReadoutConfig.source_prompt, help="source prompt S")
@@ -31,9 +32,13 @@ def main() -> None:
         mode=options.mode,
         k=options.top_k,
         max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
     )
+    started = time.perf_counter()
     results = layer_readout.run(model, config)
-    document = result_document("layer_readout", asdict(config), environment(model), results, timing={})
+    seconds = {"total": time.perf_counter() - started}
+    described = {"model": options.model, **asdict(config)}
+    document = result_document("layer_readout", described, environment(model), results, timing={"seconds": seconds})
     write_json(options.output_json, document)
     save_png(plot_layer_readout(document), options.output_plot)
     print_table(document)

@@ -12,15 +12,22 @@ from patchscopes.registry import EMBEDDED_MODEL
 FIGURES = Path(__file__).parent.parent / "figures"
 
 
-def common_parser(description: str, output: str, *, methods: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+def common_parser(
+    description: str, output: str, *, methods: tuple[str, ...] = (), unused: tuple[str, ...] = ()
+) -> argparse.ArgumentParser:
     """A parser with the common options.
 
     Args:
         output: name of the output files without suffix; they go to `figures/`.
-        methods: those that `--methods` may choose from.
+        methods: those that `--methods` may choose from; the script has no such option if there are none.
+        unused: common options that this script accepts and has no use for.
     """
+    ignored = f"Accepted and without effect here: {', '.join(f'--{name}' for name in unused)}." if unused else None
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        description=description,
+        epilog=ignored,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     model = parser.add_argument_group("model")
     model.add_argument(

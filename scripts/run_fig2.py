@@ -23,14 +23,15 @@ def main() -> None:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    described = environment(model, texts)
-    store = ChunkStore.beside(options.output_json, {"config": asdict(config), "environment": described})
+    described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
+    surroundings = environment(model, texts)
+    store = ChunkStore.beside(options.output_json, described, surroundings)
     if options.fresh:
         store.clear()
     results, timing = next_token.run(
         model, texts, config, store, progress=lambda chunks: tqdm(chunks, desc="fig2", unit="chunk")
     )
-    document = result_document("next_token", asdict(config), described, results, timing)
+    document = result_document("next_token", described, surroundings, results, timing)
     write_json(options.output_json, document)
     save_png(plot_next_token(document), options.output_plot)
     print_table(document)

@@ -19,7 +19,7 @@ TEXTS = TextSet("made up", "evaluation", tuple(PHRASES))
 
 @pytest.fixture
 def store(tmp_path):
-    return ChunkStore.beside(tmp_path / "out.json", {})
+    return ChunkStore.beside(tmp_path / "out.json", {}, {})
 
 
 def run(model, config, store):

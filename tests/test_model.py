@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,19 +142,14 @@ class TestNames:
             load_model("./no/such/folder")
 
 
-class Response:
-    """The part of an HTTP response that the hub's errors ask for."""
-
-    headers: dict = {}
-    request = None
-    status_code = 403
+RESPONSE = SimpleNamespace(headers={}, request=None, status_code=403)
 
 
 @pytest.mark.parametrize(
     ("cause", "message"),
     [
-        (GatedRepoError("gated", response=Response()), "is gated: accept its licence at .* then log in"),
-        (RepositoryNotFoundError("none", response=Response()), "the hub has no model 'meta-llama/Meta-Llama-3-8B'"),
+        (GatedRepoError("gated", response=RESPONSE), "is gated: accept its licence at .* then log in"),
+        (RepositoryNotFoundError("none", response=RESPONSE), "the hub has no model 'meta-llama/Meta-Llama-3-8B'"),
         (ConnectionError("no route"), "could not be fetched from the hub.*use the embedded model"),
     ],
 )
@@ -187,7 +183,7 @@ class TestDevices:
     def test_mistakes(self):
         with pytest.raises(PatchscopesError, match="device 'gpu' is not on this machine"):
             load_model(device="gpu")
-        with pytest.raises(PatchscopesError, match="got 'float'|got 'int8'"):
+        with pytest.raises(PatchscopesError, match="got 'int8'"):
             parse_dtype("int8")
 
 

@@ -6,23 +6,24 @@ import pytest
 import torch
 from conftest import CONTEXT, FAMILIES, VOCABULARY, make_hf_model
 
-from patchscopes import fast, patch
+from patchscopes import fast
 from patchscopes.baselines import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.generation import choose
+from patchscopes.layers import hook_name
 from patchscopes.model import load_model
 from patchscopes.patch import (
     EMBEDDING,
     TargetPrompt,
-    end_tokens,
     extract_representation,
     extract_representations,
-    fast_engine_failure,
     generate_with_patch,
-    hook_name,
     patch_generate,
     patch_logits,
     run_with_patch,
 )
+from patchscopes.proof import disagreement, fast_engine_failure
+from patchscopes.tokens import end_tokens
 
 TOKENS = torch.arange(20, 32)
 LAYERS = [EMBEDDING, 0, 1, 2, 3]
@@ -238,7 +239,7 @@ class TestSampling:
     def test_frequencies_follow_the_distribution(self):
         probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
         draws = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-        chosen = patch._choose(probabilities.log().expand(20_000, 4), 1.0, draws)
+        chosen = choose(probabilities.log().expand(20_000, 4), 1.0, draws)
         frequencies = torch.bincount(chosen, minlength=4) / 20_000
         torch.testing.assert_close(frequencies, probabilities, atol=0.02, rtol=0)
 
@@ -333,11 +334,11 @@ class TestDisagreement:
     def test_rounding_passes_and_errors_do_not(self):
         logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 5
         single, half = torch.float32, torch.bfloat16
-        assert patch.disagreement(logits + 1e-5, logits, single) is None
-        assert "largest difference" in patch.disagreement(logits + 0.1, logits, single)
-        assert patch.disagreement(logits.to(half), logits.to(half) * 1.005, half) is None
-        assert "spread" in patch.disagreement(logits.flip(0).to(half), logits.to(half), half)
-        assert "finite" in patch.disagreement(logits / 0, logits, single)
+        assert disagreement(logits + 1e-5, logits, single) is None
+        assert "largest difference" in disagreement(logits + 0.1, logits, single)
+        assert disagreement(logits.to(half), logits.to(half) * 1.005, half) is None
+        assert "spread" in disagreement(logits.flip(0).to(half), logits.to(half), half)
+        assert "finite" in disagreement(logits / 0, logits, single)
 
 
 class TestNoRows:
@@ -352,11 +353,12 @@ class TestExtraction:
     def test_a_text_given_many_times_is_read_once(self, llama, monkeypatch):
         batches = []
         run_with_hooks = llama.run_with_hooks
-        monkeypatch.setattr(
-            llama,
-            "run_with_hooks",
-            lambda tokens, **kwargs: batches.append(tokens.shape) or run_with_hooks(tokens, **kwargs),
-        )
+
+        def watched(tokens, **options):
+            batches.append(tokens.shape)
+            return run_with_hooks(tokens, **options)
+
+        monkeypatch.setattr(llama, "run_with_hooks", watched)
         extract_representations(llama, [TOKENS] * 5, [0, 1, 2, 3, 4])
         assert batches == [(1, 5)]
 
@@ -391,6 +393,10 @@ class TestMistakes:
             (
                 lambda model: patch_generate(TargetPrompt(model, "abc"), torch.zeros(1, 32), [0], max_new_tokens=0),
                 "at least 1",
+            ),
+            (
+                lambda model: patch_generate(TargetPrompt(model, "abc"), torch.zeros(1, 32), [0], max_new_tokens=254),
+                "do not fit the model's context of 256",
             ),
         ],
     )

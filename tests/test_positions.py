@@ -10,14 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.model import load_model
-from patchscopes.patch import to_token_ids
 from patchscopes.positions import (
     find_substring_token_position,
     find_token_position,
     token_spans,
-    token_texts,
     verify_single_token,
 )
+from patchscopes.tokens import to_token_ids, token_texts
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.positions import token_texts
 from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt, placeholder_target
+from patchscopes.tokens import token_texts
 
 
 def test_the_prompt_of_the_papers_code():

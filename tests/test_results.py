@@ -37,21 +37,21 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 class TestChunkStore:
     def test_kept_beside_the_output_by_configuration(self, tmp_path):
-        store = ChunkStore.beside(tmp_path / "fig2.json", {"seed": 0, "layers": [1]})
+        store = ChunkStore.beside(tmp_path / "fig2.json", {"seed": 0, "layers": [1]}, {"git_commit": "a"})
         assert store.folder.parent == tmp_path / "fig2.chunks"
         assert store.load("00000") is None
         store.save("00000", {"x": 1})
-        again = ChunkStore.beside(tmp_path / "fig2.json", {"layers": [1], "seed": 0})
+        again = ChunkStore.beside(tmp_path / "fig2.json", {"layers": [1], "seed": 0}, {"git_commit": "b"})
         assert again.load("00000") == {"x": 1}
-        other = ChunkStore.beside(tmp_path / "fig2.json", {"seed": 1, "layers": [1]})
-        assert other.load("00000") is None
+        for other in (({"seed": 1, "layers": [1]}, {}), ({"seed": 0, "layers": [1]}, {"dtype": "bfloat16"})):
+            assert ChunkStore.beside(tmp_path / "fig2.json", *other).load("00000") is None
         again.clear()
         assert store.load("00000") is None
 
     def test_other_code_starts_over(self, tmp_path, monkeypatch):
-        before = ChunkStore.beside(tmp_path / "fig2.json", {})
+        before = ChunkStore.beside(tmp_path / "fig2.json", {}, {})
         monkeypatch.setattr("patchscopes.results.code_sha256", lambda: "other code")
-        assert ChunkStore.beside(tmp_path / "fig2.json", {}).folder != before.folder
+        assert ChunkStore.beside(tmp_path / "fig2.json", {}, {}).folder != before.folder
 
 
 def test_environment_says_what_a_result_depends_on(smollm):

@@ -11,18 +11,14 @@ from typing import Literal, TypeAlias
 import torch
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.extract import extract_representations
+from patchscopes.layers import EMBEDDING, check_layer
 from patchscopes.lens_model import LensModel
-from patchscopes.patch import (
-    EMBEDDING,
-    check_layer,
-    extract_representations,
-    patch_generate,
-    patch_logits,
-    to_token_ids,
-)
-from patchscopes.positions import find_substring_token_position, token_texts
+from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.positions import find_substring_token_position
 from patchscopes.prompts import PLACEHOLDER, build_token_identity_prompt, placeholder_target
 from patchscopes.results import Json
+from patchscopes.tokens import to_token_ids, token_texts
 
 Mode: TypeAlias = Literal["generate", "top_k", "both"]
 
@@ -39,6 +35,7 @@ class LayerReadoutConfig:
         target_layer: ℓ*: `"same"` (ℓ* = ℓ), `"embedding"`, `"last"` or the number of a block.
         mode: the most likely tokens, a generation, or both.
         k: how many of the most likely tokens.
+        batch_size: layers at a time; None to choose by size.
     """
 
     source_prompt: str = "Amazon's former CEO attended Oscars"
@@ -50,6 +47,7 @@ class LayerReadoutConfig:
     mode: Mode = "both"
     k: int = 5
     max_new_tokens: int = 8
+    batch_size: int | None = None
 
 
 def target_layers(model: LensModel, source_layers: Sequence[int], target_layer: str) -> list[int]:
@@ -91,12 +89,15 @@ def run(model: LensModel, config: LayerReadoutConfig) -> Json:
     }
     readout = results["methods"]["token_identity"]
     if config.mode in ("top_k", "both"):
-        top = torch.softmax(patch_logits(target, vectors, where).float(), dim=-1).topk(config.k, dim=-1)
+        logits = patch_logits(target, vectors, where, batch_size=config.batch_size)
+        top = torch.softmax(logits.float(), dim=-1).topk(config.k, dim=-1)
         readout["top_k"] = [
             [{"token": token, "probability": p} for token, p in zip(token_texts(model, ids), row.tolist(), strict=True)]
             for ids, row in zip(top.indices, top.values, strict=True)
         ]
     if config.mode in ("generate", "both"):
-        generated = patch_generate(target, vectors, where, max_new_tokens=config.max_new_tokens)
+        generated = patch_generate(
+            target, vectors, where, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
+        )
         readout["generations"] = model.tokenizer.batch_decode(generated, skip_special_tokens=True)
     return results

@@ -24,18 +24,15 @@ from torch import Tensor
 from patchscopes.baselines import logit_lens
 from patchscopes.data import Sample, TextSet, draw_samples
 from patchscopes.errors import PatchscopesError
+from patchscopes.extract import extract_representations
+from patchscopes.layers import check_layer
 from patchscopes.lens_model import LensModel
 from patchscopes.metrics import mean_with_interval, precision_at_1, surprisal
-from patchscopes.patch import (
-    TargetPrompt,
-    check_layer,
-    extract_representations,
-    patch_logits_in_batches,
-    rows_per_batch,
-    to_token_ids,
-)
+from patchscopes.patch import patch_logits_in_batches, rows_per_batch
 from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt, placeholder_target
 from patchscopes.results import ChunkStore, Json
+from patchscopes.target import TargetPrompt
+from patchscopes.tokens import to_token_ids
 
 # Representations of some samples at some layers in, the most likely next tokens out.
 Reader: TypeAlias = Callable[[Float[Tensor, "sample layer d_model"]], Int[Tensor, "sample layer"]]
@@ -145,7 +142,7 @@ def run(
 
 def _measure(
     model: LensModel,
-    tokens: Sequence[Int[Tensor, "_"]],
+    tokens: Sequence[Int[Tensor, " _"]],
     chunk: Sequence[Sample],
     layers: Sequence[int],
     last_layer: int,

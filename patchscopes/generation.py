@@ -1,0 +1,45 @@
+"""Generating after a patched prompt: the part that is the same for both engines."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Appends the chosen tokens to the rows that go on (a mask over the rows so far) and returns their next logits.
+Advance: TypeAlias = Callable[[Int[Tensor, " kept_row"], Bool[Tensor, " row"]], Float[Tensor, "kept_row d_vocab"]]
+
+
+def generate(
+    logits: Float[Tensor, "row d_vocab"],
+    advance: Advance,
+    ends: Int[Tensor, " end_token"],
+    max_new_tokens: int,
+    temperature: float,
+    draws: Float[Tensor, "row max_new_tokens"] | None,
+) -> Int[Tensor, "row max_new_tokens"]:
+    """Choose and append tokens until every row has ended or is long enough; rows that have ended drop out."""
+    tokens = torch.empty(len(logits), max_new_tokens, dtype=torch.long, device=logits.device)
+    going_on = torch.arange(len(logits), device=logits.device)
+    for step in range(max_new_tokens):
+        chosen = choose(logits, temperature, None if draws is None else draws[going_on.cpu(), step])
+        # Filling the rest of the row pads it, should this be its end-of-sequence token.
+        tokens[going_on, step:] = chosen[:, None]
+        kept = ~torch.isin(chosen, ends)
+        going_on = going_on[kept]
+        if step + 1 == max_new_tokens or len(going_on) == 0:
+            break
+        logits = advance(chosen[kept], kept)
+    return tokens
+
+
+def choose(
+    logits: Float[Tensor, "row d_vocab"], temperature: float, draws: Float[Tensor, " row"] | None
+) -> Int[Tensor, " row"]:
+    """The most likely token; with draws, the token at which the cumulative probability passes the row's draw."""
+    if draws is None:
+        return logits.argmax(dim=-1)
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
+    passing = draws.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, passing, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,64 @@
+"""The plain engine, and the oracle of the fast one: full forward passes with TransformerLens hooks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from patchscopes.generation import Advance
+from patchscopes.layers import hook_name
+from patchscopes.lens_model import LensModel
+from patchscopes.target import TargetPrompt
+
+
+def writing_hooks(
+    position: int, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+) -> list[tuple[str, Callable[..., Tensor]]]:
+    """TransformerLens hooks that write each row's vector at (`position`, its layer) of that row's forward pass."""
+
+    def writing(layer: int) -> Callable[..., Tensor]:
+        rows = (layers == layer).nonzero()[:, 0]
+
+        def write(residual: Float[Tensor, "row pos d_model"], hook: Any) -> Float[Tensor, "row pos d_model"]:
+            residual = residual.clone()
+            residual[rows, position] = vectors[rows].to(residual)
+            return residual
+
+        return write
+
+    return [(hook_name(layer), writing(layer)) for layer in layers.unique().tolist()]
+
+
+def first_logits(
+    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits of the token after the target prompt, each row patched at (i*, its layer)."""
+    sequences = target.tokens.expand(len(vectors), -1)
+    return last_logits(target.model, sequences, target.position, vectors, layers)
+
+
+def start(
+    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+) -> tuple[Float[Tensor, "row d_vocab"], Advance]:
+    """First logits, and a way to go on that runs the whole sequence again for every token."""
+    sequences = target.tokens.expand(len(vectors), -1)
+
+    def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_vocab"]:
+        nonlocal sequences, vectors, layers
+        sequences, vectors, layers = torch.cat([sequences[kept], chosen[:, None]], dim=1), vectors[kept], layers[kept]
+        return last_logits(target.model, sequences, target.position, vectors, layers)
+
+    return first_logits(target, vectors, layers), advance
+
+
+def last_logits(
+    model: LensModel,
+    sequences: Int[Tensor, "row pos"],
+    position: int,
+    vectors: Float[Tensor, "row d_model"],
+    layers: Int[Tensor, " row"],
+) -> Float[Tensor, "row d_vocab"]:
+    """A full forward pass over whole sequences, patched at (`position`, each row's layer)."""
+    return model.run_with_hooks(sequences, fwd_hooks=writing_hooks(position, vectors, layers))[:, -1]

@@ -1,0 +1,115 @@
+"""Which engine answers: the fast one, once it has given the same answers as plain hooks on the model at hand."""
+
+import warnings
+import weakref
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchscopes import fast, hooks
+from patchscopes.errors import PatchscopesError
+from patchscopes.extract import extract_representations
+from patchscopes.layers import EMBEDDING
+from patchscopes.lens_model import LensModel
+from patchscopes.target import TargetPrompt
+
+Engine: TypeAlias = Literal["auto", "fast", "hooks"]
+
+
+def chosen_engine(target: TargetPrompt, engine: Engine) -> Literal["fast", "hooks"]:
+    """The engine to use: `engine` itself, or what `"auto"` means for this model and the hooks on it.
+
+    Raises:
+        PatchscopesError: no such engine.
+    """
+    if engine in ("fast", "hooks"):
+        return engine
+    if engine != "auto":
+        raise PatchscopesError(f"engine must be 'auto', 'fast' or 'hooks', got {engine!r}")
+    if any(point.has_hooks(including_permanent=True) for point in target.model.hook_dict.values()):
+        return "hooks"
+    return "hooks" if fast_engine_failure(target) is not None else "fast"
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What a model's proof found: why its fast engine is not used, or None; and under which conditions."""
+
+    failure: str | None
+    compatibility_mode: bool
+
+
+_verdicts: weakref.WeakKeyDictionary[LensModel, _Verdict] = weakref.WeakKeyDictionary()
+
+
+def fast_engine_failure(target: TargetPrompt) -> str | None:
+    """Why `engine="auto"` does not use the fast engine on this model, or None if it does.
+
+    On first use for a model (and again after TransformerLens's compatibility mode was switched), a few rows run
+    through both engines, at i* and at an inner position, for the first token and for one generated on the cache.
+    A failure is also given as a warning, once.
+    """
+    model = target.model
+    compatibility_mode = bool(getattr(model, "compatibility_mode", False))
+    verdict = _verdicts.get(model)
+    if verdict is None or verdict.compatibility_mode != compatibility_mode:
+        failure = _prove(target)
+        verdict = _verdicts[model] = _Verdict(failure, compatibility_mode)
+        if failure is not None:
+            warnings.warn(f"patching uses the slow hooks engine on this model: {failure}", stacklevel=4)
+    return verdict.failure
+
+
+def _prove(target: TargetPrompt) -> str | None:
+    """Compare both engines on a few rows; the reason why they differ, or None."""
+    model = target.model
+    layers = torch.tensor([EMBEDDING, model.cfg.n_layers // 2, model.cfg.n_layers - 1], device=model.cfg.device)
+    for position in {target.position, len(target.tokens) // 2}:
+        trial = TargetPrompt(model, target.tokens, position)
+        vectors = extract_representations(model, [target.tokens] * 3, [-1] * 3, layers.tolist())[range(3), range(3)]
+        try:
+            fast_logits, fast_advance = fast.start(trial, vectors, layers)
+            chosen, kept = fast_logits.argmax(dim=-1), torch.ones(3, dtype=torch.bool, device=vectors.device)
+            fast_answers = [fast_logits, fast_advance(chosen, kept)]
+        except torch.OutOfMemoryError:
+            raise
+        # An unknown family can refuse the shared cache or the recorded arguments in any of these ways.
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            return f"the fast engine cannot run it ({type(error).__name__}: {error})"
+        hooks_logits, hooks_advance = hooks.start(trial, vectors, layers)
+        for fast_answer, hooks_answer in zip(fast_answers, [hooks_logits, hooks_advance(chosen, kept)], strict=True):
+            difference = disagreement(fast_answer, hooks_answer, model.cfg.dtype)
+            if difference is not None:
+                return f"the fast engine's logits differ from those of plain hooks: {difference}"
+    return None
+
+
+def disagreement(
+    logits: Float[Tensor, "row d_vocab"], expected: Float[Tensor, "row d_vocab"], dtype: torch.dtype
+) -> str | None:
+    """How two computations of the same logits, in arithmetic of type `dtype`, differ by more than rounding, or None.
+
+    In float32 and float64 no logit may be off by 1e-3 or more, relative to the largest logit where that exceeds
+    10. In 16-bit types rounding alone moves single logits by several units of their last place, so the error is
+    compared as a whole: its root mean square may reach 5 % of the logits' standard deviation.
+    """
+    logits, expected = logits.double(), expected.double()
+    if not bool(torch.isfinite(logits).all()):
+        return "some are not finite"
+    error = logits - expected
+    if torch.finfo(dtype).bits >= 32:
+        largest, allowed = error.abs().max().item(), 1e-3 * max(1.0, expected.abs().max().item() / 10)
+        return None if largest < allowed else f"the largest difference is {largest:.2g}, {allowed:.2g} is allowed"
+    ratio = (error.square().mean().sqrt() / expected.std()).item()
+    return None if ratio < 0.05 else f"their error is {ratio:.1%} of the logits' spread, 5% is allowed"

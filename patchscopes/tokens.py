@@ -1,0 +1,63 @@
+"""Texts as the model reads them."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from patchscopes.errors import PatchscopesError
+from patchscopes.lens_model import LensModel
+
+Text: TypeAlias = str | Sequence[int] | Int[Tensor, "..."]
+
+
+def to_token_ids(model: LensModel, text: Text) -> Int[Tensor, " pos"]:
+    """The token ids of `text` as the model reads it (with BOS where TransformerLens puts it), or ids given as such.
+
+    Raises:
+        PatchscopesError: no token at all, or more than the model's context.
+    """
+    if isinstance(text, str):
+        if model.tokenizer is None:
+            raise PatchscopesError("this model has no tokenizer: give token ids, or load it with tokenizer=...")
+        ids = model.to_tokens(text, truncate=False)[0]
+    else:
+        ids = torch.as_tensor(text, device=model.cfg.device)
+        if len(ids) > 0 and (ids.is_floating_point() or ids.squeeze().ndim > 1):
+            raise PatchscopesError(
+                f"text must be a string or the token ids of one text, got a tensor of shape {tuple(ids.shape)} "
+                f"and type {ids.dtype}; give one text at a time"
+            )
+        ids = ids.reshape(-1).long()
+    if len(ids) == 0:
+        raise PatchscopesError("the text has no tokens; give at least one character")
+    if len(ids) > model.cfg.n_ctx:
+        raise PatchscopesError(f"the text has {len(ids)} tokens, the model reads at most {model.cfg.n_ctx}; shorten it")
+    return ids
+
+
+def resolve_position(n_tokens: int, position: int) -> int:
+    """A position counted from the start; negative ones count from the end.
+
+    Raises:
+        PatchscopesError: the text has no such token.
+    """
+    if not -n_tokens <= position < n_tokens:
+        raise PatchscopesError(f"position {position} does not exist in a text of {n_tokens} tokens (BOS included)")
+    return position % n_tokens
+
+
+def end_tokens(model: LensModel) -> Int[Tensor, " end_token"]:
+    """The ids that end a generation: the tokenizer's end-of-sequence token and those of the generation config."""
+    ids = {getattr(model.tokenizer, "eos_token_id", None)}
+    generation_config = getattr(getattr(model, "original_model", None), "generation_config", None)
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids.update(configured if isinstance(configured, list) else [configured])
+    return torch.tensor(sorted(token for token in ids if token is not None), device=model.cfg.device, dtype=torch.long)
+
+
+def token_texts(model: LensModel, ids: Int[Tensor, " pos"]) -> list[str]:
+    """Each token as text; one that is only part of a character shows as the replacement character."""
+    return [model.tokenizer.decode([token]) for token in ids.tolist()]
