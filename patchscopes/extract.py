@@ -43,6 +43,8 @@ def extract_representations(
     """
     if len(texts) != len(positions):
         raise PatchscopesError(f"{len(texts)} texts and {len(positions)} positions given; give one position per text")
+    if batch_size < 1:
+        raise PatchscopesError(f"batch_size must be at least 1, got {batch_size}")
     layers = list(range(model.cfg.n_layers)) if layers is None else [check_layer(model, layer) for layer in layers]
     out = torch.empty(len(texts), len(layers), model.cfg.d_model, dtype=model.cfg.dtype, device=model.cfg.device)
     if not texts or not layers:

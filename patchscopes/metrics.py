@@ -18,7 +18,8 @@ def precision_at_1(
         predicted: the argmax of the lens, for one or more lenses or layers per sample.
         final_logits: the model's own prediction at the same position.
     """
-    return predicted == _align(final_logits.argmax(dim=-1), predicted)
+    own = final_logits.argmax(dim=-1).reshape(-1, *[1] * (predicted.ndim - 1))
+    return predicted == own
 
 
 def surprisal(
@@ -30,10 +31,6 @@ def surprisal(
     """
     log_probabilities = torch.log_softmax(final_logits.float(), dim=-1)
     return -log_probabilities.gather(1, predicted.reshape(len(predicted), -1)).reshape(predicted.shape)
-
-
-def _align(per_sample: Int[Tensor, " sample"], like: Int[Tensor, " sample *rest"]) -> Int[Tensor, " sample *ones"]:
-    return per_sample.reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -46,20 +49,23 @@ def load_model(
     device = resolve_device(device)
     dtype = default_dtype(device) if dtype is None else parse_dtype(dtype)
     is_embedded = name.lower() == EMBEDDED_MODEL
-    folder = embedded_model_folder() if is_embedded else Path(name).expanduser()
-    source = str(folder) if folder.is_dir() else hub_id(name)
+    folder = Path(name).expanduser()
+    source = name if is_embedded or folder.is_dir() else hub_id(name)
     placement = {"device_map": ALL_GPUS} if device == ALL_GPUS else {"device": device}
     progress_bars = transformers_logging.is_progress_bar_enabled()
-    if is_embedded:
-        transformers_logging.disable_progress_bar()
     try:
-        model = TransformerBridge.boot_transformers(source, dtype=dtype, tokenizer=tokenizer, **placement)
-    except OSError as error:
+        if is_embedded:
+            source = str(embedded_model_folder())
+            transformers_logging.disable_progress_bar()
+        elif folder.is_dir():
+            source = str(folder)
+        with reloadable(tokenizer) as tokenizer:
+            model = TransformerBridge.boot_transformers(source, dtype=dtype, tokenizer=tokenizer, **placement)
+        # Without its files transformers makes some families an empty tokenizer.
+        if not model.tokenizer("x", add_special_tokens=False)["input_ids"]:
+            raise ValueError("its tokenizer knows no text")
+    except (OSError, SafetensorError, ValueError) as error:
         raise PatchscopesError(_why_not_loaded(name, source, error)) from error
-    except ValueError as error:
-        if "Could not determine supported architecture" not in str(error):
-            raise
-        raise PatchscopesError(f"TransformerLens does not know the architecture of {name!r}") from error
     finally:
         if progress_bars:
             transformers_logging.enable_progress_bar()
@@ -78,7 +84,8 @@ def resolve_device(device: str | torch.device | None) -> str:
         return available[0]
     if str(device) == ALL_GPUS:
         return ALL_GPUS if "cuda" in available else available[0]
-    if str(device).partition(":")[0] not in available:
+    kind, _, number = str(device).partition(":")
+    if kind not in available or (kind == "cuda" and number.isdecimal() and int(number) >= torch.cuda.device_count()):
         raise PatchscopesError(f"device {str(device)!r} is not on this machine, which has {', '.join(available)}")
     return str(device)
 
@@ -108,31 +115,46 @@ def _wrap(
 ) -> TransformerBridge:
     """A bridge around a loaded model."""
     if device is not None:
-        hf_model = hf_model.to(resolve_device(device))
+        device = resolve_device(device)
+        if device == ALL_GPUS:
+            raise PatchscopesError("a loaded model stays where it is: spread it with device_map when you load it")
+        hf_model = hf_model.to(device)
     if dtype is not None:
         hf_model = hf_model.to(parse_dtype(dtype))
     # Models made from a configuration do not carry the name by which TransformerLens finds their family.
     hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     parameter = next(hf_model.parameters())
     name = hf_model.config.name_or_path or type(hf_model).__name__
-    with tempfile.TemporaryDirectory() as folder:
-        if tokenizer is None:
-            tokenizer = _tokenizer_of(name)
-        elif not tokenizer.name_or_path:
-            # TransformerLens reloads the tokenizer by its path to have BOS prepended.
-            tokenizer.save_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = TransformerBridge.boot_transformers(
-            f"loaded/{name}", hf_model=hf_model, tokenizer=tokenizer, device=parameter.device, dtype=parameter.dtype
-        )
+    with reloadable(tokenizer or _tokenizer_of(name)) as tokenizer:
+        try:
+            model = TransformerBridge.boot_transformers(
+                f"loaded/{name}", hf_model=hf_model, tokenizer=tokenizer, device=parameter.device, dtype=parameter.dtype
+            )
+        except ValueError as error:
+            raise PatchscopesError(_why_not_loaded(name, name, error)) from error
     model.cfg.model_name = name
     return model
+
+
+@contextmanager
+def reloadable(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[PreTrainedTokenizerBase | None]:
+    """The tokenizer as it is now, saved for as long as the context lasts.
+
+    TransformerLens loads a tokenizer again by its path, to have BOS prepended: one made on the spot has none, and one
+    that was changed since it was loaded would lose the change.
+    """
+    if tokenizer is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        yield AutoTokenizer.from_pretrained(folder)
 
 
 def _tokenizer_of(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise PatchscopesError(f"found no tokenizer for the model {name!r}: give one with tokenizer=...") from error
 
 
@@ -141,33 +163,44 @@ def _frozen(model: TransformerBridge) -> TransformerBridge:
     return model.eval()
 
 
-def _why_not_loaded(name: str, source: str, error: OSError) -> str:
+def _why_not_loaded(name: str, source: str, error: Exception) -> str:
     """One sentence on why a model could not be loaded, and what to do."""
+    if isinstance(error, PatchscopesError):
+        return str(error)
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     page = f"https://huggingface.co/{source}"
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return f"{name!r} is gated: accept its licence at {page}, then log in with `hf auth login`"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"the hub has no model {source!r} that you may see: check the name, or log in with `hf auth login`"
+    if "Could not determine supported architecture" in str(error):
+        return f"TransformerLens does not know the architecture of {name!r}; choose another model"
+    if name.lower() == EMBEDDED_MODEL:
+        return f"the embedded model could not be loaded ({reason}); PATCHSCOPES_CACHE names another cache folder"
     if Path(source).is_dir():
-        return f"the folder {source} does not hold a complete model: {str(error).splitlines()[0]}"
-    return (
-        f"{name!r} could not be fetched from the hub and is not in its local cache: check the network connection, "
-        f"give the path of a folder that holds the model, or use the embedded model {EMBEDDED_MODEL!r}"
-    )
+        return f"the folder {source} does not hold a complete model with its tokenizer: {reason}"
+    if isinstance(error, OSError):
+        return (
+            f"{name!r} could not be fetched from the hub and is not in its local cache: check the network connection, "
+            f"give the path of a folder that holds the model, or use the embedded model {EMBEDDED_MODEL!r} ({reason})"
+        )
+    return f"{name!r} cannot be loaded: {reason}"
 
 
 def weights_sha256(model: LensModel) -> str:
-    """A fingerprint of the weights: SHA-256 over each parameter's name, shape, type and up to 1,024 of its values.
+    """A fingerprint of the weights, in a second or so per 10 GB.
 
-    It tells models, checkpoints and types apart in milliseconds, also at 70B; it is not a check of every weight.
+    SHA-256 over each parameter's name, shape and type, the sum of all its values' bit patterns, and a sample of 1,024
+    values: any edit of the weights changes it.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
         values = parameter.detach().reshape(-1)
-        sample = values[:: max(1, values.numel() // 1024)][:1024].float().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(sample.numpy().tobytes())
+        bits = values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize])
+        total = int(bits.sum(dtype=torch.int64))
+        sample = bits[:: max(1, len(bits) // 1024)][:1024].tolist()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {total} {sample}".encode())
     return digest.hexdigest()

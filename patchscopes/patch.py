@@ -15,6 +15,7 @@ warns and uses hooks.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +29,7 @@ from patchscopes.layers import EMBEDDING, check_layer
 from patchscopes.lens_model import LensModel
 from patchscopes.proof import Engine, chosen_engine
 from patchscopes.target import TargetPrompt
-from patchscopes.tokens import Text, end_tokens
+from patchscopes.tokens import Text, end_tokens, token_texts
 
 __all__ = [
     "EMBEDDING",
@@ -61,9 +62,9 @@ def patch_logits(
         layers: the target layer ℓ* of each row, in any order and mix; `EMBEDDING` is what enters block 0.
         engine: `"hooks"` runs the whole prompt through the whole model, and every hook that the user put on the
             model fires. `"fast"` shares what rows have in common; it runs the model's own modules without the
-            bridge around them, so **no TransformerLens hook fires in it**. `"auto"` takes hooks when the model has
-            hooks of the user's on it; otherwise fast, once it has given the same answer as hooks on this model,
-            and hooks with a warning where it has not.
+            bridge around them, so **no TransformerLens hook fires in it**, and it is used unproved. `"auto"` takes
+            hooks when the model has hooks of the user's on it; otherwise fast, once it has given the same answers
+            as hooks on this model, and hooks with a warning where it has not.
         batch_size: rows at a time; chosen by size unless given. Results do not depend on it beyond rounding.
 
     Raises:
@@ -73,7 +74,6 @@ def patch_logits(
     return torch.cat(batches) if batches else vectors.new_empty(0, target.model.cfg.d_vocab)
 
 
-@torch.no_grad()
 def patch_logits_in_batches(
     target: TargetPrompt,
     vectors: Float[Tensor, "row d_model"],
@@ -84,10 +84,16 @@ def patch_logits_in_batches(
 ) -> Iterator[Float[Tensor, "batch d_vocab"]]:
     """`patch_logits`, one batch of rows at a time: for more rows than their logits would fit into memory."""
     vectors, layers = _checked_rows(target, vectors, layers)
-    ask = fast.first_logits if chosen_engine(target, engine) == "fast" else hooks.first_logits
-    batch_size = batch_size or rows_per_batch(target.model, target.suffix_length)
-    for start in range(0, len(vectors), batch_size):
-        yield ask(target, vectors[start : start + batch_size], layers[start : start + batch_size])
+    chosen = chosen_engine(target, engine)
+    size = _batch_size(target, chosen, batch_size, new_tokens=0)
+    ask = fast.first_logits if chosen == "fast" else hooks.first_logits
+
+    @torch.no_grad()
+    def batches() -> Iterator[Float[Tensor, "batch d_vocab"]]:
+        for start in range(0, len(vectors), size):
+            yield ask(target, vectors[start : start + size], layers[start : start + size])
+
+    return batches()
 
 
 @torch.no_grad()
@@ -121,12 +127,13 @@ def patch_generate(
             f"the target prompt's {len(target.tokens)} tokens and {max_new_tokens} new ones do not fit the model's "
             f"context of {target.model.cfg.n_ctx}; shorten either"
         )
-    start = fast.start if chosen_engine(target, engine) == "fast" else hooks.start
-    batch_size = batch_size or rows_per_batch(target.model, target.suffix_length, max_new_tokens)
+    chosen = chosen_engine(target, engine)
+    size = _batch_size(target, chosen, batch_size, max_new_tokens)
+    start = fast.start if chosen == "fast" else hooks.start
     draws = torch.rand(len(vectors), max_new_tokens) if temperature > 0 else None
     out = torch.empty(len(vectors), max_new_tokens, dtype=torch.long, device=vectors.device)
-    for first in range(0, len(vectors), batch_size):
-        rows = slice(first, first + batch_size)
+    for first in range(0, len(vectors), size):
+        rows = slice(first, first + size)
         logits, advance = start(target, vectors[rows], layers[rows])
         some_draws = None if draws is None else draws[rows]
         out[rows] = generate(logits, advance, end_tokens(target.model), max_new_tokens, temperature, some_draws)
@@ -174,25 +181,40 @@ def generate_with_patch(
     ended = torch.isin(tokens, end_tokens(model)).nonzero()
     if len(ended) > 0:
         tokens = tokens[: int(ended[0]) + 1]
-    return [model.tokenizer.decode([token]) for token in tokens.tolist()], tokens
+    return token_texts(model, tokens), tokens
 
 
-def rows_per_batch(model: LensModel, suffix: int = 1, new_tokens: int = 0) -> int:
+def rows_per_batch(model: LensModel, *, run: int = 1, unembedded: int = 1, cached: int = 0) -> int:
     """Rows to compute at a time: enough to keep matrix products efficient, few enough to fit into memory.
 
     Measured on two cores with a 135M model, time per row falls until about 500 rows and is flat from there. The
-    other bounds are 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
+    bounds are 1,024 tokens, 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
 
     Args:
-        suffix: tokens from i* to the end of the target prompt, which every row runs.
-        new_tokens: tokens that every row generates.
+        run: tokens that each row runs at once.
+        unembedded: tokens of each row that are unembedded.
+        cached: tokens of each row whose keys and values are kept.
     """
     cfg = model.cfg
     kv_width = 2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head
-    by_tokens = 1024 // suffix
-    by_logits = 2**26 // cfg.d_vocab
-    by_cache = 2**28 // (cfg.n_layers * kv_width * (suffix + new_tokens))
+    by_tokens = 1024 // run
+    by_logits = 2**26 // (cfg.d_vocab * unembedded)
+    by_cache = 2**28 // (cfg.n_layers * kv_width * max(1, cached))
     return max(1, min(by_tokens, by_logits, by_cache))
+
+
+def _batch_size(target: TargetPrompt, engine: Literal["fast", "hooks"], batch_size: int | None, new_tokens: int) -> int:
+    """The given batch size, if it is one, or the one that suits the engine."""
+    if batch_size is not None and batch_size < 1:
+        raise PatchscopesError(f"batch_size must be at least 1, or None to choose by size; got {batch_size}")
+    if batch_size is not None:
+        return batch_size
+    if engine == "hooks":
+        whole = len(target.tokens) + new_tokens
+        return rows_per_batch(target.model, run=whole, unembedded=whole)
+    return rows_per_batch(
+        target.model, run=target.suffix_length, cached=target.suffix_length + new_tokens if new_tokens else 0
+    )
 
 
 def _checked_rows(
@@ -204,7 +226,10 @@ def _checked_rows(
         raise PatchscopesError(
             f"vectors must be [row, d_model] with d_model = {cfg.d_model}, got shape {tuple(vectors.shape)}"
         )
-    layers = torch.as_tensor(layers, dtype=torch.long, device=cfg.device)
+    layers = torch.as_tensor(layers, device=cfg.device)
+    if len(layers) > 0 and layers.is_floating_point():
+        raise PatchscopesError(f"layers must be whole numbers, got {layers.dtype}")
+    layers = layers.long()
     if layers.shape != vectors.shape[:1]:
         raise PatchscopesError(f"{vectors.shape[0]} vectors need as many layers, got {tuple(layers.shape)}")
     for layer in layers.unique().tolist():

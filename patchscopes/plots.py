@@ -115,10 +115,12 @@ def plot_benchmark(document: Json) -> Figure:
         fastest = next(way["ms_per_row"] for way in ways if way["name"] == "fast engine")
         colours = ["#1f6fb4" if way["name"] == "fast engine" else "#b0b0b0" for way in ways]
         bars = axis.barh([way["name"] for way in ways], milliseconds, color=colours)
-        axis.bar_label(bars, [f"{ms:.3g} ms ({ms / fastest:.2g}×)" for ms in milliseconds], padding=4, fontsize=8)
+        labels = [f"{significant(ms)} ms ({significant(ms / fastest)}×)" for ms in milliseconds]
+        axis.bar_label(bars, labels, padding=4, fontsize=8)
         axis.set(xscale="log", xlabel="Milliseconds per row (logarithmic)", title=task["title"])
         axis.title.set_fontsize(9)
-        axis.set_xlim(right=max(milliseconds) * 12)
+        # Bars on a logarithmic axis have no natural foot: a decade below the shortest, so that it is visible.
+        axis.set_xlim(min(milliseconds) / 10, max(milliseconds) * 40)
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
     environment = document["environment"]
@@ -131,9 +133,15 @@ def plot_benchmark(document: Json) -> Figure:
 
 def visible(text: str) -> str:
     """The text in one line: spaces at its ends, newlines and tabs as symbols, dollars kept from making formulas."""
-    stripped = text.strip(" ")
-    before = "␣" * (len(text) - len(text.lstrip(" "))) if stripped else "␣" * len(text)
-    return (before + stripped).replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+    inner = text.strip(" ")
+    before = len(text) - len(text.lstrip(" "))
+    marked = "␣" * before + inner + "␣" * (len(text) - before - len(inner))
+    return marked.replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+
+
+def significant(number: float) -> str:
+    """The number with about three significant digits, never in scientific notation."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def shortened(text: str, length: int) -> str:

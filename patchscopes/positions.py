@@ -75,7 +75,7 @@ def find_token_position(model: LensModel, text: str, token: str | int, *, occurr
         positions = (ids == token).nonzero()[:, 0].tolist()
     else:
         texts = token_texts(model, ids)
-        positions = [position for position, other in enumerate(texts) if other in (token, f" {token}", f"▁{token}")]
+        positions = [position for position, other in enumerate(texts) if other in (token, f" {token}")]
     if not -len(positions) <= occurrence < len(positions):
         raise PatchscopesError(
             f"occurrence {occurrence} of the token {token!r} is not in the text, which has {len(positions)}; its "

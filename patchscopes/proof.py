@@ -12,6 +12,7 @@ from torch import Tensor
 from patchscopes import fast, hooks
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
+from patchscopes.generation import Advance
 from patchscopes.layers import EMBEDDING
 from patchscopes.lens_model import LensModel
 from patchscopes.target import TargetPrompt
@@ -45,6 +46,7 @@ class _Verdict:
 _verdicts: weakref.WeakKeyDictionary[LensModel, _Verdict] = weakref.WeakKeyDictionary()
 
 
+@torch.no_grad()
 def fast_engine_failure(target: TargetPrompt) -> str | None:
     """Why `engine="auto"` does not use the fast engine on this model, or None if it does.
 
@@ -59,24 +61,26 @@ def fast_engine_failure(target: TargetPrompt) -> str | None:
         failure = _prove(target)
         verdict = _verdicts[model] = _Verdict(failure, compatibility_mode)
         if failure is not None:
-            warnings.warn(f"patching uses the slow hooks engine on this model: {failure}", stacklevel=4)
+            warnings.warn(f"patching uses the slow hooks engine on this model: {failure}", stacklevel=2)
     return verdict.failure
 
 
 def _prove(target: TargetPrompt) -> str | None:
-    """Compare both engines on a few rows; the reason why they differ, or None."""
+    """Compare both engines on a few rows; the reason why they differ, or None.
+
+    The rows are states far from home (another token, another layer), in an order that is not that of their layers.
+    """
     model = target.model
-    layers = torch.tensor([EMBEDDING, model.cfg.n_layers // 2, model.cfg.n_layers - 1], device=model.cfg.device)
+    middle, last = model.cfg.n_layers // 2, model.cfg.n_layers - 1
+    vectors = extract_representations(model, [target.tokens], [0], [last, middle, EMBEDDING, last, middle])[0]
+    layers = torch.tensor([middle, last, EMBEDDING, EMBEDDING, middle], device=vectors.device)
+    room_for_more = len(target.tokens) < model.cfg.n_ctx
     for position in {target.position, len(target.tokens) // 2}:
         trial = TargetPrompt(model, target.tokens, position)
-        vectors = extract_representations(model, [target.tokens] * 3, [-1] * 3, layers.tolist())[range(3), range(3)]
         try:
-            fast_logits, fast_advance = fast.start(trial, vectors, layers)
-            chosen, kept = fast_logits.argmax(dim=-1), torch.ones(3, dtype=torch.bool, device=vectors.device)
-            fast_answers = [fast_logits, fast_advance(chosen, kept)]
+            fast_answers = _two_steps(fast.start(trial, vectors, layers), room_for_more)
         except torch.OutOfMemoryError:
             raise
-        # An unknown family can refuse the shared cache or the recorded arguments in any of these ways.
         except (
             AttributeError,
             IndexError,
@@ -87,12 +91,23 @@ def _prove(target: TargetPrompt) -> str | None:
             ValueError,
         ) as error:
             return f"the fast engine cannot run it ({type(error).__name__}: {error})"
-        hooks_logits, hooks_advance = hooks.start(trial, vectors, layers)
-        for fast_answer, hooks_answer in zip(fast_answers, [hooks_logits, hooks_advance(chosen, kept)], strict=True):
+        hooks_answers = _two_steps(hooks.start(trial, vectors, layers), room_for_more)
+        for fast_answer, hooks_answer in zip(fast_answers, hooks_answers, strict=True):
             difference = disagreement(fast_answer, hooks_answer, model.cfg.dtype)
             if difference is not None:
                 return f"the fast engine's logits differ from those of plain hooks: {difference}"
     return None
+
+
+def _two_steps(
+    started: tuple[Float[Tensor, "row d_vocab"], Advance], room_for_more: bool
+) -> list[Float[Tensor, "_ d_vocab"]]:
+    """First logits, and those after one more token on all rows but the first, if the context has room for it."""
+    logits, advance = started
+    kept = torch.arange(len(logits), device=logits.device) > 0
+    # The same token for both engines: their argmax may differ by rounding.
+    tokens = torch.arange(len(logits), device=logits.device)[kept]
+    return [logits, advance(tokens, kept)] if room_for_more else [logits]
 
 
 def disagreement(

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,11 +41,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
+            unfinished = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                unfinished.chmod(0o644)
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise PatchscopesError(f"cannot write {path} ({error.strerror}); choose another path") from error
 
@@ -61,7 +67,7 @@ class ChunkStore:
     @classmethod
     def beside(cls, output: Path, config: Json, environment: Json) -> "ChunkStore":
         """The store of the run that has this output, options and environment (but any git commit)."""
-        described = {"config": config, "environment": environment | {"git_commit": None}, "code": code_sha256()}
+        described = {"config": config, "environment": environment | {"git_commit": None}}
         key = json.dumps(described, sort_keys=True, allow_nan=False)
         return cls(output.with_suffix(".chunks") / hashlib.sha256(key.encode()).hexdigest()[:16])
 
@@ -98,27 +104,37 @@ def environment(model: LensModel, texts: TextSet | None = None) -> Json:
         "threads": torch.get_num_threads(),
         "model": {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)},
         "dataset": dataset,
+        "code_sha256": code_sha256(),
         "git_commit": git_commit(),
     }
 
 
 def git_commit() -> str | None:
-    """The commit of the repository that the package is in, or None if it is in none."""
-    here = Path(patchscopes.__file__).parent
+    """The commit of the checkout that the package is run from, or None if it is run from none."""
+    checkout = Path(patchscopes.__file__).parent.parent
+    if not (checkout / ".git").exists():
+        return None
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     return found.stdout.strip() if found.returncode == 0 else None
 
 
+def peak_memory_gib() -> float:
+    """The largest resident memory of this process so far."""
+    # macOS counts in bytes, Linux in kilobytes.
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
 def result_document(experiment: str, config: Json, environment: Json, results: Json, timing: Json) -> dict[str, Json]:
-    """The one shape of every result file."""
+    """The frame of every result file; the memory that the run took joins its `timing`."""
     return {
         "experiment": experiment,
         "schema_version": SCHEMA_VERSION,
         "config": config,
         "environment": environment,
         "results": results,
-        "timing": timing,
+        "timing": timing | {"peak_memory_gib": peak_memory_gib()},
     }

@@ -17,7 +17,8 @@ class TargetPrompt:
         tokens: the prompt's token ids, `[pos]`.
         position: i*, counted from the start.
 
-    The clean (unpatched) run over T, which all rows share in the fast engine, is computed once, on first use.
+    The clean (unpatched) run over T, which all rows share in the fast engine, is computed once, on first use: make a
+    new TargetPrompt after you have changed the model's weights or moved it.
 
     Raises:
         PatchscopesError: the prompt has no token at `position`.
@@ -37,7 +38,7 @@ class TargetPrompt:
     def clean_run(self) -> twin.CleanRun:
         """The unpatched run over the prompt, for the fast engine."""
         with torch.no_grad():
-            return twin.clean_run(twin.twin_of(self.model), self.tokens, self.position)
+            return twin.record_clean_run(twin.twin_of(self.model), self.tokens, self.position)
 
     def __repr__(self) -> str:
         return f"TargetPrompt({len(self.tokens)} tokens, position {self.position})"

@@ -13,11 +13,14 @@ from patchscopes.lens_model import LensModel
 Text: TypeAlias = str | Sequence[int] | Int[Tensor, "..."]
 
 
-def to_token_ids(model: LensModel, text: Text) -> Int[Tensor, " pos"]:
+def to_token_ids(model: LensModel, text: Text, *, truncate: bool = False) -> Int[Tensor, " pos"]:
     """The token ids of `text` as the model reads it (with BOS where TransformerLens puts it), or ids given as such.
 
+    Args:
+        truncate: drop what goes beyond the model's context, instead of refusing the text.
+
     Raises:
-        PatchscopesError: no token at all, or more than the model's context.
+        PatchscopesError: no token at all, more than the model's context, or ids that are none.
     """
     if isinstance(text, str):
         if model.tokenizer is None:
@@ -25,14 +28,18 @@ def to_token_ids(model: LensModel, text: Text) -> Int[Tensor, " pos"]:
         ids = model.to_tokens(text, truncate=False)[0]
     else:
         ids = torch.as_tensor(text, device=model.cfg.device)
-        if len(ids) > 0 and (ids.is_floating_point() or ids.squeeze().ndim > 1):
+        if ids.numel() > 0 and (ids.is_floating_point() or ids.squeeze().ndim > 1):
             raise PatchscopesError(
                 f"text must be a string or the token ids of one text, got a tensor of shape {tuple(ids.shape)} "
                 f"and type {ids.dtype}; give one text at a time"
             )
         ids = ids.reshape(-1).long()
+        if ids.numel() > 0 and not 0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab:
+            raise PatchscopesError(f"token ids must be from 0 to {model.cfg.d_vocab - 1}, got {ids.tolist()}")
     if len(ids) == 0:
         raise PatchscopesError("the text has no tokens; give at least one character")
+    if truncate:
+        return ids[: model.cfg.n_ctx]
     if len(ids) > model.cfg.n_ctx:
         raise PatchscopesError(f"the text has {len(ids)} tokens, the model reads at most {model.cfg.n_ctx}; shorten it")
     return ids
@@ -59,5 +66,11 @@ def end_tokens(model: LensModel) -> Int[Tensor, " end_token"]:
 
 
 def token_texts(model: LensModel, ids: Int[Tensor, " pos"]) -> list[str]:
-    """Each token as text; one that is only part of a character shows as the replacement character."""
-    return [model.tokenizer.decode([token]) for token in ids.tolist()]
+    """Each token as text, leading space included; one that is only part of a character shows as the replacement one.
+
+    Tokens are decoded behind another one: some decoders (Llama 2's) strip the space in front of the first.
+    """
+    tokenizer = model.tokenizer
+    first = tokenizer("x", add_special_tokens=False)["input_ids"][-1:]
+    before = len(tokenizer.decode(first, clean_up_tokenization_spaces=False))
+    return [tokenizer.decode([*first, token], clean_up_tokenization_spaces=False)[before:] for token in ids.tolist()]

@@ -22,6 +22,9 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.lens_model import LensModel
 from patchscopes.prefix import SHARED_PREFIX_ATTENTION, KeysValues, PrefixCache, using
 
+# How the forward of an unknown family can refuse our cache or the arguments recorded from another call.
+REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 # --- The twin -------------------------------------------------------------------------------------------------
 
 
@@ -32,16 +35,19 @@ class Twin:
     Attributes:
         causal_lm: the whole model.
         blocks: its transformer blocks.
-        device: where token ids go.
         shares_prefix: whether attention is `shared_prefix_attention`.
         blocks_return_tuples: whether this family's blocks return their output as the first part of a tuple.
     """
 
     causal_lm: Any
     blocks: tuple[nn.Module, ...]
-    device: torch.device
     shares_prefix: bool
     blocks_return_tuples: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.causal_lm.get_input_embeddings().weight.device
 
     def new_cache(self, prefixes: Sequence[KeysValues | None] | None = None) -> PrefixCache:
         """An empty cache behind `prefixes` (none unless given)."""
@@ -55,14 +61,12 @@ def build_twin(model: Any) -> Twin:
     seen by both. Families that take their attention from Hugging Face's registry get `shared_prefix_attention`.
 
     Raises:
-        PatchscopesError: `model` is not a TransformerBridge around a decoder-only Hugging Face model.
+        TypeError: `model` is not a TransformerBridge around a decoder-only Hugging Face model.
+        one of REFUSALS: its blocks cannot be run one by one.
     """
     bridged = getattr(model, "original_model", None)
     if bridged is None or not hasattr(model, "blocks") or not hasattr(bridged, "base_model"):
-        raise PatchscopesError(
-            f"the fast engine needs a TransformerBridge around a decoder-only Hugging Face model, got "
-            f"{type(model).__name__}; use engine='hooks'"
-        )
+        raise TypeError("it is not a TransformerBridge around a decoder-only Hugging Face model")
     shares_prefix = bool(getattr(bridged, "_supports_attention_backend", False))
     copies: dict[int, Any] = {}
     configs: dict[int, Any] = {}
@@ -88,8 +92,8 @@ def build_twin(model: Any) -> Twin:
 
     causal_lm = copied(bridged)
     blocks = tuple(copied(block) for block in model.blocks)
-    twin = Twin(causal_lm, blocks, torch.device(model.cfg.device), shares_prefix)
-    probe = clean_run(twin, torch.zeros(1, dtype=torch.long, device=twin.device), position=0)
+    twin = Twin(causal_lm, blocks, shares_prefix)
+    probe = record_clean_run(twin, torch.zeros(1, dtype=torch.long, device=twin.device), position=0)
     return replace(twin, blocks_return_tuples=probe.calls[0].returns_tuple)
 
 
@@ -124,10 +128,18 @@ def twin_of(model: LensModel) -> Twin:
     """The model's twin, built on first use.
 
     Raises:
-        PatchscopesError: as for `build_twin`.
+        PatchscopesError: the model is not a TransformerBridge around a decoder-only Hugging Face model, or its
+            blocks cannot be run one by one.
     """
     if model not in _twins:
-        _twins[model] = build_twin(model)
+        try:
+            _twins[model] = build_twin(model)
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            raise PatchscopesError(
+                f"the fast engine cannot run this {type(model).__name__} ({error}); use engine='hooks'"
+            ) from error
     return _twins[model]
 
 
@@ -213,7 +225,7 @@ class CleanRun:
     calls: list[BlockCall]
 
 
-def clean_run(twin: Twin, tokens: Int[Tensor, " pos"], position: int) -> CleanRun:
+def record_clean_run(twin: Twin, tokens: Int[Tensor, " pos"], position: int) -> CleanRun:
     """Run the target prompt once: the prefix into the cache, then the suffix with everything recorded."""
     prefixes: list[KeysValues | None] = [None] * len(twin.blocks)
     if position > 0:

@@ -1,6 +1,5 @@
 """Time the fast engine beside plain hooks and the logit lens, on the same rows in one run."""
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,11 +137,12 @@ def print_tasks(results: dict) -> None:
         for name, value in task.items():
             if isinstance(value, float):
                 print(f"  {name.replace('_', ' '):<30} {value:>10.3g}")
-    print(f"\npeak memory of the process: {results['peak_memory_gib']:.2f} GiB")
 
 
 def main() -> None:
-    parser = common_parser(__doc__, "bench", unused=("layers", "batch-size", "fresh"))
+    parser = common_parser(
+        __doc__, "bench", methods=("next_token", "generation"), unused=("layers", "batch-size", "fresh")
+    )
     parser.set_defaults(samples=16, max_new_tokens=20)
     parser.add_argument("--threads", type=positive, metavar="N", help="torch threads (default: torch's own choice)")
     options = parser.parse_args()
@@ -151,20 +151,25 @@ def main() -> None:
     texts = load_texts(options.dataset, limit=options.samples)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     started = time.perf_counter()
-    tasks = [
-        sweep_task(model, texts, options.samples, options.seed),
-        generation_task(model, options.max_new_tokens),
-    ]
-    # Kilobytes on Linux, bytes on macOS; the figure is for Linux, where the benchmark is meant to be compared.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    results = {"tasks": tasks, "peak_memory_gib": peak}
-    config = {"n_samples": options.samples, "max_new_tokens": options.max_new_tokens, "seed": options.seed}
+    tasks = {
+        "next_token": lambda: sweep_task(model, texts, options.samples, options.seed),
+        "generation": lambda: generation_task(model, options.max_new_tokens),
+    }
+    results = {"tasks": [tasks[name]() for name in options.methods]}
+    config = {
+        "model": options.model,
+        "dataset": options.dataset,
+        "n_samples": options.samples,
+        "max_new_tokens": options.max_new_tokens,
+        "seed": options.seed,
+        "methods": options.methods,
+    }
     timing = {"seconds": {"total": time.perf_counter() - started}}
     document = result_document("bench", config, environment(model, texts), results, timing)
     write_json(options.output_json, document)
     save_png(plot_benchmark(document), options.output_plot)
     print_tasks(results)
-    print(f"wrote {options.output_plot} and {options.output_json}")
+    print(f"\nwrote {options.output_plot} and {options.output_json}")
 
 
 if __name__ == "__main__":

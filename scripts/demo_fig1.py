@@ -13,7 +13,7 @@ from patchscopes.results import environment, result_document, write_json
 
 
 def main() -> None:
-    parser = common_parser(__doc__, "fig1", unused=("dataset", "samples", "seed", "fresh"))
+    parser = common_parser(__doc__, "fig1", methods=("token_identity",), unused=("dataset", "samples", "seed", "fresh"))
     own = parser.add_argument_group("figure 1")
     own.add_argument("--mode", choices=("generate", "top_k", "both"), default="both", help="what to ask at each layer")
     own.add_argument("--source-text", default=LayerReadoutConfig.source_prompt, help="source prompt S")

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from patchscopes.data import PASSAGES, STREAMED
 from patchscopes.errors import PatchscopesError
 from patchscopes.registry import EMBEDDED_MODEL
@@ -13,27 +15,22 @@ FIGURES = Path(__file__).parent.parent / "figures"
 
 
 def common_parser(
-    description: str, output: str, *, methods: tuple[str, ...] = (), unused: tuple[str, ...] = ()
+    description: str, output: str, *, methods: tuple[str, ...], unused: tuple[str, ...] = ()
 ) -> argparse.ArgumentParser:
     """A parser with the common options.
 
     Args:
         output: name of the output files without suffix; they go to `figures/`.
-        methods: those that `--methods` may choose from; the script has no such option if there are none.
+        methods: those that `--methods` may choose from.
         unused: common options that this script accepts and has no use for.
     """
     ignored = f"Accepted and without effect here: {', '.join(f'--{name}' for name in unused)}." if unused else None
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=ignored,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argparse.ArgumentParser(description=description, epilog=ignored, allow_abbrev=False)
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
         default=EMBEDDED_MODEL,
-        help="alias (scripts/list_models.py prints them), hub id or local folder",
+        help="alias (scripts/list_models.py prints them), hub id or local folder (default: %(default)s)",
     )
     model.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
     model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
@@ -42,31 +39,91 @@ def common_parser(
         "--dataset",
         default=PASSAGES,
         help=f"{PASSAGES} (embedded), {', '.join(STREAMED)} (streamed from the hub), or a .txt, .jsonl, .csv or "
-        ".parquet file",
+        ".parquet file (default: %(default)s)",
     )
     data.add_argument(
-        "--samples", "--num-samples", type=positive, default=500, metavar="N", help="positions drawn from the texts"
+        "--samples",
+        "--num-samples",
+        type=positive,
+        default=500,
+        metavar="N",
+        help="positions drawn from the texts (default: %(default)s)",
     )
-    data.add_argument("--seed", type=int, default=0, help="of all random draws")
+    data.add_argument("--seed", type=natural, default=0, help="of all random draws (default: %(default)s)")
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--layers", type=layer_list, default="all", metavar="LAYERS", help="source layers: 0,4,8 or 0-15 or all"
+        "--layers",
+        type=layer_list,
+        default="all",
+        metavar="LAYERS",
+        help="source layers: 0,4,8 or 0-15 or all (default: %(default)s)",
     )
-    if methods:
-        run.add_argument("--methods", nargs="+", choices=methods, default=list(methods), help="methods to compare")
+    run.add_argument(
+        "--methods",
+        type=name_list(methods),
+        default=methods,
+        metavar="METHODS",
+        help=f"some of {','.join(methods)} (default: all)",
+    )
     run.add_argument("--batch-size", type=positive, metavar="N", help="texts and rows at a time (default: by size)")
-    run.add_argument("--max-new-tokens", type=positive, default=8, metavar="N", help="length of generations")
+    run.add_argument(
+        "--max-new-tokens", type=positive, default=8, metavar="N", help="length of generations (default: %(default)s)"
+    )
     run.add_argument("--fresh", action="store_true", help="start over instead of going on from finished chunks")
     out = parser.add_argument_group("output")
-    out.add_argument("--output-plot", type=Path, default=FIGURES / f"{output}.png", metavar="PNG", help="the figure")
-    out.add_argument("--output-json", type=Path, default=FIGURES / f"{output}.json", metavar="JSON", help="all numbers")
+    out.add_argument(
+        "--output-plot",
+        type=output_file(".png"),
+        default=FIGURES / f"{output}.png",
+        metavar="PNG",
+        help=f"the figure (default: figures/{output}.png)",
+    )
+    out.add_argument(
+        "--output-json",
+        type=output_file(".json"),
+        default=FIGURES / f"{output}.json",
+        metavar="JSON",
+        help=f"all numbers; finished chunks are kept beside it (default: figures/{output}.json)",
+    )
     return parser
 
 
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def positive(text: str) -> int:
+    """A whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def name_list(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """A parser of comma-separated `names`."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+        unknown = [name for name in chosen if name not in names]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(names)}, got {unknown[0]!r}")
+        return chosen
+
+    return parse
+
+
+def output_file(suffix: str) -> Callable[[str], Path]:
+    """A parser of file names that end in `suffix`."""
+
+    def parse(text: str) -> Path:
+        if Path(text).suffix != suffix:
+            raise argparse.ArgumentTypeError(f"expected the name of a {suffix} file, got {text!r}")
+        return Path(text)
+
+    return parse
 
 
 def layer_list(text: str) -> tuple[int, ...] | None:
@@ -90,5 +147,7 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except PatchscopesError as error:
         sys.exit(f"error: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"error: out of memory on the device; try a smaller --batch-size or --dtype bfloat16 ({error})")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted: run the same command again to go on from the finished chunks")

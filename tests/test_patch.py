@@ -23,7 +23,7 @@ from patchscopes.patch import (
     run_with_patch,
 )
 from patchscopes.proof import disagreement, fast_engine_failure
-from patchscopes.tokens import end_tokens
+from patchscopes.tokens import end_tokens, token_texts
 
 TOKENS = torch.arange(20, 32)
 LAYERS = [EMBEDDING, 0, 1, 2, 3]
@@ -173,7 +173,7 @@ class TestSingleCalls:
         words, tokens = generate_with_patch(llama, "abc?", -1, vectors[0], max_new_tokens=4, layer=2)
         row = patch_generate(TargetPrompt(llama, "abc?"), vectors, [2], max_new_tokens=4)[0]
         assert torch.equal(tokens, row[: len(tokens)])
-        assert words == [llama.tokenizer.decode([token]) for token in tokens.tolist()]
+        assert words == token_texts(llama, tokens)
 
     def test_the_default_layer_is_the_embedding(self, llama):
         vectors, _ = random_rows(llama, 1)
@@ -250,6 +250,24 @@ class TestSampling:
         assert torch.equal(patch_generate(target, vectors, layers, max_new_tokens=3, temperature=1e-6), greedy)
 
 
+class HookedOnly:
+    """What a HookedTransformer of TransformerLens 3 has in common with a bridge."""
+
+    def __init__(self, bridge):
+        names = (
+            "cfg",
+            "tokenizer",
+            "hook_dict",
+            "to_tokens",
+            "run_with_hooks",
+            "named_parameters",
+            "ln_final",
+            "unembed",
+        )
+        for name in names:
+            setattr(self, name, getattr(bridge, name))
+
+
 class TestWhichEngine:
     def test_user_hooks_fire_under_hooks_and_make_auto_choose_hooks(self, tokenizer):
         model = load_model(hf_model=make_hf_model("llama", seed=2), tokenizer=tokenizer)
@@ -288,6 +306,28 @@ class TestWhichEngine:
             warnings.simplefilter("error")
             patch_logits(target, vectors, layers)
 
+    @pytest.mark.parametrize("broken", ["patched", "in_first_order", "complete_cache"])
+    @pytest.mark.parametrize("prompt", [TOKENS, TOKENS[:2], TOKENS[:1]])
+    def test_the_proof_finds_a_broken_part(self, tokenizer, monkeypatch, broken, prompt):
+        replacements = {
+            # Rows are not patched at all; rows come back in the wrong order; caches stay in the wrong order.
+            "patched": lambda residual, vectors: residual.expand(len(vectors), -1, -1).clone(),
+            "in_first_order": lambda rows, order: rows,
+            "complete_cache": lambda clean, cache, order: complete_cache(clean, cache, order.sort()[0]),
+        }
+        complete_cache = fast.complete_cache
+        model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
+        assert fast_engine_failure(TargetPrompt(model, prompt)) is None
+        model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
+        monkeypatch.setattr(fast, broken, replacements[broken])
+        with pytest.warns(UserWarning, match="differ"):
+            assert fast_engine_failure(TargetPrompt(model, prompt)) is not None
+
+    def test_a_prompt_that_fills_the_context_is_proved_too(self, tokenizer):
+        model = load_model(hf_model=make_hf_model("gpt2", seed=3), tokenizer=tokenizer)
+        target = TargetPrompt(model, [7] * CONTEXT)
+        assert fast_engine_failure(target) is None
+
     def test_auto_falls_back_with_a_warning_when_fast_cannot_run(self, tokenizer, monkeypatch):
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
 
@@ -298,6 +338,18 @@ class TestWhichEngine:
         vectors, layers = random_rows(model, 4)
         with pytest.warns(UserWarning, match="cannot run it"):
             patch_logits(TargetPrompt(model, TOKENS), vectors, layers)
+
+    def test_a_model_without_a_twin_runs_on_hooks(self, tiny_models):
+        model = tiny_models("gpt2")
+        hooked = HookedOnly(model)
+        vectors, layers = random_rows(model, 4)
+        expected = patch_logits(TargetPrompt(model, TOKENS), vectors, layers, engine="hooks")
+        with pytest.warns(UserWarning, match="not a TransformerBridge"):
+            logits = patch_logits(TargetPrompt(hooked, TOKENS), vectors, layers)
+        torch.testing.assert_close(logits, expected)
+        torch.testing.assert_close(logit_lens(hooked, vectors), logit_lens(model, vectors), atol=1e-5, rtol=0)
+        with pytest.raises(PatchscopesError, match="cannot run this HookedOnly.*use engine='hooks'"):
+            patch_logits(TargetPrompt(hooked, TOKENS), vectors, layers, engine="fast")
 
     def test_compatibility_mode_is_proved_again(self, tokenizer):
         model = load_model(hf_model=make_hf_model("gpt2", seed=4), tokenizer=tokenizer)
@@ -382,6 +434,13 @@ class TestMistakes:
         [
             (lambda model: TargetPrompt(model, "abc", 9), "position 9 does not exist in a text of 4 tokens"),
             (lambda model: TargetPrompt(model, []), "no tokens"),
+            (lambda model: TargetPrompt(model, [3, VOCABULARY]), "token ids must be from 0 to 299"),
+            (lambda model: TargetPrompt(model, [-1]), "token ids must be from 0 to 299"),
+            (
+                lambda model: patch_logits(TargetPrompt(model, "a"), torch.zeros(1, 32), [0], batch_size=-1),
+                "batch_size",
+            ),
+            (lambda model: extract_representations(model, ["a"], [0], batch_size=0), "batch_size"),
             (lambda model: TargetPrompt(model, [5] * (CONTEXT + 1)), f"at most {CONTEXT}"),
             (lambda model: TargetPrompt(model, torch.ones(2, 3, dtype=torch.long)), "one text at a time"),
             (lambda model: extract_representation(model, "abc", 4, 0), "layers 0 to 3 and EMBEDDING"),

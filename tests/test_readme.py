@@ -1,8 +1,11 @@
 """The README's own code runs and says what it should."""
 
+import json
 import re
 
 from conftest import ROOT
+
+from patchscopes.registry import EMBEDDED_MODEL
 
 
 def test_the_notebook_example(capsys):
@@ -17,3 +20,12 @@ def test_the_notebook_example(capsys):
 def test_every_file_it_shows_is_there():
     for path in re.findall(r"\]\((figures/[^)]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / path).is_file()
+
+
+def test_figures_are_those_of_the_present_scripts():
+    """Every figure in the repository says which model and options made it."""
+    for name in ("fig1", "fig2", "bench"):
+        document = json.loads((ROOT / "figures" / f"{name}.json").read_text())
+        assert document["config"]["model"] == document["environment"]["model"]["id"] == EMBEDDED_MODEL
+        assert len(document["environment"]["git_commit"]) == 40
+        assert f"figures/{name}.png" in (ROOT / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -20,11 +21,16 @@ def test_json_is_strict_and_whole(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "result.bin"
     write_atomically(path, b"old")
-    with pytest.raises(TypeError):
-        write_atomically(path, None)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PatchscopesError, match="No space left"):
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -48,10 +54,12 @@ class TestChunkStore:
         again.clear()
         assert store.load("00000") is None
 
-    def test_other_code_starts_over(self, tmp_path, monkeypatch):
-        before = ChunkStore.beside(tmp_path / "fig2.json", {}, {})
+    def test_other_code_starts_over(self, tmp_path, monkeypatch, smollm):
+        before = ChunkStore.beside(tmp_path / "fig2.json", {}, environment(smollm))
+        again = ChunkStore.beside(tmp_path / "fig2.json", {}, environment(smollm))
         monkeypatch.setattr("patchscopes.results.code_sha256", lambda: "other code")
-        assert ChunkStore.beside(tmp_path / "fig2.json", {}, {}).folder != before.folder
+        other = ChunkStore.beside(tmp_path / "fig2.json", {}, environment(smollm))
+        assert before == again != other
 
 
 def test_environment_says_what_a_result_depends_on(smollm):
@@ -61,4 +69,5 @@ def test_environment_says_what_a_result_depends_on(smollm):
     assert described["dtype"] == "float32"
     assert {"python", "torch", "transformers", "transformer-lens", "patchscopes"} <= set(described["versions"])
     document = result_document("next_token", {}, described, {}, {})
+    assert 0.1 < document["timing"]["peak_memory_gib"] < 100
     assert json.loads(json.dumps(document, allow_nan=False)) == document

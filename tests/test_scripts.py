@@ -1,7 +1,6 @@
 """The scripts as a user runs them: in a process of their own, on a tiny saved model and the user's own texts."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 from conftest import ROOT, make_hf_model
-from options import layer_list, positive
+from options import layer_list, name_list, natural, positive
 
 from patchscopes.registry import MODELS
 
@@ -129,7 +128,10 @@ def test_help(name):
         ("run_fig2.py", ["--model", "lama-3-8b"], "did you mean 'llama-3-8b'"),
         ("run_fig2.py", ["--dataset", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         ("run_fig2.py", ["--layers", "5-2"], "expected layers like 0,4,8 or 0-15 or all"),
-        ("run_fig2.py", ["--methods", "magic"], "invalid choice: 'magic'"),
+        ("run_fig2.py", ["--methods", "magic"], "expected some of logit_lens,token_identity,simplescope, got 'magic'"),
+        ("run_fig2.py", ["--seed", "-1"], "at least 0"),
+        ("run_fig2.py", ["--output-plot", "fig.pdf"], "expected the name of a .png file"),
+        ("demo_fig1.py", ["--top-k", "100000"], "the model has 49152 tokens"),
         ("run_fig2.py", ["--samples", "0"], "at least 1"),
         ("run_fig2.py", ["--device", "gpu"], "device 'gpu' is not on this machine"),
         ("run_fig2.py", ["--dtype", "int8"], "dtype must be"),
@@ -161,6 +163,12 @@ class TestOptions:
             with pytest.raises(ArgumentTypeError):
                 positive(wrong)
 
+    def test_natural(self):
+        assert natural("0") == 0
+        with pytest.raises(ArgumentTypeError):
+            natural("-1")
 
-def test_scripts_run_from_any_folder(tmp_path):
-    assert script("list_models.py", cwd=tmp_path, env=os.environ).returncode == 0
+    def test_names(self):
+        assert name_list(("a", "b", "c"))("c, a,c") == ("c", "a")
+        with pytest.raises(ArgumentTypeError):
+            name_list(("a",))("a,x")

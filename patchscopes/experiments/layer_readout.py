@@ -71,6 +71,8 @@ def run(model: LensModel, config: LayerReadoutConfig) -> Json:
     Raises:
         PatchscopesError: word, placeholder or layer does not exist.
     """
+    if config.k > model.cfg.d_vocab:
+        raise PatchscopesError(f"the model has {model.cfg.d_vocab} tokens, {config.k} most likely ones were asked for")
     layers = list(range(model.cfg.n_layers)) if config.layers is None else list(config.layers)
     position = find_substring_token_position(model, config.source_prompt, config.source_word)
     vectors = extract_representations(model, [config.source_prompt], [position], layers)[0]

@@ -122,7 +122,7 @@ def run(
     for layer in layers:
         check_layer(model, layer)
 
-    tokens = [to_token_ids(model, text) for text in texts.texts]
+    tokens = [to_token_ids(model, text, truncate=True) for text in texts.texts]
     samples = draw_samples([len(ids) for ids in tokens], texts.texts, config.n_samples, config.seed)
     # Samples of one text stand together, so that it is read once.
     samples = sorted(samples, key=lambda sample: (sample.text, sample.position))
@@ -160,6 +160,8 @@ def _measure(
         batch_size=batch_size or 32,
     )
     final_logits = logit_lens(model, representations[:, -1])
+    if not bool(torch.isfinite(final_logits).all()):
+        raise PatchscopesError(f"the model's logits overflow in {model.cfg.dtype}: use float32 or bfloat16")
     seconds["sources"] = time.perf_counter() - started
     measured: Json = {}
     for method, read in readers.items():
