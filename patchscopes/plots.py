@@ -62,7 +62,7 @@ def plot_layer_readout(document: Json) -> Figure:
     # The last layer on top, as the residual stream flows upwards.
     rows = [len(layers) - 1 - slot for slot in range(len(layers))]
     ranks = len(readout["top_k"][0]) if "top_k" in readout else 0
-    width_of_texts = 3.0 if "generations" in readout else 0.0
+    width_of_texts = 2.4 if "generations" in readout else 0.0
     size = (1.2 * (ranks + width_of_texts) + 2, 0.28 * len(layers) + 1.4)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     headings: dict[float, str] = {}
@@ -71,7 +71,7 @@ def plot_layer_readout(document: Json) -> Figure:
         probabilities = np.array([[entry["probability"] for entry in row] for row in readout["top_k"]])[::-1]
         extent = (0, ranks, len(layers) - 0.5, -0.5)
         image = axis.imshow(probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=extent)
-        figure.colorbar(image, ax=axis, label="Probability", shrink=0.5, pad=0.01)
+        figure.colorbar(image, ax=axis, label="Probability", shrink=0.5, pad=0.0)
         headings |= {rank + 0.5: f"rank {rank + 1}" for rank in range(ranks)}
         for row, entries in zip(rows, readout["top_k"], strict=True):
             for rank, entry in enumerate(entries):
@@ -80,9 +80,9 @@ def plot_layer_readout(document: Json) -> Figure:
                 axis.text(rank + 0.5, row, label, ha="center", va="center", fontsize=8, color=colour)
 
     if width_of_texts:
-        headings[ranks + width_of_texts / 2] = "generation"
+        headings[ranks + 0.5] = "generation"
         for row, text in zip(rows, readout["generations"], strict=True):
-            label = shortened(visible(text), 44)
+            label = shortened(visible(text), 36)
             axis.text(ranks + 0.1, row, label, ha="left", va="center", fontsize=8)
 
     axis.set_xlim(0, ranks + width_of_texts)
