@@ -22,7 +22,7 @@ from patchscopes.patch import (
     patch_logits,
     run_with_patch,
 )
-from patchscopes.proof import disagreement, fast_engine_failure
+from patchscopes.proof import _prove, disagreement, fast_engine_failure
 from patchscopes.tokens import end_tokens, token_texts
 
 TOKENS = torch.arange(20, 32)
@@ -362,9 +362,20 @@ class TestWhichEngine:
             auto = patch_logits(target, vectors, layers)
         torch.testing.assert_close(auto, patch_logits(target, vectors, layers, engine="hooks"), atol=1e-3, rtol=0)
 
-    def test_bfloat16_is_proved_too(self, tokenizer):
-        model = load_model(hf_model=make_hf_model("llama", seed=5), tokenizer=tokenizer, dtype="bfloat16")
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_bfloat16_is_proved_too(self, tokenizer, family):
+        model = load_model(hf_model=make_hf_model(family, seed=5), tokenizer=tokenizer, dtype="bfloat16")
         assert fast_engine_failure(TargetPrompt(model, TOKENS)) is None
+
+    def test_the_embedded_model_is_proved_in_bfloat16(self):
+        model = load_model(dtype="bfloat16")
+        for prompt in ("?", TestRealModel.PROMPT):
+            assert _prove(TargetPrompt(model, prompt)) is None
+
+    def test_a_broken_part_is_found_in_bfloat16(self, tokenizer, monkeypatch):
+        model = load_model(hf_model=make_hf_model("llama", seed=5), tokenizer=tokenizer, dtype="bfloat16")
+        monkeypatch.setattr(fast, "in_first_order", lambda rows, order: rows)
+        assert "spread" in _prove(TargetPrompt(model, TOKENS))
 
     def test_accelerate_hooks_are_carried_over(self, tokenizer):
         from accelerate import dispatch_model
@@ -386,11 +397,14 @@ class TestDisagreement:
     def test_rounding_passes_and_errors_do_not(self):
         logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 5
         single, half = torch.float32, torch.bfloat16
-        assert disagreement(logits + 1e-5, logits, single) is None
-        assert "largest difference" in disagreement(logits + 0.1, logits, single)
-        assert disagreement(logits.to(half), logits.to(half) * 1.005, half) is None
-        assert "spread" in disagreement(logits.flip(0).to(half), logits.to(half), half)
-        assert "finite" in disagreement(logits / 0, logits, single)
+        assert disagreement(logits + 1e-5, logits, logits, single) is None
+        assert "largest difference" in disagreement(logits + 0.1, logits, logits, single)
+        assert disagreement(logits.to(half), logits.to(half) * 1.01, logits.to(half), half) is None
+        assert "spread" in disagreement(logits.flip(0).to(half), logits.to(half), logits.to(half), half)
+        # What rounding the vectors alone does is no disagreement.
+        assert disagreement(logits * 1.15, logits, logits * 0.9, half) is None
+        assert "20% is allowed" in disagreement(logits * 1.3, logits, logits * 0.9, half)
+        assert "finite" in disagreement(logits / 0, logits, logits, single)
 
 
 class TestNoRows:
