@@ -175,9 +175,8 @@ def generate_with_patch(
         PatchscopesError: as for `run_with_patch`.
     """
     target = TargetPrompt(model, target_text, target_position)
-    tokens = patch_generate(target, source_vec[None], [layer], max_new_tokens=max_new_tokens, temperature=temperature)[
-        0
-    ]
+    rows = patch_generate(target, source_vec[None], [layer], max_new_tokens=max_new_tokens, temperature=temperature)
+    tokens = rows[0]
     ended = torch.isin(tokens, end_tokens(model)).nonzero()
     if len(ended) > 0:
         tokens = tokens[: int(ended[0]) + 1]
@@ -212,9 +211,8 @@ def _batch_size(target: TargetPrompt, engine: Literal["fast", "hooks"], batch_si
     if engine == "hooks":
         whole = len(target.tokens) + new_tokens
         return rows_per_batch(target.model, run=whole, unembedded=whole)
-    return rows_per_batch(
-        target.model, run=target.suffix_length, cached=target.suffix_length + new_tokens if new_tokens else 0
-    )
+    cached = target.suffix_length + new_tokens if new_tokens > 0 else 0
+    return rows_per_batch(target.model, run=target.suffix_length, cached=cached)
 
 
 def _checked_rows(

@@ -16,6 +16,7 @@ from patchscopes.generation import Advance
 from patchscopes.layers import EMBEDDING
 from patchscopes.lens_model import LensModel
 from patchscopes.target import TargetPrompt
+from patchscopes.twin import REFUSALS
 
 Engine: TypeAlias = Literal["auto", "fast", "hooks"]
 
@@ -82,18 +83,12 @@ def _prove(target: TargetPrompt) -> str | None:
             fast_answers = _two_steps(fast.start(trial, vectors, layers), room_for_more)
         except torch.OutOfMemoryError:
             raise
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except REFUSALS as error:
             return f"the fast engine cannot run it ({type(error).__name__}: {error})"
         hooks_answers = _two_steps(hooks.start(trial, vectors, layers), room_for_more)
-        rounded_answers = _two_steps(hooks.start(trial, rounded_otherwise(vectors), layers), room_for_more)
+        rounded_answers = hooks_answers
+        if is_16_bit(model.cfg.dtype):
+            rounded_answers = _two_steps(hooks.start(trial, rounded_otherwise(vectors), layers), room_for_more)
         for answers in zip(fast_answers, hooks_answers, rounded_answers, strict=True):
             difference = disagreement(*answers, model.cfg.dtype)
             if difference is not None:
@@ -110,6 +105,11 @@ def _two_steps(
     # The same token for both engines: their argmax may differ by rounding.
     tokens = torch.arange(len(logits), device=logits.device)[kept]
     return [logits, advance(tokens, kept)] if room_for_more else [logits]
+
+
+def is_16_bit(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type carry so few digits that rounding must be measured."""
+    return torch.finfo(dtype).bits < 32
 
 
 def rounded_otherwise(vectors: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
@@ -132,12 +132,12 @@ def disagreement(
     that rounding the vectors otherwise makes to any row.
 
     Args:
-        rounded: `expected` for vectors rounded otherwise.
+        rounded: `expected` for vectors rounded otherwise; only looked at in 16-bit types.
     """
     logits, expected, rounded = logits.double(), expected.double(), rounded.double()
     if not bool(torch.isfinite(logits).all()):
         return "some are not finite"
-    if torch.finfo(dtype).bits >= 32:
+    if not is_16_bit(dtype):
         largest = (logits - expected).abs().max().item()
         allowed = 1e-3 * max(1.0, expected.abs().max().item() / 10)
         return None if largest < allowed else f"the largest difference is {largest:.2g}, {allowed:.2g} is allowed"
