@@ -35,7 +35,9 @@ def main() -> None:
     write_json(options.output_json, document)
     save_png(plot_next_token(document), options.output_plot)
     print_table(document)
-    print(f"wrote {options.output_plot} and {options.output_json} ({timing['seconds']['total']:.0f} s of computing)")
+    seconds, memory = document["timing"]["seconds"]["total"], document["timing"]["peak_memory_gib"]
+    print(f"wrote {options.output_plot} and {options.output_json}")
+    print(f"{seconds:.0f} s of computing, peak memory {memory:.1f} GiB")
 
 
 def print_table(document: dict) -> None:
