@@ -88,18 +88,18 @@ def common_parser(
     return parser
 
 
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
-    return int(text)
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `minimum` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
+natural, positive = at_least(0), at_least(1)
 
 
 def name_list(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
