@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -85,10 +86,11 @@ class ChunkStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def code_sha256() -> str:
-    """A hash over the source files of the installed package."""
+def code_sha256(modules: Sequence[str] | None = None) -> str:
+    """A hash over the source files of the installed package, or over those of some of its modules."""
+    folder = Path(patchscopes.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(Path(patchscopes.__file__).parent.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")) if modules is None else [folder / f"{name}.py" for name in modules]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,0 +1,131 @@
+"""What the library learns from a model (affine maps, soft prompts): its provenance, its files, and their cache."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from patchscopes.data import TextSet
+from patchscopes.embedded import cache_folder
+from patchscopes.errors import PatchscopesError
+from patchscopes.lens_model import LensModel
+from patchscopes.model import weights_sha256
+from patchscopes.results import code_sha256, write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a learned lens was made from.
+
+    Attributes:
+        estimator: `least_squares` or `kl`.
+        source_model, target_model: name and `weights_sha256` of the models whose representations go in and come out.
+        dataset: name and SHA-256 of the texts.
+        n_positions: representations that were fitted, or drawn (with repetition) in training.
+        options: everything else that was chosen: ridge, seed, settings of the training.
+        versions: of the packages that computed it.
+    """
+
+    estimator: str
+    source_model: dict[str, str]
+    target_model: dict[str, str]
+    dataset: dict[str, str]
+    n_positions: int
+    options: dict[str, Any]
+    versions: dict[str, str]
+
+
+def provenance(
+    estimator: str, model: LensModel, texts: TextSet, n_positions: int, options: dict[str, Any]
+) -> Provenance:
+    """The provenance of something learned from one model's representations."""
+    described = {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)}
+    return Provenance(
+        estimator=estimator,
+        source_model=described,
+        target_model=described,
+        dataset={"name": texts.name, "sha256": texts.sha256},
+        n_positions=n_positions,
+        # As it will be read from a file: lists for tuples.
+        options=json.loads(json.dumps(options)),
+        versions={package: version(package) for package in ("patchscopes", "torch", "transformers")},
+    )
+
+
+def check_models(made: Provenance, source_model: LensModel, target_model: LensModel | None = None) -> None:
+    """Refuse a learned lens on other models than its own.
+
+    Args:
+        target_model: where results go; the source model unless given.
+
+    Raises:
+        PatchscopesError: the weights of either model are not those that the lens was learned from.
+    """
+    pairs = ((source_model, made.source_model), (target_model or source_model, made.target_model))
+    for model, expected in pairs:
+        if weights_sha256(model) != expected["weights_sha256"]:
+            raise PatchscopesError(
+                f"this lens was learned from {expected['id']!r}, and the weights (or their type) of "
+                f"{model.cfg.model_name!r} ({model.cfg.dtype}) are others; fit one for this model with "
+                "scripts/train_lens.py"
+            )
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], made: Provenance) -> None:
+    """Write learned tensors with their provenance as safetensors, atomically."""
+    metadata = {"provenance": json.dumps(asdict(made))}
+    write_atomically(path, safetensors.torch.save({k: v.cpu() for k, v in tensors.items()}, metadata))
+
+
+def load_tensors(path: Path, *, model: LensModel | None = None) -> tuple[dict[str, Tensor], Provenance]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        PatchscopesError: no such file, not such a file, or learned from other weights than those of `model`.
+    """
+    device = "cpu" if model is None else str(model.cfg.device)
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            made = Provenance(**json.loads(file.metadata()["provenance"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except FileNotFoundError as error:
+        raise PatchscopesError(f"there is no file {path}; write one with scripts/train_lens.py") from error
+    except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
+        raise PatchscopesError(f"{path} is not a learned lens of patchscopes; write one with train_lens.py") from error
+    if model is not None:
+        check_models(made, model)
+    return tensors, made
+
+
+def cached_path(
+    kind: str, model: LensModel, texts: TextSet, options: dict[str, Any], modules: Sequence[str] | None = None
+) -> Path:
+    """Where the user's cache folder keeps something learned: the name holds a hash of all that it depends on.
+
+    Args:
+        modules: those of the package whose code decides what is learned; all unless given.
+    """
+    described = {
+        "model": weights_sha256(model),
+        "dataset": texts.sha256,
+        "options": options,
+        "code": code_sha256(modules),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    slug = "".join(character if character.isalnum() else "-" for character in str(model.cfg.model_name))[-40:]
+    return cache_folder() / "lenses" / f"{kind}-{slug}-{key}.safetensors"
+
+
+def forget(*paths: Path) -> None:
+    """Remove cached files, if they are there."""
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,373 @@
+"""Affine mappings f between the representations of two layers, fitted by ridge least squares.
+
+The paper's Tuned Lens baseline, and Din et al. 2023 before it, map a layer's representation to the last layer's by an
+affine function; Pal et al. 2023 map it to the last layer's representation of a *later* token. Both are sums over
+positions, so one pass over the texts serves all layers, and no hidden state is kept.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from patchscopes.data import TextSet
+from patchscopes.errors import PatchscopesError
+from patchscopes.extract import extract_representations
+from patchscopes.layers import check_layer
+from patchscopes.learned import Provenance, cached_path, forget, load_tensors, provenance, save_tensors
+from patchscopes.lens_model import LensModel
+from patchscopes.tokens import to_token_ids
+
+# Positions that maps are fitted on, and the penalty on their weights (see `Moments.solve`), unless told.
+N_POSITIONS = 20_000
+RIDGE = 1e-3
+
+# Texts read together while fitting: their hidden states are all that is in memory at a time.
+TEXTS_AT_A_TIME = 8
+
+
+class MapKey(NamedTuple):
+    """Which representations a map connects: those of `source_layer` at a token with those of `target_layer`, `ahead`
+    tokens later."""
+
+    source_layer: int
+    target_layer: int
+    ahead: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AffineMap:
+    """An affine function of representations, `weight @ h + bias`, and where it comes from."""
+
+    weight: Float[Tensor, "d_out d_in"]
+    bias: Float[Tensor, " d_out"]
+    key: MapKey
+    provenance: Provenance
+
+    def __call__(self, representations: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Map representations, in the precision of the map; the result has the type of what was given.
+
+        Raises:
+            PatchscopesError: they are not as wide as those that the map was fitted on.
+        """
+        width = self.weight.shape[1]
+        if representations.shape[-1] != width:
+            raise PatchscopesError(
+                f"this map takes representations of width {width} ({self.provenance.source_model['id']}), got width "
+                f"{representations.shape[-1]}; use the map that was fitted on this model"
+            )
+        mapped = torch.nn.functional.linear(representations.to(self.weight), self.weight, self.bias)
+        return mapped.to(representations.dtype)
+
+    def to(self, device: torch.device | str) -> "AffineMap":
+        """The same map on another device."""
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
+
+    def save(self, path: Path) -> None:
+        """Write the map and its provenance as safetensors. See `save_maps`."""
+        save_maps(path, {self.key: self})
+
+    @classmethod
+    def load(cls, path: Path, *, model: LensModel | None = None) -> "AffineMap":
+        """Read the one map of a file. See `load_maps`.
+
+        Raises:
+            PatchscopesError: as `load_maps`, or the file holds several maps.
+        """
+        maps = load_maps(path, model=model)
+        if len(maps) != 1:
+            raise PatchscopesError(f"{path} holds {len(maps)} maps, expected one; read them with load_maps")
+        return next(iter(maps.values()))
+
+
+def save_maps(path: Path, maps: Mapping[MapKey, AffineMap]) -> None:
+    """Write maps of one provenance into one safetensors file, atomically.
+
+    Raises:
+        PatchscopesError: the folder cannot be written to.
+    """
+    made = next(iter(maps.values())).provenance
+    tensors: dict[str, Tensor] = {}
+    for key, affine in maps.items():
+        name = "source{}.target{}.ahead{}".format(*key)
+        tensors |= {f"{name}.weight": affine.weight.contiguous(), f"{name}.bias": affine.bias}
+    save_tensors(path, tensors, made)
+
+
+def load_maps(path: Path, *, model: LensModel | None = None) -> dict[MapKey, AffineMap]:
+    """Read the maps of a file written by `save_maps`.
+
+    Args:
+        model: refuse maps that were not fitted from and to this model, and put them on its device.
+
+    Raises:
+        PatchscopesError: no such file, not a file of maps, or maps of another model.
+    """
+    tensors, made = load_tensors(path, model=model)
+    maps: dict[MapKey, AffineMap] = {}
+    for name in tensors:
+        numbers = re.fullmatch(r"source(-?\d+)\.target(-?\d+)\.ahead(\d+)\.weight", name)
+        if numbers is not None:
+            key = MapKey(*map(int, numbers.groups()))
+            bias = tensors[name.removesuffix("weight") + "bias"]
+            maps[key] = AffineMap(weight=tensors[name], bias=bias, key=key, provenance=made)
+    if not maps:
+        raise PatchscopesError(f"{path} is not a file of affine maps; write one with train_lens.py")
+    return maps
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMapping:
+    """The f of rows that come from several source layers: each row goes through its own layer's map.
+
+    Attributes:
+        maps: by source layer.
+    """
+
+    maps: Mapping[int, AffineMap]
+
+    @classmethod
+    def to_layer(cls, maps: Mapping[MapKey, AffineMap], target_layer: int, ahead: int = 0) -> "LayerMapping":
+        """Those of `maps` that go to one layer of the token `ahead` tokens later."""
+        return cls({key.source_layer: f for key, f in maps.items() if key[1:] == (target_layer, ahead)})
+
+    def __call__(
+        self, representations: Float[Tensor, "row d_in"], layers: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_out"]:
+        """Map each row.
+
+        Raises:
+            PatchscopesError: there is no map from a layer.
+        """
+        out: Tensor | None = None
+        for layer in layers.unique().tolist():
+            if layer not in self.maps:
+                raise PatchscopesError(f"there is no map from layer {layer}, only from {sorted(self.maps)}")
+            rows = layers == layer
+            mapped = self.maps[layer](representations[rows])
+            out = mapped.new_empty(len(representations), mapped.shape[1]) if out is None else out
+            out[rows] = mapped
+        return representations if out is None else out
+
+
+# --- Fitting --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Moments:
+    """Sums over positions from which least squares follows, for several sources x and targets y at once, in float64.
+
+    Their size does not depend on the number of positions.
+    """
+
+    n: int
+    x: Float[Tensor, "source d_in"]
+    y: Float[Tensor, "target d_out"]
+    xx: Float[Tensor, "source d_in d_in"]
+    xy: Float[Tensor, "source target d_in d_out"]
+
+    @classmethod
+    def zero(
+        cls, n_sources: int, d_in: int, n_targets: int, d_out: int, device: torch.device | str = "cpu"
+    ) -> "Moments":
+        """The sums over no position."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        return cls(
+            0,
+            zeros(n_sources, d_in),
+            zeros(n_targets, d_out),
+            zeros(n_sources, d_in, d_in),
+            zeros(n_sources, n_targets, d_in, d_out),
+        )
+
+    def add(self, x: Float[Tensor, "position source d_in"], y: Float[Tensor, "position target d_out"]) -> None:
+        """Add positions."""
+        x, y = x.to(self.x), y.to(self.y)
+        self.n += len(x)
+        self.x += x.sum(dim=0)
+        self.y += y.sum(dim=0)
+        for source, of_source in enumerate(x.unbind(dim=1)):
+            self.xx[source] += of_source.T @ of_source
+            for target, of_target in enumerate(y.unbind(dim=1)):
+                self.xy[source, target] += of_source.T @ of_target
+
+    def solve(
+        self, ridge: float
+    ) -> tuple[Float[Tensor, "source target d_out d_in"], Float[Tensor, "source target d_out"]]:
+        """Weights and biases of the ridge regression of every target on every source, in float32.
+
+        They minimise the mean squared error plus `ridge` times the squared weights of inputs scaled to unit variance,
+        so that the penalty means the same for every layer.
+
+        Raises:
+            PatchscopesError: the positions do not determine the weights.
+        """
+        n_sources, n_targets, d_in, d_out = self.xy.shape
+        weights = torch.empty(n_sources, n_targets, d_out, d_in, device=self.xy.device)
+        biases = torch.empty(n_sources, n_targets, d_out, device=self.xy.device)
+        mean_y = self.y / self.n
+        # One source at a time: copies of all moments would double the memory.
+        for source in range(n_sources):
+            mean_x = self.x[source] / self.n
+            covariance = self.xx[source] / self.n - torch.outer(mean_x, mean_x)
+            scale = covariance.diagonal().clamp(min=0).sqrt()
+            scale = torch.where(scale > 0, scale, 1)
+            correlation = covariance / torch.outer(scale, scale)
+            correlation.diagonal().add_(ridge)
+            factor, failed = torch.linalg.cholesky_ex(correlation)
+            if int(failed) != 0:
+                raise PatchscopesError(
+                    f"{self.n} positions do not determine a map from {d_in} dimensions with ridge {ridge}; give more "
+                    "texts or a larger ridge"
+                )
+            for target in range(n_targets):
+                cross = self.xy[source, target] / self.n - torch.outer(mean_x, mean_y[target])
+                weight = (torch.cholesky_solve(cross / scale[:, None], factor) / scale[:, None]).T
+                weights[source, target] = weight
+                biases[source, target] = mean_y[target] - weight @ mean_x
+        return weights, biases
+
+
+@torch.no_grad()
+def fit_affine_maps(
+    model: LensModel,
+    texts: TextSet,
+    source_layers: Sequence[int] | None = None,
+    target_layers: Sequence[int] | None = None,
+    *,
+    ahead: Sequence[int] = (0,),
+    n_positions: int = N_POSITIONS,
+    ridge: float = RIDGE,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> dict[MapKey, AffineMap]:
+    """Ridge least squares from each source layer to each target layer, at the same token or some tokens later.
+
+    One pass over the texts. Memory holds the moments (float64, `d_model`² numbers for each source layer, and for each
+    pair) and the hidden states of a few texts, however many positions there are.
+
+    Args:
+        texts: of the train split, which no evaluation uses.
+        source_layers: all blocks unless given.
+        target_layers: the last block unless given.
+        ahead: how many tokens after the source's the target is.
+        n_positions: at most; fewer are used where the texts have fewer. They are all those of some texts.
+        ridge: see `Moments.solve`.
+        progress: wraps the iteration over groups of texts, `tqdm` for instance.
+
+    Raises:
+        PatchscopesError: texts of another split, no position in them, or too few for the ridge.
+    """
+    if texts.split != "train":
+        raise PatchscopesError(f"maps are fitted on texts of the train split, got {texts.split!r} of {texts.name!r}")
+    last = model.cfg.n_layers - 1
+    sources = list(range(model.cfg.n_layers)) if source_layers is None else list(source_layers)
+    targets = [last] if target_layers is None else list(target_layers)
+    for layer in [*sources, *targets]:
+        check_layer(model, layer)
+
+    runs = _whole_texts(model, texts, n_positions, max(ahead), seed)
+    if not runs:
+        raise PatchscopesError(f"the train texts of {texts.name!r} have no position to fit on; give more texts")
+    # Apple's GPUs have no float64.
+    device = "cpu" if torch.device(model.cfg.device).type == "mps" else model.cfg.device
+    width = model.cfg.d_model
+    moments = Moments.zero(len(sources), width, len(targets) * len(ahead), width, device)
+    groups = [runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]
+    for group in progress(groups):
+        x, y = _read_pairs(model, group, sources, targets, ahead)
+        moments.add(x, y)
+    weights, biases = moments.solve(ridge)
+
+    options = {"ridge": ridge, "seed": seed, "asked_positions": n_positions}
+    made = provenance("least_squares", model, texts, moments.n, options)
+    keys = [(target, later) for later in ahead for target in targets]
+    return {
+        MapKey(source, target, later): AffineMap(
+            weight=weights[row, column].to(model.cfg.device),
+            bias=biases[row, column].to(model.cfg.device),
+            key=MapKey(source, target, later),
+            provenance=made,
+        )
+        for row, source in enumerate(sources)
+        for column, (target, later) in enumerate(keys)
+    }
+
+
+def _whole_texts(
+    model: LensModel, texts: TextSet, n_positions: int, ahead: int, seed: int
+) -> list[tuple[Int[Tensor, " _"], range]]:
+    """Texts in random order, each with all its positions but the first and the last `ahead`, until there are enough.
+
+    A text costs the same to run for one position as for all.
+    """
+    runs: list[tuple[Tensor, range]] = []
+    missing = n_positions
+    for index in np.random.default_rng(seed).permutation(len(texts.texts)):
+        ids = to_token_ids(model, texts.texts[index], truncate=True)
+        positions = range(1, len(ids) - ahead)[:missing]
+        if len(positions) > 0:
+            runs.append((ids, positions))
+            missing -= len(positions)
+    return runs
+
+
+def _read_pairs(
+    model: LensModel,
+    wanted: Sequence[tuple[Int[Tensor, " _"], range]],
+    sources: Sequence[int],
+    targets: Sequence[int],
+    ahead: Sequence[int],
+) -> tuple[Float[Tensor, "position source d_model"], Float[Tensor, "position target d_model"]]:
+    """What goes in and should come out, at the given positions of some texts. Each text is run once."""
+    layers = sorted({*sources, *targets})
+    places = [(text, position) for text, (_, positions) in enumerate(wanted) for position in positions]
+    read = sorted({(text, position + later) for text, position in places for later in (0, *ahead)})
+    states = extract_representations(
+        model, [wanted[text][0] for text, _ in read], [position for _, position in read], layers
+    )
+    row_of = {place: row for row, place in enumerate(read)}
+
+    def at(later: int, chosen: Sequence[int]) -> Float[Tensor, "position chosen d_model"]:
+        rows = [row_of[text, position + later] for text, position in places]
+        return states[rows][:, [layers.index(layer) for layer in chosen]]
+
+    return at(0, sources), torch.cat([at(later, targets) for later in ahead], dim=1)
+
+
+# --- The cache ------------------------------------------------------------------------------------------------
+
+
+def cached_affine_maps(
+    model: LensModel,
+    texts: TextSet,
+    *,
+    ahead: Sequence[int] = (0,),
+    n_positions: int = N_POSITIONS,
+    ridge: float = RIDGE,
+    seed: int = 0,
+    fresh: bool = False,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> dict[MapKey, AffineMap]:
+    """`fit_affine_maps` from all layers to the last one, or what an earlier call with the same arguments left in the
+    cache folder (unless `fresh`)."""
+    options = {"ahead": list(ahead), "n_positions": n_positions, "ridge": ridge, "seed": seed}
+    path = cached_path("affine", model, texts, options, ["mappings", "extract", "data"])
+    if fresh:
+        forget(path)
+    if path.is_file():
+        return load_maps(path, model=model)
+    maps = fit_affine_maps(
+        model, texts, ahead=ahead, n_positions=n_positions, ridge=ridge, seed=seed, progress=progress
+    )
+    save_maps(path, maps)
+    return maps
