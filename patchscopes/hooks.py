@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.generation import Advance
-from patchscopes.layers import hook_name
-from patchscopes.lens_model import LensModel
+from patchscopes.layers import EMBEDDING, hook_name
 from patchscopes.target import TargetPrompt
 
 
@@ -35,8 +34,7 @@ def first_logits(
     target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits of the token after the target prompt, each row patched at (i*, its layer)."""
-    sequences = target.tokens.expand(len(vectors), -1)
-    return last_logits(target.model, sequences, target.position, vectors, layers)
+    return last_logits(target, target.tokens.expand(len(vectors), -1), vectors, layers)
 
 
 def start(
@@ -48,17 +46,31 @@ def start(
     def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_vocab"]:
         nonlocal sequences, vectors, layers
         sequences, vectors, layers = torch.cat([sequences[kept], chosen[:, None]], dim=1), vectors[kept], layers[kept]
-        return last_logits(target.model, sequences, target.position, vectors, layers)
+        return last_logits(target, sequences, vectors, layers)
 
     return first_logits(target, vectors, layers), advance
 
 
 def last_logits(
-    model: LensModel,
+    target: TargetPrompt,
     sequences: Int[Tensor, "row pos"],
-    position: int,
     vectors: Float[Tensor, "row d_model"],
     layers: Int[Tensor, " row"],
 ) -> Float[Tensor, "row d_vocab"]:
-    """A full forward pass over whole sequences, patched at (`position`, each row's layer)."""
-    return model.run_with_hooks(sequences, fwd_hooks=writing_hooks(position, vectors, layers))[:, -1]
+    """A full forward pass over whole sequences that start with the target prompt, patched at (i*, its layer)."""
+
+    fwd_hooks = writing_hooks(target.position, vectors, layers)
+    if target.soft_prompt is not None:
+        fwd_hooks = [(hook_name(EMBEDDING), writing_soft_prompt(target.soft_prompt)), *fwd_hooks]
+    return target.model.run_with_hooks(sequences, fwd_hooks=fwd_hooks)[:, -1]
+
+
+def writing_soft_prompt(soft_prompt: Float[Tensor, "soft d_model"]) -> Callable[..., Tensor]:
+    """A TransformerLens hook that writes a soft prompt over the first tokens of every row."""
+
+    def write(residual: Float[Tensor, "row pos d_model"], hook: Any) -> Float[Tensor, "row pos d_model"]:
+        residual = residual.clone()
+        residual[:, : len(soft_prompt)] = soft_prompt.to(residual)
+        return residual
+
+    return write

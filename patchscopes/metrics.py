@@ -33,6 +33,11 @@ def surprisal(
     return -log_probabilities.gather(1, predicted.reshape(len(predicted), -1)).reshape(predicted.shape)
 
 
+def rank(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """How many tokens a lens finds more likely than the given one: Precision@k is how often that is below k."""
+    return (logits > logits.gather(1, tokens[:, None])).sum(dim=-1)
+
+
 @dataclass(frozen=True)
 class MeanWithInterval:
     """A mean over samples and its 95 % bootstrap interval, for each of the remaining dimensions."""

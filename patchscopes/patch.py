@@ -39,6 +39,7 @@ __all__ = [
     "generate_with_patch",
     "patch_generate",
     "patch_logits",
+    "patch_logits_ahead_in_batches",
     "patch_logits_in_batches",
     "rows_per_batch",
     "run_with_patch",
@@ -96,6 +97,38 @@ def patch_logits_in_batches(
     return batches()
 
 
+def patch_logits_ahead_in_batches(
+    target: TargetPrompt,
+    vectors: Float[Tensor, "row d_model"],
+    layers: Sequence[int] | Int[Tensor, " row"],
+    n_tokens: int,
+    *,
+    engine: Engine = "auto",
+    batch_size: int | None = None,
+) -> Iterator[Float[Tensor, "batch n_tokens d_vocab"]]:
+    """Logits of each of the next `n_tokens` tokens, while every row goes on with its own most likely ones.
+
+    An end-of-sequence token is gone on from like any other. Args and errors: as for `patch_logits`.
+    """
+    vectors, layers = _checked_rows(target, vectors, layers)
+    _check_length(target, n_tokens)
+    chosen = chosen_engine(target, engine)
+    size = _batch_size(target, chosen, batch_size, n_tokens, unembedded=n_tokens)
+    start = fast.start if chosen == "fast" else hooks.start
+
+    @torch.no_grad()
+    def batches() -> Iterator[Float[Tensor, "batch n_tokens d_vocab"]]:
+        for first in range(0, len(vectors), size):
+            logits, advance = start(target, vectors[first : first + size], layers[first : first + size])
+            ahead = [logits]
+            everyone = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+            while len(ahead) < n_tokens:
+                ahead.append(advance(ahead[-1].argmax(dim=-1), everyone))
+            yield torch.stack(ahead, dim=1)
+
+    return batches()
+
+
 @torch.no_grad()
 def patch_generate(
     target: TargetPrompt,
@@ -117,16 +150,9 @@ def patch_generate(
     Args and errors: as for `patch_logits`.
     """
     vectors, layers = _checked_rows(target, vectors, layers)
-    if max_new_tokens < 1 or temperature < 0:
-        raise PatchscopesError(
-            f"max_new_tokens must be at least 1 and temperature at least 0, got {max_new_tokens} and {temperature}"
-        )
-    longest = len(target.tokens) + max_new_tokens - 1
-    if longest > target.model.cfg.n_ctx:
-        raise PatchscopesError(
-            f"the target prompt's {len(target.tokens)} tokens and {max_new_tokens} new ones do not fit the model's "
-            f"context of {target.model.cfg.n_ctx}; shorten either"
-        )
+    if temperature < 0:
+        raise PatchscopesError(f"temperature must be at least 0, got {temperature}")
+    _check_length(target, max_new_tokens)
     chosen = chosen_engine(target, engine)
     size = _batch_size(target, chosen, batch_size, max_new_tokens)
     start = fast.start if chosen == "fast" else hooks.start
@@ -202,7 +228,24 @@ def rows_per_batch(model: LensModel, *, run: int = 1, unembedded: int = 1, cache
     return max(1, min(by_tokens, by_logits, by_cache))
 
 
-def _batch_size(target: TargetPrompt, engine: Literal["fast", "hooks"], batch_size: int | None, new_tokens: int) -> int:
+def _check_length(target: TargetPrompt, new_tokens: int) -> None:
+    """Refuse to generate nothing, or more than the model's context holds."""
+    if new_tokens < 1:
+        raise PatchscopesError(f"at least 1 token must be generated, got {new_tokens}")
+    if len(target.tokens) + new_tokens - 1 > target.model.cfg.n_ctx:
+        raise PatchscopesError(
+            f"the target prompt's {len(target.tokens)} tokens and {new_tokens} new ones do not fit the model's "
+            f"context of {target.model.cfg.n_ctx}; shorten either"
+        )
+
+
+def _batch_size(
+    target: TargetPrompt,
+    engine: Literal["fast", "hooks"],
+    batch_size: int | None,
+    new_tokens: int,
+    unembedded: int = 1,
+) -> int:
     """The given batch size, if it is one, or the one that suits the engine."""
     if batch_size is not None and batch_size < 1:
         raise PatchscopesError(f"batch_size must be at least 1, or None to choose by size; got {batch_size}")
@@ -212,7 +255,7 @@ def _batch_size(target: TargetPrompt, engine: Literal["fast", "hooks"], batch_si
         whole = len(target.tokens) + new_tokens
         return rows_per_batch(target.model, run=whole, unembedded=whole)
     cached = target.suffix_length + new_tokens if new_tokens > 0 else 0
-    return rows_per_batch(target.model, run=target.suffix_length, cached=cached)
+    return rows_per_batch(target.model, run=target.suffix_length, unembedded=unembedded, cached=cached)
 
 
 def _checked_rows(

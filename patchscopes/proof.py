@@ -78,7 +78,7 @@ def _prove(target: TargetPrompt) -> str | None:
     layers = torch.tensor([middle, last, middle, EMBEDDING, 0], device=vectors.device)
     room_for_more = len(target.tokens) < model.cfg.n_ctx
     for position in {target.position, len(target.tokens) // 2}:
-        trial = TargetPrompt(model, target.tokens, position)
+        trial = TargetPrompt(model, target.tokens, position, soft_prompt=target.soft_prompt)
         try:
             fast_answers = _two_steps(fast.start(trial, vectors, layers), room_for_more)
         except torch.OutOfMemoryError:

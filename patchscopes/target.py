@@ -3,8 +3,11 @@
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from patchscopes import twin
+from patchscopes.errors import PatchscopesError
 from patchscopes.lens_model import LensModel
 from patchscopes.tokens import Text, resolve_position, to_token_ids
 
@@ -16,18 +19,32 @@ class TargetPrompt:
         model: the target model M*.
         tokens: the prompt's token ids, `[pos]`.
         position: i*, counted from the start.
+        soft_prompt: what enters block 0 at each token in place of what the tokens put there, or None.
 
     The clean (unpatched) run over T, which all rows share in the fast engine, is computed once, on first use: make a
     new TargetPrompt after you have changed the model's weights or moved it.
 
     Raises:
-        PatchscopesError: the prompt has no token at `position`.
+        PatchscopesError: the prompt has no token at `position`, or the soft prompt has another length or width.
     """
 
-    def __init__(self, model: LensModel, text: Text, position: int = -1) -> None:
+    def __init__(
+        self,
+        model: LensModel,
+        text: Text,
+        position: int = -1,
+        *,
+        soft_prompt: Float[Tensor, "pos d_model"] | None = None,
+    ) -> None:
         self.model = model
         self.tokens = to_token_ids(model, text)
         self.position = resolve_position(len(self.tokens), position)
+        self.soft_prompt = soft_prompt
+        if soft_prompt is not None and soft_prompt.shape != (len(self.tokens), model.cfg.d_model):
+            raise PatchscopesError(
+                f"the soft prompt is {tuple(soft_prompt.shape)}, expected one vector of width {model.cfg.d_model} for "
+                f"each of the prompt's {len(self.tokens)} tokens"
+            )
 
     @property
     def suffix_length(self) -> int:
@@ -36,9 +53,11 @@ class TargetPrompt:
 
     @cached_property
     def clean_run(self) -> twin.CleanRun:
-        """The unpatched run over the prompt, for the fast engine."""
-        with torch.no_grad():
-            return twin.record_clean_run(twin.twin_of(self.model), self.tokens, self.position)
+        """The unpatched run over the prompt, for the fast engine; it carries the gradient of a soft prompt."""
+        learning = torch.is_grad_enabled() and self.soft_prompt is not None and self.soft_prompt.requires_grad
+        with torch.set_grad_enabled(learning):
+            own_twin = twin.twin_of(self.model)
+            return twin.record_clean_run(own_twin, self.tokens, self.position, self.soft_prompt)
 
     def __repr__(self) -> str:
         return f"TargetPrompt({len(self.tokens)} tokens, position {self.position})"

@@ -149,6 +149,21 @@ def next_token_logits(twin: Twin, tokens: Int[Tensor, " row"], cache: PrefixCach
         return twin.causal_lm(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
 
 
+def next_token_residual(twin: Twin, tokens: Int[Tensor, " row"], cache: PrefixCache) -> Float[Tensor, "row d_model"]:
+    """`next_token_logits` before the final norm: what `unembed` makes the logits of."""
+    residuals: list[Tensor] = []
+    *others, last = (block.forward for block in twin.blocks)
+
+    def reading(*args: Any, **kwargs: Any) -> Any:
+        output = last(*args, **kwargs)
+        residuals.append(hidden_states(output)[:, -1])
+        return output
+
+    with using(cache), block_forwards(twin, [*others, reading]):
+        twin.causal_lm.base_model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True)
+    return residuals[0]
+
+
 def unembed(twin: Twin, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
     """Final norm, unembedding and any output scaling or capping, by the family's own forward.
 
@@ -225,11 +240,22 @@ class CleanRun:
     calls: list[BlockCall]
 
 
-def record_clean_run(twin: Twin, tokens: Int[Tensor, " pos"], position: int) -> CleanRun:
-    """Run the target prompt once: the prefix into the cache, then the suffix with everything recorded."""
+def record_clean_run(
+    twin: Twin,
+    tokens: Int[Tensor, " pos"],
+    position: int,
+    soft_prompt: Float[Tensor, "pos d_model"] | None = None,
+) -> CleanRun:
+    """Run the target prompt once: the prefix into the cache, then the suffix with everything recorded.
+
+    Args:
+        soft_prompt: what enters block 0 in place of what the tokens put there.
+    """
+    soft_prefix, soft_suffix = (None, None) if soft_prompt is None else (soft_prompt[:position], soft_prompt[position:])
     prefixes: list[KeysValues | None] = [None] * len(twin.blocks)
     if position > 0:
-        prefixes = [*run_base_model(twin, tokens[:position], twin.new_cache())]
+        with block_forwards(twin, entering([block.forward for block in twin.blocks], soft_prefix)):
+            prefixes = [*run_base_model(twin, tokens[:position], twin.new_cache())]
 
     residuals: list[Tensor] = []
     calls: list[BlockCall] = []
@@ -243,9 +269,21 @@ def record_clean_run(twin: Twin, tokens: Int[Tensor, " pos"], position: int) -> 
 
         return recorded
 
-    with block_forwards(twin, [recording(block.forward) for block in twin.blocks]):
+    with block_forwards(twin, entering([recording(block.forward) for block in twin.blocks], soft_suffix)):
         suffixes = run_base_model(twin, tokens[position:], twin.new_cache(prefixes))
     return CleanRun(prefixes, suffixes, residuals, calls)
+
+
+def entering(
+    forwards: Sequence[Callable[..., Any]], soft_prompt: Float[Tensor, "pos d_model"] | None
+) -> list[Callable[..., Any]]:
+    """The forwards of the blocks, that of block 0 with `soft_prompt` as its input if there is one."""
+    first, *others = forwards
+
+    def enter(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return first(hidden if soft_prompt is None else soft_prompt.to(hidden)[None], *args, **kwargs)
+
+    return [enter, *others]
 
 
 def run_base_model(twin: Twin, tokens: Int[Tensor, " pos"], cache: PrefixCache) -> list[KeysValues]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchscopes.metrics import mean_with_interval, precision_at_1, surprisal
+from patchscopes.metrics import mean_with_interval, precision_at_1, rank, surprisal
 
 FINAL_LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
 
@@ -65,3 +65,12 @@ def test_the_same_seed_gives_the_same_interval():
 
 def test_perfect_precision_is_exactly_one():
     assert mean_with_interval(np.ones((7, 2))).as_json() == {"mean": [1.0, 1.0], "ci95": [[1.0, 1.0], [1.0, 1.0]]}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12))
+def test_the_rank_is_the_place_among_the_sorted(seed, n_rows, n_tokens):
+    torch.manual_seed(seed)
+    logits, tokens = torch.randn(n_rows, n_tokens), torch.randint(n_tokens, (n_rows,))
+    places = (logits.argsort(dim=-1, descending=True) == tokens[:, None]).nonzero()[:, 1]
+    assert torch.equal(rank(logits, tokens), places)

@@ -20,6 +20,7 @@ from patchscopes.patch import (
     generate_with_patch,
     patch_generate,
     patch_logits,
+    patch_logits_ahead_in_batches,
     run_with_patch,
 )
 from patchscopes.proof import _prove, disagreement, fast_engine_failure
@@ -38,6 +39,11 @@ def random_rows(model, n_rows: int, seed: int = 0):
     layers = torch.randint(EMBEDDING, model.cfg.n_layers, (n_rows,), generator=generator)
     noise = torch.randn(n_rows, model.cfg.d_model, generator=generator)
     return noise * own[layers + 1].std(dim=-1, keepdim=True), layers
+
+
+def ahead(target, vectors, layers, engine, **options):
+    """Logits of the next three tokens."""
+    return patch_logits_ahead_in_batches(target, vectors, layers, 3, engine=engine, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,6 +69,44 @@ class TestFamilies:
         vectors, layers = random_rows(model, 7)
         answers = [patch_generate(target, vectors, layers, max_new_tokens=6, engine=e) for e in ("fast", "hooks")]
         assert torch.equal(*answers)
+
+    @pytest.mark.parametrize("position", POSITIONS)
+    def test_soft_prompts_fast_equals_hooks(self, tiny_models, family, position):
+        model = tiny_models(family)
+        vectors, layers = random_rows(model, 9)
+        soft_prompt = random_rows(model, len(TOKENS), seed=1)[0]
+        target = TargetPrompt(model, TOKENS, position, soft_prompt=soft_prompt)
+        answers = [torch.cat(list(ahead(target, vectors, layers, engine))) for engine in ("fast", "hooks")]
+        torch.testing.assert_close(*answers, atol=1e-3, rtol=0)
+        # It matters what the prompt is, but not which tokens lie under it.
+        plain = torch.cat(list(ahead(TargetPrompt(model, TOKENS, position), vectors, layers, "hooks")))
+        if position != 0:
+            assert (plain - answers[1]).abs().max() > 1e-3
+        others = TargetPrompt(model, TOKENS.flip(0), position, soft_prompt=soft_prompt)
+        torch.testing.assert_close(torch.cat(list(ahead(others, vectors, layers, "fast"))), answers[0])
+
+    def test_a_soft_prompt_of_the_tokens_own_vectors_changes_nothing(self, tiny_models, family):
+        model = tiny_models(family)
+        vectors, layers = random_rows(model, 5)
+        own = extract_representations(model, [TOKENS] * 12, list(range(12)), [EMBEDDING])[:, 0]
+        hard, soft = TargetPrompt(model, TOKENS), TargetPrompt(model, TOKENS, soft_prompt=own)
+        torch.testing.assert_close(patch_logits(soft, vectors, layers), patch_logits(hard, vectors, layers))
+
+    @pytest.mark.parametrize("engine", ["fast", "hooks"])
+    def test_logits_ahead_are_those_of_the_generation(self, tiny_models, family, engine):
+        model = tiny_models(family)
+        target = TargetPrompt(model, TOKENS, 5)
+        vectors, layers = random_rows(model, 7)
+        logits = torch.cat(list(ahead(target, vectors, layers, engine, batch_size=3)))
+        assert logits.shape == (7, 3, VOCABULARY)
+        torch.testing.assert_close(
+            logits[:, 0], patch_logits(target, vectors, layers, engine=engine), atol=1e-4, rtol=1e-4
+        )
+        generated = patch_generate(target, vectors, layers, max_new_tokens=3, engine=engine)
+        for said, padded in zip(logits.argmax(dim=-1).tolist(), generated.tolist(), strict=True):
+            ends = end_tokens(model).tolist()
+            n_same = next((step + 1 for step, token in enumerate(padded) if token in ends), 3)
+            assert said[:n_same] == padded[:n_same]
 
     def test_one_row_equals_many(self, tiny_models, family):
         model = tiny_models(family)
@@ -448,6 +492,7 @@ class TestMistakes:
         [
             (lambda model: TargetPrompt(model, "abc", 9), "position 9 does not exist in a text of 4 tokens"),
             (lambda model: TargetPrompt(model, []), "no tokens"),
+            (lambda model: TargetPrompt(model, [5, 6], soft_prompt=torch.zeros(3, 32)), r"soft prompt is \(3, 32\)"),
             (lambda model: TargetPrompt(model, [3, VOCABULARY]), "token ids must be from 0 to 299"),
             (lambda model: TargetPrompt(model, [-1]), "token ids must be from 0 to 299"),
             (
