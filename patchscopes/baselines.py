@@ -1,14 +1,38 @@
-"""Earlier lenses in their original form."""
+"""Lenses: the earlier ones in their original form, and the Patchscope that computes the same.
 
-from typing import Any
+Every lens takes representations and the layers they are from, one of each per row, and gives the logits of the next
+token. A lens is a choice of the Patchscope's parts; section 3.2 of the paper has the table:
+
+=====================  ==========================  ======================================
+lens                   original                    via Patchscope
+=====================  ==========================  ======================================
+Logit Lens             `LogitLens`                 T = S, i* = i, ℓ* = last, f = identity
+Tuned Lens             `AffineLens` (same token)   the same with f = the layer's map
+Future Lens, linear    `AffineLens` (later token)  the same with f = the layer's map
+Future Lens, a prompt  `PatchscopeLens` on hooks   T = the prompt, i* = its end, ℓ* = ℓ
+=====================  ==========================  ======================================
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.learned import check_models
 from patchscopes.lens_model import LensModel
+from patchscopes.mappings import LayerMapping
+from patchscopes.patch import patch_logits
+from patchscopes.proof import Engine
+from patchscopes.target import TargetPrompt
+from patchscopes.tokens import Text
 from patchscopes.twin import twin_of, unembed
+
+# Logits of the next token, from the representation of row r at `layers[r]`.
+Lens: TypeAlias = Callable[[Float[Tensor, "row d_model"], Int[Tensor, " row"]], Float[Tensor, "row d_vocab"]]
 
 
 @torch.no_grad()
@@ -19,11 +43,15 @@ def logit_lens(model: LensModel, representations: Float[Tensor, "*batch d_model"
     scaling or capping included. Hooks on the model do not fire.
     """
     rows = representations.reshape(-1, representations.shape[-1])
+    return unembedded(model, rows).reshape(*representations.shape[:-1], -1)
+
+
+def unembedded(model: LensModel, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+    """`logit_lens` of rows, with gradients if the rows have any."""
     try:
-        logits = unembed(twin_of(model), rows)
+        return unembed(twin_of(model), rows)
     except PatchscopesError:
-        logits = _plain_unembed(model, rows)
-    return logits.reshape(*representations.shape[:-1], -1)
+        return _plain_unembed(model, rows)
 
 
 def _plain_unembed(model: Any, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
@@ -31,3 +59,80 @@ def _plain_unembed(model: Any, rows: Float[Tensor, "row d_model"]) -> Float[Tens
     logits = model.unembed(model.ln_final(rows[:, None]))[:, 0]
     cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """The Logit Lens (nostalgebraist 2020) in its original form."""
+
+    model: LensModel
+
+    def __call__(
+        self, representations: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Unembed the representations as they are."""
+        return logit_lens(self.model, representations)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineLens:
+    """An affine map of each layer to the last, then unembedding.
+
+    With maps to the last layer of the same token this is the Tuned Lens (Belrose et al. 2023; by least squares, Din et
+    al. 2023); with maps to that of a later token, the linear form of the Future Lens (Pal et al. 2023).
+
+    Raises:
+        PatchscopesError: the maps were fitted on another model.
+    """
+
+    model: LensModel
+    mapping: LayerMapping
+
+    def __post_init__(self) -> None:
+        for made in {id(f.provenance): f.provenance for f in self.mapping.maps.values()}.values():
+            check_models(made, self.model)
+
+    @torch.no_grad()
+    def __call__(
+        self, representations: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Map each row by its layer's map, and unembed."""
+        return logit_lens(self.model, self.mapping(representations, layers))
+
+
+@dataclass(frozen=True, eq=False)
+class PatchscopeLens:
+    """A Patchscope as a lens: f of the representation, written at (i*, ℓ*) of T.
+
+    Attributes:
+        target: T and i*.
+        target_layer: ℓ*; None for ℓ* = ℓ.
+        mapping: f; None for the identity.
+        engine: as for `patch_logits`.
+    """
+
+    target: TargetPrompt
+    target_layer: int | None = None
+    mapping: LayerMapping | None = None
+    engine: Engine = "auto"
+
+    @torch.no_grad()
+    def __call__(
+        self, representations: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_vocab"]:
+        """The logits after T, for each row."""
+        vectors = representations if self.mapping is None else self.mapping(representations, layers)
+        target_layers = layers if self.target_layer is None else torch.full_like(layers, self.target_layer)
+        return patch_logits(self.target, vectors, target_layers, engine=self.engine)
+
+
+def source_patchscope(
+    model: LensModel, source: Text, position: int, mapping: LayerMapping | None = None, *, engine: Engine = "auto"
+) -> PatchscopeLens:
+    """The Patchscope that is the Logit Lens, or with a mapping an affine lens: T = S, i* = i, ℓ* = last.
+
+    Tokens of S after i have no part in the answer, so T ends with token i.
+    """
+    whole = TargetPrompt(model, source, position)
+    target = TargetPrompt(model, whole.tokens[: whole.position + 1], -1)
+    return PatchscopeLens(target, model.cfg.n_layers - 1, mapping, engine)
