@@ -1,0 +1,222 @@
+"""Gradient descent: it lowers held-out losses, stops, and ends the same after an interruption."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from conftest import make_hf_model
+
+from patchscopes import future_lens, training, tuned_lens
+from patchscopes.baselines import AffineLens, LogitLens
+from patchscopes.data import TextSet
+from patchscopes.errors import PatchscopesError
+from patchscopes.future_lens import FIXED_PROMPT, SOFT_PROMPT_TRAINING, SoftPrompt, train_soft_prompt
+from patchscopes.mappings import LayerMapping, MapKey
+from patchscopes.model import load_model
+from patchscopes.patch import EMBEDDING, extract_representations, patch_logits
+from patchscopes.training import TrainingConfig, train
+from patchscopes.tuned_lens import shuffled_batches, split_held_out, train_tuned_lens
+
+TEXTS = TextSet("made up", "train", tuple(f"text {n}: {n * 7919 % 1000} dogs and {n**3 % 101} cats" for n in range(24)))
+SHORT = TrainingConfig(n_steps=12, evaluate_every=4, batch_size=32)
+SHORT_PROMPT = replace(SOFT_PROMPT_TRAINING, n_steps=6, evaluate_every=2, batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def interrupted_after(n: int):
+    """A progress wrapper that breaks off the iteration over steps."""
+
+    def progress(items):
+        if not isinstance(items, range):
+            return items
+
+        def some():
+            for number, item in enumerate(items):
+                if number == n:
+                    raise KeyboardInterrupt
+                yield item
+
+        return some()
+
+    return progress
+
+
+class TestTrain:
+    """On a quadratic bowl around 1 for one part and around 2 for the other, with noise that depends on the step."""
+
+    def run(self, path, config, progress=iter, worse_after=None):
+        parts = [[torch.zeros(3, requires_grad=True)], [torch.zeros(2, requires_grad=True)]]
+        steps = []
+
+        def add_gradients(step):
+            steps.append(step)
+            noise = torch.rand(1, generator=torch.Generator().manual_seed(step))
+            (sum(((part[0] - goal) ** 2).sum() for goal, part in enumerate(parts, 1)) * noise).backward()
+
+        def held_out_losses():
+            if worse_after is not None and len(steps) > worse_after:
+                return [9.0 + len(steps), 9.0 + len(steps)]
+            return [float(((part[0].detach() - goal) ** 2).mean()) for goal, part in enumerate(parts, 1)]
+
+        return train(parts, add_gradients, held_out_losses, config, path, progress), steps
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_goes_down_and_resumes_to_the_same(self, tmp_path, optimizer):
+        config = TrainingConfig(optimizer=optimizer, learning_rate=0.1, n_steps=40, evaluate_every=5)
+        whole, steps = self.run(tmp_path / "whole", config)
+        assert steps == list(range(40))
+        assert [step for step, _ in whole.held_out] == list(range(0, 41, 5))
+        assert all(now < then / 2 for now, then in zip(whole.held_out[-1][1], whole.held_out[0][1], strict=True))
+        with pytest.raises(KeyboardInterrupt):
+            self.run(tmp_path / "killed", config, interrupted_after(17))
+        resumed, steps = self.run(tmp_path / "killed", config)
+        assert steps == list(range(15, 40))
+        assert resumed.held_out == whole.held_out
+        for ours, theirs in zip(resumed.parts, whole.parts, strict=True):
+            assert torch.equal(ours[0], theirs[0])
+
+    def test_stops_when_nothing_improves_and_keeps_the_best(self, tmp_path):
+        config = TrainingConfig(learning_rate=0.1, n_steps=100, evaluate_every=5, patience=2)
+        trained, steps = self.run(tmp_path / "out", config, worse_after=10)
+        assert trained.n_steps == len(steps) == 20
+        best_losses = [float(((part[0].detach() - goal) ** 2).mean()) for goal, part in enumerate(trained.parts, 1)]
+        assert best_losses == pytest.approx(trained.held_out[2][1])
+
+    def test_a_finished_training_stays_finished(self, tmp_path):
+        config = TrainingConfig(learning_rate=0.1, n_steps=10, evaluate_every=5)
+        first, _ = self.run(tmp_path / "out", config)
+        again, steps = self.run(tmp_path / "out", config)
+        assert steps == []
+        assert torch.equal(first.parts[0][0], again.parts[0][0])
+
+    def test_schedules(self):
+        sgd, adamw = TrainingConfig(n_steps=100), TrainingConfig(n_steps=100, optimizer="adamw")
+        assert [training._share_of_rate(step, sgd) for step in (0, 50, 100)] == [1.0, 0.5, 0.0]
+        shares = [training._share_of_rate(step, adamw) for step in range(101)]
+        assert max(shares) == shares[20] == 1.0
+        assert shares[:21] == sorted(shares[:21])
+        assert shares[20:] == sorted(shares[20:], reverse=True)
+        # The rate of the paper is for a momentum that does not sum up.
+        assert training._optimizer([torch.zeros(1)], sgd).param_groups[0]["lr"] == pytest.approx(0.1)
+
+    def test_mistakes(self):
+        with pytest.raises(PatchscopesError, match="'sgd' or 'adamw', got 'adam'"):
+            TrainingConfig(optimizer="adam")
+        with pytest.raises(PatchscopesError, match="at least 1"):
+            TrainingConfig(patience=0)
+
+
+class TestTunedLens:
+    def test_starts_at_the_logit_lens_and_lowers_held_out_kl(self, llama):
+        maps = train_tuned_lens(llama, TEXTS, config=replace(SHORT, n_steps=60, evaluate_every=20))
+        assert set(maps) == {MapKey(layer, 3) for layer in range(4)}
+        (_, before), *_, (_, after) = maps[MapKey(0, 3)].provenance.options["held_out"]
+        assert all(now < then for now, then in zip(after[:3], before[:3], strict=True))
+        # The last layer is the prediction itself: nothing to learn.
+        assert before[3] == pytest.approx(0, abs=1e-5)
+        torch.testing.assert_close(maps[MapKey(3, 3)].weight, torch.eye(32), atol=1e-6, rtol=0)
+
+    def test_before_the_first_step_it_is_the_logit_lens(self, llama):
+        maps = train_tuned_lens(llama, TEXTS, [1], replace(SHORT, learning_rate=0.0, n_steps=1, evaluate_every=1))
+        rows, layers = torch.randn(5, 32), torch.ones(5, dtype=torch.long)
+        lens = AffineLens(llama, LayerMapping.to_layer(maps, 3))
+        torch.testing.assert_close(lens(rows, layers), LogitLens(llama)(rows, layers))
+
+    def test_resumed_equals_uninterrupted(self, llama, cache, monkeypatch):
+        whole = train_tuned_lens(llama, TEXTS, [0, 2], SHORT)
+        monkeypatch.setenv("PATCHSCOPES_CACHE", str(cache / "other"))
+        with pytest.raises(KeyboardInterrupt):
+            train_tuned_lens(llama, TEXTS, [0, 2], SHORT, progress=interrupted_after(7))
+        resumed = train_tuned_lens(llama, TEXTS, [0, 2], SHORT)
+        for key in whole:
+            assert torch.equal(whole[key].weight, resumed[key].weight)
+            assert torch.equal(whole[key].bias, resumed[key].bias)
+            assert whole[key].provenance == resumed[key].provenance
+        assert [path.suffix for path in (cache / "other" / "lenses").iterdir()] == [".safetensors"]
+
+    def test_one_layer_alone_learns_the_same(self, llama):
+        together = train_tuned_lens(llama, TEXTS, [0, 2], SHORT)
+        alone = train_tuned_lens(llama, TEXTS, [2], SHORT)
+        torch.testing.assert_close(together[MapKey(2, 3)].weight, alone[MapKey(2, 3)].weight, atol=1e-5, rtol=1e-4)
+
+    def test_the_cache_is_reused_unless_fresh(self, llama, monkeypatch):
+        first = train_tuned_lens(llama, TEXTS, [0], SHORT)
+        again = train_tuned_lens(llama, TEXTS, [0], SHORT, progress=interrupted_after(0))
+        assert torch.equal(first[MapKey(0, 3)].weight, again[MapKey(0, 3)].weight)
+        assert first[MapKey(0, 3)].provenance == again[MapKey(0, 3)].provenance
+        with pytest.raises(KeyboardInterrupt):
+            train_tuned_lens(llama, TEXTS, [0], SHORT, fresh=True, progress=interrupted_after(0))
+
+    def test_batches_hold_every_position_once_in_an_epoch_and_can_start_anywhere(self, llama, monkeypatch):
+        monkeypatch.setattr(tuned_lens, "TEXTS_IN_BUFFER", 5)
+        learning, held_out = split_held_out(llama, TEXTS)
+        assert len(held_out) == 3
+        assert {text for _, text in learning}.isdisjoint(text for _, text in held_out)
+        n = sum(len(ids) - 1 for ids, _ in learning)
+        batches = shuffled_batches(llama, learning, [0], 16, seed=0)
+        drawn = []
+        while sum(map(len, drawn)) < n:
+            drawn.append(next(batches))
+        places = [(ids, position) for ids, _ in learning for position in range(1, len(ids))]
+        every = extract_representations(llama, *map(list, zip(*places, strict=True)), [0])
+        sums = [torch.cat(drawn).sum(dim=(1, 2)).sort().values, every.sum(dim=(1, 2)).sort().values]
+        torch.testing.assert_close(*sums, atol=1e-3, rtol=1e-4)
+        later = shuffled_batches(llama, learning, [0], 16, seed=0, first_batch=len(drawn) - 2)
+        torch.testing.assert_close(next(later), drawn[-2])
+        torch.testing.assert_close(next(later), drawn[-1])
+        torch.testing.assert_close(next(later), next(batches))
+
+    def test_mistakes(self, llama):
+        with pytest.raises(PatchscopesError, match="train split, got 'evaluation'"):
+            train_tuned_lens(llama, replace(TEXTS, split="evaluation"))
+        with pytest.raises(PatchscopesError, match="has 1 train texts of two tokens or more"):
+            train_tuned_lens(llama, replace(TEXTS, texts=("only one",)))
+
+
+class TestSoftPrompt:
+    def test_lowers_held_out_kl_and_keeps_the_first_vector(self, llama):
+        config = replace(SHORT_PROMPT, n_steps=40, evaluate_every=20, learning_rate=3e-2, batch_size=32)
+        learned = train_soft_prompt(llama, TEXTS, config=config, n_samples=200)
+        (_, before), *_, (_, after) = learned.provenance.options["held_out"]
+        assert after[0] < before[0]
+        beginning = extract_representations(llama, [FIXED_PROMPT] * 2, [0, 1], [EMBEDDING])[:, 0]
+        assert torch.equal(learned.vectors[0], beginning[0])
+        assert not torch.equal(learned.vectors[1], beginning[1])
+
+    def test_before_the_first_step_it_is_the_fixed_prompt(self, llama):
+        learned = train_soft_prompt(
+            llama, TEXTS, config=replace(SHORT_PROMPT, n_steps=1, learning_rate=0.0), n_samples=20
+        )
+        vectors, layers = torch.randn(5, 32), [0, 1, 2, 3, EMBEDDING]
+        torch.testing.assert_close(
+            patch_logits(learned.target(llama), vectors, layers),
+            patch_logits(future_lens.fixed_prompt_target(llama), vectors, layers),
+        )
+
+    def test_resumed_equals_uninterrupted(self, llama, cache, monkeypatch):
+        whole = train_soft_prompt(llama, TEXTS, [1, 3], SHORT_PROMPT, n_samples=40)
+        monkeypatch.setenv("PATCHSCOPES_CACHE", str(cache / "other"))
+        with pytest.raises(KeyboardInterrupt):
+            train_soft_prompt(llama, TEXTS, [1, 3], SHORT_PROMPT, n_samples=40, progress=interrupted_after(3))
+        resumed = train_soft_prompt(llama, TEXTS, [1, 3], SHORT_PROMPT, n_samples=40)
+        assert torch.equal(whole.vectors, resumed.vectors)
+        assert whole.provenance == resumed.provenance
+
+    def test_round_trip_and_refusal_of_another_model(self, llama, tokenizer, tmp_path):
+        learned = train_soft_prompt(llama, TEXTS, [0], SHORT_PROMPT, prompt="a short one", n_samples=20)
+        assert len(learned.vectors) == len(learned.tokens)
+        learned.save(tmp_path / "prompt.safetensors")
+        loaded = SoftPrompt.load(tmp_path / "prompt.safetensors", model=llama)
+        assert torch.equal(loaded.vectors, learned.vectors)
+        assert asdict(loaded.provenance) == asdict(learned.provenance)
+        other = load_model(hf_model=make_hf_model("llama", seed=1), tokenizer=tokenizer)
+        with pytest.raises(PatchscopesError, match="learned from"):
+            loaded.target(other)
+        train_tuned_lens(llama, TEXTS, [0], SHORT)[MapKey(0, 3)].save(tmp_path / "map.safetensors")
+        with pytest.raises(PatchscopesError, match="holds no soft prompt"):
+            SoftPrompt.load(tmp_path / "map.safetensors")
