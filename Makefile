@@ -5,16 +5,18 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: help setup fig1 fig2 figures bench test lint
+.PHONY: help setup fig1 fig2 future-lens lenses figures bench test lint
 
 help:
-	@echo "make setup    create $(VENV) with everything pinned, and the embedded model"
-	@echo "make fig1     Figure 1: one hidden state, layer by layer"
-	@echo "make fig2     Figure 2: next-token prediction over all layers"
-	@echo "make figures  all figures"
-	@echo "make bench    speed of the engine beside plain hooks"
-	@echo "make test     the test suite"
-	@echo "make lint     formatting, lint and types"
+	@echo "make setup        create $(VENV) with everything pinned, and the embedded model"
+	@echo "make fig1         Figure 1: one hidden state, layer by layer"
+	@echo "make fig2         Figure 2: next-token prediction over all layers"
+	@echo "make future-lens  the next three tokens from one hidden state"
+	@echo "make lenses       seven lenses side by side, each beside its Patchscope"
+	@echo "make figures      all figures"
+	@echo "make bench        speed of the engine beside plain hooks"
+	@echo "make test         the test suite"
+	@echo "make lint         formatting, lint and types"
 
 setup: $(READY)
 
@@ -33,7 +35,13 @@ fig1: $(READY)
 fig2: $(READY)
 	$(RUN) scripts/run_fig2.py
 
-figures: fig1 fig2
+future-lens: $(READY)
+	$(RUN) scripts/run_future_lens.py
+
+lenses: $(READY)
+	$(RUN) scripts/run_lenses.py
+
+figures: fig1 fig2 future-lens lenses
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py

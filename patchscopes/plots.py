@@ -8,14 +8,27 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from patchscopes.results import Json, write_atomically
 
 METHOD_STYLES = {
     "logit_lens": ("Logit Lens", "#7f7f7f", "-"),
+    "tuned_lens": ("Tuned Lens (least squares)", "#1b9e5a", "-"),
+    "tuned_lens_kl": ("Tuned Lens (KL)", "#1b9e5a", "--"),
+    "future_lens": ("Future Lens", "#8e44ad", "-"),
     "token_identity": ("Token identity", "#1f6fb4", "-"),
     "simplescope": ("Simplescope", "#d95f02", "--"),
+    "linear": ("Future Lens: linear", "#1b9e5a", "-"),
+    "fixed_prompt": ("Future Lens: fixed prompt", "#b388c9", "-"),
+    "learned_prompt": ("Future Lens: learned prompt", "#8e44ad", "-"),
+}
+METRIC_LABELS = {
+    "precision_at_1": "Precision@1",
+    "precision_at_5": "Precision@5",
+    "precision_at_10": "Precision@10",
+    "surprisal": "Surprisal (nats)",
 }
 
 
@@ -35,10 +48,7 @@ def plot_next_token(document: Json) -> Figure:
     panels = (("precision_at_1", "Precision@1 (higher is better)"), ("surprisal", "Surprisal (nats, lower is better)"))
     for axis, (metric, label) in zip(axes, panels, strict=True):
         for method, metrics in results["methods"].items():
-            name, colour, line = METHOD_STYLES[method]
-            low, high = np.array(metrics[metric]["ci95"]).T
-            axis.plot(layers, metrics[metric]["mean"], line, color=colour, label=name, marker="o", markersize=3)
-            axis.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
+            draw_curve(axis, layers, method, metrics[metric]["mean"], metrics[metric]["ci95"])
         axis.set(xlabel="Source layer ℓ (target layer ℓ* = ℓ)", ylabel=label, ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -49,6 +59,89 @@ def plot_next_token(document: Json) -> Figure:
         f"Next-token prediction from one hidden state: {environment['model']['id']}, "
         f"{results['n_samples']} positions in {results['n_texts']} texts ({environment['dataset']['name']}), "
         "shaded: 95 % intervals",
+        fontsize=10,
+    )
+    return figure
+
+
+def draw_curve(axis: Axes, layers: list[int], method: str, mean: list[float], ci95: list[list[float]]) -> None:
+    """One method over layers, with its intervals."""
+    name, colour, line = METHOD_STYLES[method]
+    low, high = np.array(ci95).T
+    axis.plot(layers, mean, line, color=colour, label=name, marker="o", markersize=3)
+    axis.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def plot_future_lens(document: Json) -> Figure:
+    """Each metric (rows) for each token ahead (columns) over source layers, one line per method (Pal et al. 2023)."""
+    results = document["results"]
+    metrics = [metric for metric in METRIC_LABELS if metric in next(iter(results["methods"].values()))]
+    figure, axes = plt.subplots(
+        len(metrics), len(results["ahead"]), figsize=(11, 2.4 * len(metrics) + 1), sharey="row", layout="constrained"
+    )
+    for of_metric, metric in zip(axes, metrics, strict=True):
+        for slot, (axis, ahead) in enumerate(zip(of_metric, results["ahead"], strict=True)):
+            for method, measured in results["methods"].items():
+                curve = measured[metric]
+                draw_curve(axis, results["layers"], method, curve["mean"][slot], curve["ci95"][slot])
+            axis.set_ylim(0, None if metric == "surprisal" else 1.02)
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+            if metric == metrics[0]:
+                axis.set_title(f"token t+{ahead}", fontsize=10)
+            if metric == metrics[-1]:
+                axis.set_xlabel("Source layer ℓ")
+        of_metric[0].set_ylabel(METRIC_LABELS[metric])
+    axes[0][-1].legend(frameon=False, fontsize=8)
+    environment = document["environment"]
+    figure.suptitle(
+        f"The model's next tokens from the hidden state at t: {environment['model']['id']}, {results['n_samples']} "
+        f"positions in {results['n_texts']} texts ({environment['dataset']['name']}), shaded: 95 % intervals",
+        fontsize=10,
+    )
+    return figure
+
+
+def plot_lenses(document: Json) -> Figure:
+    """The originals as lines, their Patchscopes as crosses on them, and the largest logit difference of each pair."""
+    results = document["results"]
+    layers = results["layers"]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=(5, 5, 2.6), layout="constrained")
+    for axis, metric in zip(axes, ("precision_at_1", "surprisal"), strict=False):
+        for method, metrics in results["methods"].items():
+            curve = metrics[metric]
+            if method.endswith("_patchscope"):
+                name, colour, _ = METHOD_STYLES[method.removesuffix("_patchscope")]
+                axis.plot(layers, curve["mean"], "x", color=colour, label=f"{name} via Patchscope", markersize=7)
+            else:
+                draw_curve(axis, layers, method, curve["mean"], curve["ci95"])
+        axis.set(xlabel="Source layer ℓ", ylabel=METRIC_LABELS[metric], ylim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(0, 1.02)
+    axes[0].legend(frameon=False, fontsize=8)
+    bars: list[tuple[str, float, str]] = []
+    for original, twin in results["twins"].items():
+        name, colour, _ = METHOD_STYLES[original]
+        bars.append((name.removesuffix(" (least squares)"), twin["largest_difference"], colour))
+        if twin["largest_difference_hooks"] is not None:
+            label = f"{name.removesuffix(' (least squares)')}, hooks"
+            bars.append((label, twin["largest_difference_hooks"], colour))
+    # A difference of exactly zero has no place on a logarithmic axis: it gets a bar of no length and its label.
+    shown = axes[2].barh([label for label, _, _ in bars], [max(1e-8, value) for _, value, _ in bars])
+    for bar, (_, _, colour) in zip(shown, bars, strict=True):
+        bar.set_color(colour)
+    axes[2].bar_label(shown, [f"{value:.0e}" if value else "0" for _, value, _ in bars], padding=3, fontsize=8)
+    axes[2].axvline(1e-4, color="black", linewidth=0.8, linestyle=":")
+    axes[2].set(xscale="log", xlim=(1e-8, 1e-2), title="Original and Patchscope:\nlargest difference of any logit")
+    axes[2].title.set_fontsize(9)
+    axes[2].tick_params(axis="y", labelsize=8, length=0)
+    axes[2].invert_yaxis()
+    axes[2].spines[["top", "right"]].set_visible(False)
+    environment = document["environment"]
+    figure.suptitle(
+        f"Seven lenses on the same hidden states: {environment['model']['id']}, {results['n_samples']} positions in "
+        f"{results['n_texts']} texts ({environment['dataset']['name']}), shaded: 95 % intervals",
         fontsize=10,
     )
     return figure

@@ -15,55 +15,43 @@ FIGURES = Path(__file__).parent.parent / "figures"
 
 
 def common_parser(
-    description: str, output: str, *, methods: tuple[str, ...], unused: tuple[str, ...] = ()
+    description: str,
+    output: str,
+    *,
+    methods: tuple[str, ...],
+    default_methods: tuple[str, ...] | None = None,
+    samples: int = 500,
+    unused: tuple[str, ...] = (),
 ) -> argparse.ArgumentParser:
     """A parser with the common options.
 
     Args:
         output: name of the output files without suffix; they go to `figures/`.
         methods: those that `--methods` may choose from.
+        default_methods: those that it chooses unless given; all of them if None.
+        samples: default number of samples.
         unused: common options that this script accepts and has no use for.
     """
     ignored = f"Accepted and without effect here: {', '.join(f'--{name}' for name in unused)}." if unused else None
     parser = argparse.ArgumentParser(description=description, epilog=ignored, allow_abbrev=False)
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default=EMBEDDED_MODEL,
-        help="alias (scripts/list_models.py prints them), hub id or local folder (default: %(default)s)",
-    )
-    model.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
-    model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset",
-        default=PASSAGES,
-        help=f"{PASSAGES} (embedded), {', '.join(STREAMED)} (streamed from the hub), or a .txt, .jsonl, .csv or "
-        ".parquet file (default: %(default)s)",
-    )
+    add_model_options(parser)
+    data = add_data_options(parser)
     data.add_argument(
         "--samples",
         "--num-samples",
         type=positive,
-        default=500,
+        default=samples,
         metavar="N",
         help="positions drawn from the texts (default: %(default)s)",
     )
-    data.add_argument("--seed", type=natural, default=0, help="of all random draws (default: %(default)s)")
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--layers",
-        type=layer_list,
-        default="all",
-        metavar="LAYERS",
-        help="source layers: 0,4,8 or 0-15 or all (default: %(default)s)",
-    )
+    add_layers_option(run)
     run.add_argument(
         "--methods",
         type=name_list(methods),
-        default=methods,
+        default=default_methods or methods,
         metavar="METHODS",
-        help=f"some of {','.join(methods)} (default: all)",
+        help=f"some of {','.join(methods)} (default: {'all' if default_methods is None else 'all but the slowest'})",
     )
     run.add_argument("--batch-size", type=positive, metavar="N", help="texts and rows at a time (default: by size)")
     run.add_argument(
@@ -88,6 +76,42 @@ def common_parser(
     return parser
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where and how it runs."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default=EMBEDDED_MODEL,
+        help="alias (scripts/list_models.py prints them), hub id or local folder (default: %(default)s)",
+    )
+    model.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
+    model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Which texts, and the seed."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        default=PASSAGES,
+        help=f"{PASSAGES} (embedded), {', '.join(STREAMED)} (streamed from the hub), or a .txt, .jsonl, .csv or "
+        ".parquet file (default: %(default)s)",
+    )
+    data.add_argument("--seed", type=natural, default=0, help="of all random draws (default: %(default)s)")
+    return data
+
+
+def add_layers_option(group: argparse._ArgumentGroup) -> None:
+    """The source layers."""
+    group.add_argument(
+        "--layers",
+        type=layer_list,
+        default="all",
+        metavar="LAYERS",
+        help="source layers: 0,4,8 or 0-15 or all (default: %(default)s)",
+    )
+
+
 def at_least(minimum: int) -> Callable[[str], int]:
     """A parser of whole numbers from `minimum` on."""
 
@@ -100,6 +124,17 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 natural, positive = at_least(0), at_least(1)
+
+
+def real_from_zero(text: str) -> float:
+    """A parser of numbers that are not negative."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return number
 
 
 def name_list(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:

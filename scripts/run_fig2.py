@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from learned import add_learned_options, described, tuned_lens
 from options import common_parser, run_script
 from tqdm import tqdm
 
@@ -13,7 +14,16 @@ from patchscopes.results import ChunkStore, environment, result_document, write_
 
 
 def main() -> None:
-    options = common_parser(__doc__, "fig2", methods=tuple(next_token.METHODS), unused=("max-new-tokens",)).parse_args()
+    parser = common_parser(
+        __doc__,
+        "fig2",
+        methods=next_token.METHODS,
+        default_methods=next_token.DEFAULT_METHODS,
+        samples=1000,
+        unused=("max-new-tokens",),
+    )
+    add_learned_options(parser, "tuned-lens", "tuned-lens-kl")
+    options = parser.parse_args()
     texts = load_texts(options.dataset, limit=options.samples)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     config = next_token.NextTokenConfig(
@@ -23,15 +33,21 @@ def main() -> None:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
-    surroundings = environment(model, texts)
-    store = ChunkStore.beside(options.output_json, described, surroundings)
+    files = {"tuned_lens": options.tuned_lens, "tuned_lens_kl": options.tuned_lens_kl}
+    maps = {
+        method: tuned_lens(model, options, method, file) for method, file in files.items() if method in options.methods
+    }
+    options_described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
+    surroundings = environment(model, texts) | described(
+        {method: next(iter(of_method.values())).provenance for method, of_method in maps.items()}
+    )
+    store = ChunkStore.beside(options.output_json, options_described, surroundings)
     if options.fresh:
         store.clear()
     results, timing = next_token.run(
-        model, texts, config, store, progress=lambda chunks: tqdm(chunks, desc="fig2", unit="chunk")
+        model, texts, config, store, maps=maps, progress=lambda chunks: tqdm(chunks, desc="fig2", unit="chunk")
     )
-    document = result_document("next_token", described, surroundings, results, timing)
+    document = result_document("next_token", options_described, surroundings, results, timing)
     write_json(options.output_json, document)
     save_png(plot_next_token(document), options.output_plot)
     print_table(document)

@@ -6,10 +6,15 @@ import torch
 
 from patchscopes.data import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments import layer_readout, next_token
+from patchscopes.experiments import future_lens, layer_readout, lenses, next_token
+from patchscopes.experiments.future_lens import FutureLensConfig
 from patchscopes.experiments.layer_readout import LayerReadoutConfig
+from patchscopes.experiments.lenses import LensesConfig
 from patchscopes.experiments.next_token import NextTokenConfig
-from patchscopes.patch import EMBEDDING, TargetPrompt, patch_logits
+from patchscopes.future_lens import SoftPrompt, fixed_prompt_target
+from patchscopes.learned import provenance
+from patchscopes.mappings import LayerMapping, fit_affine_maps
+from patchscopes.patch import EMBEDDING, TargetPrompt, extract_representations, patch_generate, patch_logits
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore
 
@@ -17,28 +22,49 @@ PHRASES = [f"{one} {two} in the {three}" for one in "abc" for two in ("dog", "ca
 TEXTS = TextSet("made up", "evaluation", tuple(PHRASES))
 
 
+TRAIN = TextSet("made up", "train", tuple(f"{n} dogs are {n * n} cats" for n in range(20)))
+
+
 @pytest.fixture
 def store(tmp_path):
     return ChunkStore.beside(tmp_path / "out.json", {}, {})
 
 
-def run(model, config, store):
-    return next_token.run(model, TEXTS, config, store)[0]
+@pytest.fixture(scope="module")
+def maps(llama):
+    return fit_affine_maps(llama, TRAIN, ahead=(0, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def soft_prompt(llama):
+    """Not learned, but a prompt of vectors all the same."""
+    made = provenance("kl", llama, TRAIN, 0, {})
+    torch.manual_seed(0)
+    tokens = fixed_prompt_target(llama).tokens
+    return SoftPrompt(tokens, torch.randn(len(tokens), 32), made)
+
+
+PLAIN = ("logit_lens", "token_identity", "simplescope")
+
+
+def run(model, config, store, **learned):
+    return next_token.run(model, TEXTS, config, store, **learned)[0]
 
 
 class TestNextToken:
-    CONFIG = NextTokenConfig(n_samples=80)
+    CONFIG = NextTokenConfig(n_samples=80, methods=PLAIN)
 
-    def test_shape_of_the_results(self, llama, store):
-        results, timing = next_token.run(llama, TEXTS, self.CONFIG, store)
+    def test_shape_of_the_results(self, llama, store, maps):
+        config = NextTokenConfig(n_samples=80)
+        results, timing = next_token.run(llama, TEXTS, config, store, maps={"tuned_lens": maps})
         assert results["layers"] == [0, 1, 2, 3]
         assert (results["n_samples"], results["n_texts"]) == (80, len(PHRASES))
-        assert set(results["methods"]) == {"logit_lens", "token_identity", "simplescope"}
-        for metrics in results["methods"].values():
+        assert set(results["methods"]) == {"logit_lens", "tuned_lens", "token_identity", "simplescope"}
+        for method, metrics in results["methods"].items():
             assert np.shape(metrics["precision_at_1"]["ci95"]) == (4, 2)
-            assert metrics["precision_at_1"]["mean"][-1] == 1.0
+            assert metrics["precision_at_1"]["mean"][-1] == 1.0 or method == "tuned_lens"
             assert min(metrics["surprisal"]["mean"]) > 0
-        assert set(timing["seconds"]) == {"sources", "logit_lens", "token_identity", "simplescope", "total"}
+        assert set(timing["seconds"]) == {"sources", "total", *results["methods"]}
 
     def test_an_interrupted_run_goes_on_and_ends_the_same(self, llama, tmp_path, monkeypatch):
         whole = run(llama, self.CONFIG, ChunkStore(tmp_path / "whole"))
@@ -67,15 +93,16 @@ class TestNextToken:
 
     def test_the_batch_size_changes_nothing(self, llama, tmp_path):
         whole = run(llama, self.CONFIG, ChunkStore(tmp_path / "whole"))
-        small = run(llama, NextTokenConfig(n_samples=80, batch_size=3), ChunkStore(tmp_path / "small"))
+        small = run(llama, NextTokenConfig(n_samples=80, batch_size=3, methods=PLAIN), ChunkStore(tmp_path / "small"))
         for method, metrics in whole["methods"].items():
             for metric in metrics:
                 np.testing.assert_allclose(metrics[metric]["mean"], small["methods"][method][metric]["mean"], atol=1e-4)
 
-    def test_readers_are_the_plain_computation(self, llama):
+    def test_reading_is_the_plain_computation(self, llama):
         states = torch.randn(3, 2, 32)
         layers = [1, 3]
-        read = next_token.token_identity_reader(llama, layers, None)(states)
+        lens = next_token.build_lenses(llama, ["token_identity"], {})["token_identity"]
+        read = next_token.read_tokens(lens, states, layers, batch_size=4)
         target = TargetPrompt(llama, build_token_identity_prompt())
         for sample in range(3):
             plain = patch_logits(target, states[sample], layers, engine="hooks").argmax(dim=-1)
@@ -85,19 +112,110 @@ class TestNextToken:
         with pytest.raises(PatchscopesError, match="no method is called 'magic'"):
             run(llama, NextTokenConfig(methods=("magic",)), store)
         with pytest.raises(PatchscopesError, match="layer 4 does not exist"):
-            run(llama, NextTokenConfig(n_samples=3, layers=(4,)), store)
+            run(llama, NextTokenConfig(n_samples=3, layers=(4,), methods=PLAIN), store)
         with pytest.raises(PatchscopesError, match="samples asked for"):
-            run(llama, NextTokenConfig(n_samples=10_000), store)
+            run(llama, NextTokenConfig(n_samples=10_000, methods=PLAIN), store)
+        with pytest.raises(PatchscopesError, match="tuned_lens_kl needs its maps"):
+            run(llama, NextTokenConfig(methods=("tuned_lens_kl",)), store)
 
 
 def test_figure_2_on_the_embedded_model(smollm, store):
     """The order of the methods that the paper reports, on a few samples and layers."""
-    config = NextTokenConfig(n_samples=64, layers=(14, 19, 24, 29))
+    config = NextTokenConfig(n_samples=64, layers=(14, 19, 24, 29), methods=PLAIN)
     results, _ = next_token.run(smollm, load_texts(), config, store)
     precision = {method: np.array(m["precision_at_1"]["mean"]) for method, m in results["methods"].items()}
     assert (precision["token_identity"][:3] > precision["logit_lens"][:3]).all()
     assert (precision["simplescope"][:2] >= precision["token_identity"][:2]).all()
     assert all(values[3] == 1.0 for values in precision.values())
+
+
+class TestFutureLens:
+    CONFIG = FutureLensConfig(n_samples=40)
+
+    def test_shape_of_the_results(self, llama, store, maps, soft_prompt):
+        results, timing = future_lens.run(llama, TEXTS, self.CONFIG, store, maps=maps, soft_prompt=soft_prompt)
+        assert (results["layers"], results["ahead"]) == ([0, 1, 2, 3], [1, 2, 3])
+        assert tuple(results["methods"]) == future_lens.METHODS
+        for metrics in results["methods"].values():
+            assert np.shape(metrics["surprisal"]["ci95"]) == (3, 4, 2)
+            assert np.min(metrics["surprisal"]["mean"]) > 0
+            at = [np.array(metrics[f"precision_at_{k}"]["mean"]) for k in (1, 5, 10)]
+            assert (at[0] <= at[1]).all()
+            assert (at[1] <= at[2]).all()
+        # At the last layer and the next token, prompts read the model's own prediction.
+        assert results["methods"]["fixed_prompt"]["precision_at_1"]["mean"][0][3] == 1.0
+        assert set(timing["seconds"]) == {"sources", "total", *future_lens.METHODS}
+
+    def test_is_the_plain_computation(self, llama, store, maps, soft_prompt):
+        config = FutureLensConfig(n_samples=9, layers=(1, 3))
+        results, _ = future_lens.run(llama, TEXTS, config, store, maps=maps, soft_prompt=soft_prompt)
+        drawn = future_lens.draw(llama, TEXTS, 9, 0)
+        targets = {
+            "fixed_prompt": fixed_prompt_target(llama),
+            "learned_prompt": soft_prompt.target(llama),
+            "token_identity": TargetPrompt(llama, build_token_identity_prompt()),
+        }
+        hits = {method: torch.zeros(3, 2) for method in future_lens.METHODS}
+        for sample in drawn.samples:
+            text = drawn.tokens[sample.text][: sample.position + 1]
+            vectors = extract_representations(llama, [text], [-1], [1, 3])[0]
+            own = []
+            for _ in range(3):
+                own.append(llama(torch.cat([text, torch.tensor(own, dtype=torch.long)])[None])[0, -1].argmax())
+            for method, target in targets.items():
+                said = patch_generate(target, vectors, [1, 3], max_new_tokens=3, engine="hooks")
+                hits[method] += torch.stack(own)[:, None] == said.T
+            for later in range(3):
+                mapped = LayerMapping.to_layer(maps, 3, later)(vectors, torch.tensor([1, 3]))
+                said = llama.unembed(llama.ln_final(mapped[None]))[0].argmax(dim=-1)
+                hits["linear"][later] += said == own[later]
+        for method, counted in hits.items():
+            np.testing.assert_allclose(results["methods"][method]["precision_at_1"]["mean"], counted / 9, atol=1e-6)
+
+    def test_the_batch_size_changes_nothing(self, llama, tmp_path, maps, soft_prompt):
+        learned = {"maps": maps, "soft_prompt": soft_prompt}
+        whole, _ = future_lens.run(llama, TEXTS, self.CONFIG, ChunkStore(tmp_path / "whole"), **learned)
+        config = FutureLensConfig(n_samples=40, batch_size=7)
+        small, _ = future_lens.run(llama, TEXTS, config, ChunkStore(tmp_path / "small"), **learned)
+        for method, metrics in whole["methods"].items():
+            for metric in metrics:
+                np.testing.assert_allclose(metrics[metric]["mean"], small["methods"][method][metric]["mean"], atol=1e-4)
+
+    def test_mistakes(self, llama, store):
+        with pytest.raises(PatchscopesError, match="linear must be learned first"):
+            future_lens.run(llama, TEXTS, self.CONFIG, store)
+        with pytest.raises(PatchscopesError, match="no method is called 'magic'"):
+            future_lens.run(llama, TEXTS, FutureLensConfig(methods=("magic",)), store)
+
+
+class TestLenses:
+    @pytest.mark.parametrize("form", ["learned_prompt", "fixed_prompt"])
+    def test_the_seven_forms(self, llama, store, maps, soft_prompt, form):
+        config = LensesConfig(n_samples=40, future_lens=form)
+        results, timing = lenses.run(llama, TEXTS, config, store, maps=maps, soft_prompt=soft_prompt)
+        assert len(results["methods"]) == 7
+        for original, twin in results["twins"].items():
+            assert twin["largest_difference"] < 1e-3
+            assert (twin["largest_difference_hooks"] is None) == (original == "future_lens")
+            assert (twin["largest_difference_hooks"] or 0) < 1e-4
+            assert twin["largest_logit"] > 1
+            assert twin["same_token"] == 1.0
+            ours, theirs = (results["methods"][name] for name in (f"{original}_patchscope", original))
+            assert ours == theirs
+        assert timing["seconds"]["checks with hooks"] > 0
+
+    def test_agrees_with_figure_2(self, llama, tmp_path, maps):
+        side_by_side, _ = lenses.run(
+            llama, TEXTS, LensesConfig(n_samples=40, future_lens="fixed_prompt"), ChunkStore(tmp_path / "a"), maps=maps
+        )
+        config = NextTokenConfig(n_samples=40, methods=("logit_lens", "tuned_lens", "token_identity"))
+        figure_2 = run(llama, config, ChunkStore(tmp_path / "b"), maps={"tuned_lens": maps})
+        for method in config.methods:
+            assert side_by_side["methods"][method] == figure_2["methods"][method]
+
+    def test_mistakes(self, llama, store, maps):
+        with pytest.raises(PatchscopesError, match="learned_prompt with a prompt; got 'learned_prompt'"):
+            lenses.run(llama, TEXTS, LensesConfig(), store, maps=maps)
 
 
 class TestLayerReadout:

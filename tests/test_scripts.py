@@ -9,11 +9,13 @@ from argparse import ArgumentTypeError
 
 import pytest
 from conftest import ROOT, make_hf_model
-from options import layer_list, name_list, natural, positive
+from options import layer_list, name_list, natural, positive, real_from_zero
 
+from patchscopes.embedded import cache_folder, embedded_model_folder
 from patchscopes.registry import MODELS
 
 SCRIPTS = ROOT / "scripts"
+LEARNING = ("run_future_lens.py", "run_lenses.py", "train_lens.py")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -35,6 +37,23 @@ def texts(tmp_path_factory):
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
     path.write_text("\n".join(f"line {number} says something about {number % 7} dogs" for number in range(60)))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """What the scripts learn about tiny models stays out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        embedded_model_folder()
+        folder = tmp_path_factory.mktemp("cache")
+        for path in cache_folder().glob("smollm2-*"):
+            (folder / path.name).symlink_to(path)
+        patch.setenv("PATCHSCOPES_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def output(tmp_path):
+    return ["--output-json", tmp_path / "out.json", "--output-plot", tmp_path / "out.png"]
 
 
 @pytest.fixture
@@ -60,7 +79,10 @@ class TestFig2:
         assert document["config"]["layers"] == [0, 2, 3]
         assert document["config"]["seed"] == 3
         assert document["environment"]["model"]["id"] == str(model_folder)
-        assert set(document["results"]["methods"]) == {"logit_lens", "token_identity", "simplescope"}
+        assert set(document["results"]["methods"]) == {"logit_lens", "tuned_lens", "token_identity", "simplescope"}
+        made = document["environment"]["learned"]["tuned_lens"]
+        assert made["estimator"] == "least_squares"
+        assert made["dataset"]["sha256"] != document["environment"]["dataset"]["sha256"]
         assert document["timing"]["seconds"]["total"] > 0
         assert "logit_lens" in done.stdout
 
@@ -84,6 +106,74 @@ class TestFig2:
         uninterrupted = read(tmp_path / "out.json")
         assert resumed["results"] == uninterrupted["results"]
         assert kept.items().isdisjoint({path.name: path.stat().st_mtime_ns for path in chunks.glob("*/*.json")}.items())
+
+
+class TestLearnedLenses:
+    def test_train_then_draw_the_figures(self, model_folder, texts, tmp_path, output):
+        common = ["--model", model_folder, "--dataset", texts]
+        few = ["--steps", 4, "--evaluate-every", 2, "--batch-size", 8]
+        files = {}
+        for lens, options in (
+            ("tuned_lens", ["--train-positions", 500]),
+            ("tuned_lens_kl", few),
+            ("linear", ["--ridge", "0.01"]),
+            ("learned_prompt", [*few, "--train-samples", 30]),
+        ):
+            files[lens] = tmp_path / f"{lens}.safetensors"
+            done = script("train_lens.py", *common, "--lens", lens, *options, "--output", files[lens])
+            assert done.returncode == 0, done.stderr
+            assert files[lens].is_file()
+            assert ("500 positions" in done.stdout) == (lens == "tuned_lens")
+            assert ("held-out KL" in done.stdout) == (lens in ("tuned_lens_kl", "learned_prompt"))
+
+        samples = ["--samples", 20, *output]
+        tuned, prompt = files["tuned_lens"], files["learned_prompt"]
+        done = script("run_lenses.py", *common, *samples, "--tuned-lens", tuned, "--soft-prompt", prompt)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        assert document["experiment"] == "lenses"
+        assert document["environment"]["learned"]["tuned_lens"]["n_positions"] == 500
+        assert max(twin["largest_difference"] for twin in document["results"]["twins"].values()) < 1e-3
+        assert "largest logit difference" in done.stdout
+
+        done = script(
+            "run_future_lens.py", *common, *samples, "--linear-maps", files["linear"], "--soft-prompt", prompt
+        )
+        assert done.returncode == 0, done.stderr
+        document = read(tmp_path / "out.json")
+        assert document["experiment"] == "future_lens"
+        assert document["environment"]["learned"]["linear"]["options"]["ridge"] == 0.01
+        assert "surprisal" in done.stdout
+
+        methods = ["--methods", "tuned_lens,tuned_lens_kl", "--tuned-lens-kl", files["tuned_lens_kl"]]
+        done = script("run_fig2.py", *common, *samples, *methods)
+        assert done.returncode == 0, done.stderr
+        assert set(read(tmp_path / "out.json")["results"]["methods"]) == {"tuned_lens", "tuned_lens_kl"}
+
+        wrong = script("run_lenses.py", *common, *samples, "--tuned-lens", prompt)
+        assert wrong.returncode == 1
+        assert "not a file of affine maps" in wrong.stderr
+        assert "Traceback" not in wrong.stderr
+
+    def test_interrupted_training_goes_on(self, model_folder, texts, tmp_path, cache):
+        steps = ["--steps", 40, "--evaluate-every", 2, "--batch-size", 64]
+        arguments = ["--model", model_folder, "--dataset", texts, "--lens", "tuned_lens_kl", "--layers", "0-1", *steps]
+        command = [sys.executable, SCRIPTS / "train_lens.py", *arguments, "--output", tmp_path / "killed.safetensors"]
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not list(cache.glob("lenses/*.checkpoint")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "killed.safetensors").exists()
+        resumed, whole = (
+            script("train_lens.py", *arguments, *fresh, "--output", tmp_path / f"{name}.safetensors")
+            for name, fresh in (("killed", []), ("whole", ["--fresh"]))
+        )
+        assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
+        assert resumed.stdout.splitlines()[:-1] == whole.stdout.splitlines()[:-1]
+        files = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("killed", "whole")]
+        assert files[0] == files[1]
 
 
 class TestFig1:
@@ -115,7 +205,7 @@ def test_list_models():
     assert all(alias in done.stdout for alias in MODELS)
 
 
-@pytest.mark.parametrize("name", ["run_fig2.py", "demo_fig1.py", "bench_engine.py", "list_models.py"])
+@pytest.mark.parametrize("name", ["run_fig2.py", "demo_fig1.py", "bench_engine.py", "list_models.py", *LEARNING])
 def test_help(name):
     done = script(name, "--help")
     assert done.returncode == 0
@@ -128,7 +218,12 @@ def test_help(name):
         ("run_fig2.py", ["--model", "lama-3-8b"], "did you mean 'llama-3-8b'"),
         ("run_fig2.py", ["--dataset", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         ("run_fig2.py", ["--layers", "5-2"], "expected layers like 0,4,8 or 0-15 or all"),
-        ("run_fig2.py", ["--methods", "magic"], "expected some of logit_lens,token_identity,simplescope, got 'magic'"),
+        ("run_fig2.py", ["--methods", "magic"], "expected some of logit_lens,tuned_lens,"),
+        ("run_fig2.py", ["--tuned-lens", "no.safetensors"], "there is no file no.safetensors"),
+        ("run_lenses.py", ["--soft-prompt", "no.pt"], "expected the name of a .safetensors file"),
+        ("train_lens.py", ["--output", "a.safetensors", "--ridge", "-1"], "expected a number of at least 0"),
+        ("train_lens.py", ["--output", "a.safetensors", "--layers", "1"], "leave out --layers"),
+        ("train_lens.py", ["--output", "a.safetensors", "--dataset", "x.txt"], "there is no file x.txt"),
         ("run_fig2.py", ["--seed", "-1"], "at least 0"),
         ("run_fig2.py", ["--output-plot", "fig.pdf"], "expected the name of a .png file"),
         ("demo_fig1.py", ["--top-k", "100000"], "the model has 49152 tokens"),
@@ -162,6 +257,12 @@ class TestOptions:
         for wrong in ("0", "-3", "x", "1.5"):
             with pytest.raises(ArgumentTypeError):
                 positive(wrong)
+
+    def test_real_from_zero(self):
+        assert real_from_zero("1e-3") == 0.001
+        for wrong in ("-1", "nan", "inf", "x"):
+            with pytest.raises(ArgumentTypeError):
+                real_from_zero(wrong)
 
     def test_natural(self):
         assert natural("0") == 0

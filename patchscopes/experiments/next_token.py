@@ -7,38 +7,44 @@ Precision@1 and Surprisal per layer.
 All methods are instances of one Patchscope with ℓ* = ℓ:
 
 * `logit_lens`: the representation goes straight to the unembedding;
+* `tuned_lens`: an affine map to the last layer, fitted by least squares on other texts, comes before that;
+* `tuned_lens_kl`: the same with maps trained by KL;
 * `token_identity`: it is written over the placeholder of the token-identity prompt;
 * `simplescope`: it is written over the placeholder of the prompt `?`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.baselines import logit_lens
-from patchscopes.data import Sample, TextSet, draw_samples
+from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens, logit_lens
+from patchscopes.data import Sample, TextSet
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.sampling import (
+    DrawnSamples,
+    chosen_layers,
+    draw,
+    measure_chunks,
+    summarised,
+    summed_timing,
+)
 from patchscopes.extract import extract_representations
-from patchscopes.layers import check_layer
 from patchscopes.lens_model import LensModel
-from patchscopes.metrics import mean_with_interval, precision_at_1, surprisal
-from patchscopes.patch import patch_logits_in_batches, rows_per_batch
+from patchscopes.mappings import AffineMap, LayerMapping, MapKey
+from patchscopes.metrics import precision_at_1, surprisal
+from patchscopes.patch import rows_per_batch
 from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt, placeholder_target
 from patchscopes.results import ChunkStore, Json
-from patchscopes.target import TargetPrompt
-from patchscopes.tokens import to_token_ids
 
-# Representations of some samples at some layers in, the most likely next tokens out.
-Reader: TypeAlias = Callable[[Float[Tensor, "sample layer d_model"]], Int[Tensor, "sample layer"]]
-
-# Samples that are finished, and kept, together.
-CHUNK_SAMPLES = 32
+METHODS = ("logit_lens", "tuned_lens", "tuned_lens_kl", "token_identity", "simplescope")
+# Training by KL takes minutes, so it is done only when asked for.
+DEFAULT_METHODS = ("logit_lens", "tuned_lens", "token_identity", "simplescope")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,49 +56,49 @@ class NextTokenConfig:
         batch_size: texts, and rows, at a time; None to choose by size.
     """
 
-    methods: tuple[str, ...] = ("logit_lens", "token_identity", "simplescope")
-    n_samples: int = 500
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    n_samples: int = 1000
     layers: tuple[int, ...] | None = None
     seed: int = 0
     batch_size: int | None = None
 
 
-def logit_lens_reader(model: LensModel, layers: Sequence[int], batch_size: int | None) -> Reader:
-    """The logit lens: unembed the representation as it is."""
+def build_lenses(
+    model: LensModel, methods: Sequence[str], maps: Mapping[str, Mapping[MapKey, AffineMap]]
+) -> dict[str, Lens]:
+    """The lens of each method.
 
-    def read(representations: Float[Tensor, "sample layer d_model"]) -> Int[Tensor, "sample layer"]:
-        rows = representations.flatten(0, 1).split(batch_size or rows_per_batch(model))
-        return torch.cat([logit_lens(model, some).argmax(dim=-1) for some in rows]).view(representations.shape[:2])
+    Args:
+        maps: for `tuned_lens` and `tuned_lens_kl`, if they are among the methods, their maps to the last layer.
 
-    return read
-
-
-def patchscope_reader(target: TargetPrompt, layers: Sequence[int], batch_size: int | None) -> Reader:
-    """A Patchscope with ℓ* = ℓ: the most likely token after the target prompt."""
-
-    def read(representations: Float[Tensor, "sample layer d_model"]) -> Int[Tensor, "sample layer"]:
-        rows, target_layers = representations.flatten(0, 1), list(layers) * len(representations)
-        batches = patch_logits_in_batches(target, rows, target_layers, batch_size=batch_size)
-        return torch.cat([logits.argmax(dim=-1) for logits in batches]).view(representations.shape[:2])
-
-    return read
-
-
-def token_identity_reader(model: LensModel, layers: Sequence[int], batch_size: int | None) -> Reader:
-    """The Patchscope with the token-identity prompt."""
-    return patchscope_reader(placeholder_target(model, build_token_identity_prompt()), layers, batch_size)
-
-
-def simplescope_reader(model: LensModel, layers: Sequence[int], batch_size: int | None) -> Reader:
-    """The Patchscope whose whole prompt is the placeholder."""
-    return patchscope_reader(placeholder_target(model, SIMPLESCOPE_PROMPT), layers, batch_size)
+    Raises:
+        PatchscopesError: a method does not exist, has no maps, or maps of another model.
+    """
+    lenses: dict[str, Lens] = {}
+    for method in methods:
+        if method == "logit_lens":
+            lenses[method] = LogitLens(model)
+        elif method == "token_identity":
+            lenses[method] = PatchscopeLens(placeholder_target(model, build_token_identity_prompt()))
+        elif method == "simplescope":
+            lenses[method] = PatchscopeLens(placeholder_target(model, SIMPLESCOPE_PROMPT))
+        elif method not in METHODS:
+            raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(METHODS)}")
+        elif method not in maps:
+            raise PatchscopesError(f"{method} needs its maps: fit them with patchscopes.mappings or train_lens.py")
+        else:
+            lenses[method] = AffineLens(model, LayerMapping.to_layer(maps[method], model.cfg.n_layers - 1))
+    return lenses
 
 
-METHODS: dict[str, Callable[[LensModel, Sequence[int], int | None], Reader]] = {
-    "logit_lens": logit_lens_reader,
-    "token_identity": token_identity_reader,
-    "simplescope": simplescope_reader,
-}
+def read_tokens(
+    lens: Lens, representations: Float[Tensor, "sample layer d_model"], layers: Sequence[int], batch_size: int
+) -> Int[Tensor, "sample layer"]:
+    """The most likely next token, by a lens, for each representation; logits exist for one batch of rows at a time."""
+    rows = representations.flatten(0, 1)
+    of_rows = torch.tensor(layers, device=rows.device).repeat(len(representations))
+    batches = zip(rows.split(batch_size), of_rows.split(batch_size), strict=True)
+    return torch.cat([lens(some, of_some).argmax(dim=-1) for some, of_some in batches]).view(representations.shape[:2])
 
 
 def run(
@@ -100,11 +106,14 @@ def run(
     texts: TextSet,
     config: NextTokenConfig,
     store: ChunkStore,
+    *,
+    maps: Mapping[str, Mapping[MapKey, AffineMap]] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> tuple[Json, Json]:
     """Run the experiment, going on from the chunks in `store`.
 
     Args:
+        maps: as for `build_lenses`.
         progress: wraps the iteration over chunks, `tqdm` for instance.
 
     Returns:
@@ -112,41 +121,37 @@ def run(
         runs included, by what they were spent on.
 
     Raises:
-        PatchscopesError: a method or layer does not exist, or the texts have too few positions.
+        PatchscopesError: as `build_lenses`, a layer does not exist, or the texts have too few positions.
     """
-    for method in config.methods:
-        if method not in METHODS:
-            raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(METHODS)}")
-    last_layer = model.cfg.n_layers - 1
-    layers = list(range(model.cfg.n_layers)) if config.layers is None else list(config.layers)
-    for layer in layers:
-        check_layer(model, layer)
+    lenses = build_lenses(model, config.methods, maps or {})
+    layers = chosen_layers(model, config.layers)
+    drawn = draw(model, texts, config.n_samples, config.seed)
 
-    tokens = [to_token_ids(model, text, truncate=True) for text in texts.texts]
-    samples = draw_samples([len(ids) for ids in tokens], texts.texts, config.n_samples, config.seed)
-    # Samples of one text stand together, so that it is read once.
-    samples = sorted(samples, key=lambda sample: (sample.text, sample.position))
-    chunks = [samples[start : start + CHUNK_SAMPLES] for start in range(0, len(samples), CHUNK_SAMPLES)]
-    readers = {method: METHODS[method](model, layers, config.batch_size) for method in config.methods}
+    def measure(chunk: Sequence[Sample]) -> Json:
+        return _measure(model, drawn, chunk, layers, lenses, config.batch_size)
 
-    finished: list[Json] = []
-    for number, chunk in enumerate(progress(chunks)):
-        name = f"{number:05d}"
-        measured = store.load(name)
-        if measured is None:
-            measured = _measure(model, tokens, chunk, layers, last_layer, readers, config.batch_size)
-            store.save(name, measured)
-        finished.append(measured)
-    return _summary(finished, samples, layers, config), _timing(finished)
+    finished = measure_chunks(drawn, store, measure, progress)
+    results = {
+        "layers": layers,
+        "n_samples": len(drawn.samples),
+        "n_texts": len(np.unique(drawn.groups)),
+        "methods": {
+            method: {
+                metric: summarised(finished, method, metric, drawn.groups, config.seed)
+                for metric in ("precision_at_1", "surprisal")
+            }
+            for method in config.methods
+        },
+    }
+    return results, summed_timing(finished)
 
 
 def _measure(
     model: LensModel,
-    tokens: Sequence[Int[Tensor, " _"]],
+    drawn: DrawnSamples,
     chunk: Sequence[Sample],
     layers: Sequence[int],
-    last_layer: int,
-    readers: dict[str, Reader],
+    lenses: dict[str, Lens],
     batch_size: int | None,
 ) -> Json:
     """Both metrics of each method for each sample of a chunk, and the seconds that each step took."""
@@ -154,9 +159,9 @@ def _measure(
     started = time.perf_counter()
     representations = extract_representations(
         model,
-        [tokens[sample.text] for sample in chunk],
+        [drawn.tokens[sample.text] for sample in chunk],
         [sample.position for sample in chunk],
-        [*layers, last_layer],
+        [*layers, model.cfg.n_layers - 1],
         batch_size=batch_size or 32,
     )
     final_logits = logit_lens(model, representations[:, -1])
@@ -164,39 +169,12 @@ def _measure(
         raise PatchscopesError(f"the model's logits overflow in {model.cfg.dtype}: use float32 or bfloat16")
     seconds["sources"] = time.perf_counter() - started
     measured: Json = {}
-    for method, read in readers.items():
+    for method, lens in lenses.items():
         started = time.perf_counter()
-        predicted = read(representations[:, :-1])
+        predicted = read_tokens(lens, representations[:, :-1], layers, batch_size or rows_per_batch(model))
         measured[method] = {
             "precision_at_1": precision_at_1(predicted, final_logits).int().tolist(),
             "surprisal": surprisal(predicted, final_logits).tolist(),
         }
         seconds[method] = time.perf_counter() - started
     return {"measured": measured, "seconds": seconds}
-
-
-def _summary(
-    finished: Sequence[Json], samples: Sequence[Sample], layers: Sequence[int], config: NextTokenConfig
-) -> Json:
-    """Means and intervals per method, metric and layer; several positions of one text are resampled together."""
-    groups = np.array([sample.text for sample in samples])
-
-    def summary(method: str, metric: str) -> Json:
-        values = np.array([row for chunk in finished for row in chunk["measured"][method][metric]], dtype=float)
-        return mean_with_interval(values, groups=groups, seed=config.seed).as_json()
-
-    return {
-        "layers": list(layers),
-        "n_samples": len(samples),
-        "n_texts": len(np.unique(groups)),
-        "methods": {
-            method: {metric: summary(method, metric) for metric in ("precision_at_1", "surprisal")}
-            for method in config.methods
-        },
-    }
-
-
-def _timing(finished: Sequence[Json]) -> Json:
-    steps = finished[0]["seconds"]
-    seconds = {step: sum(chunk["seconds"][step] for chunk in finished) for step in steps}
-    return {"seconds": seconds | {"total": sum(seconds.values())}}

@@ -1,0 +1,154 @@
+"""Fit or train a Tuned Lens or a Future Lens for any model, and save it as safetensors for the other scripts.
+
+What is learned is also kept in the user's cache folder: with the default settings, the figures find it there. An
+interrupted training goes on from its last measurement when the same command is run again.
+"""
+
+import argparse
+from dataclasses import replace
+
+from learned import bar, train_texts
+from options import (
+    add_data_options,
+    add_layers_option,
+    add_model_options,
+    output_file,
+    positive,
+    real_from_zero,
+    run_script,
+)
+
+from patchscopes import future_lens
+from patchscopes.future_lens import N_TOKENS, SOFT_PROMPT_TRAINING, train_soft_prompt
+from patchscopes.mappings import N_POSITIONS, RIDGE, cached_affine_maps, save_maps
+from patchscopes.model import load_model
+from patchscopes.training import TrainingConfig
+from patchscopes.tuned_lens import train_tuned_lens
+
+LENSES = {
+    "tuned_lens": "affine maps to the last layer, by least squares",
+    "tuned_lens_kl": "the same by KL training (Belrose et al. 2023)",
+    "linear": "Future Lens: affine maps to the last layer of this token and the next two (Pal et al. 2023)",
+    "learned_prompt": "Future Lens: a soft prompt (Pal et al. 2023)",
+}
+DEFAULTS = {"tuned_lens_kl": TrainingConfig(), "learned_prompt": SOFT_PROMPT_TRAINING}
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.layers is not None and options.lens in ("tuned_lens", "linear"):
+        parser().error(f"{options.lens} is fitted for all layers in one pass: leave out --layers")
+    texts = train_texts(options.dataset)
+    model = load_model(options.model, device=options.device, dtype=options.dtype)
+    if options.lens in ("tuned_lens", "linear"):
+        maps = cached_affine_maps(
+            model,
+            texts,
+            ahead=tuple(range(N_TOKENS)) if options.lens == "linear" else (0,),
+            n_positions=options.train_positions,
+            ridge=options.ridge,
+            seed=options.seed,
+            fresh=options.fresh,
+            progress=bar("fitting"),
+        )
+        save_maps(options.output, maps)
+        made = next(iter(maps.values())).provenance
+        print(f"{len(maps)} maps from {made.n_positions} positions")
+    elif options.lens == "tuned_lens_kl":
+        maps = train_tuned_lens(
+            model, texts, options.layers, training_config(options), fresh=options.fresh, progress=bar("training")
+        )
+        save_maps(options.output, maps)
+        print_held_out(next(iter(maps.values())).provenance.options["held_out"])
+    else:
+        prompt = train_soft_prompt(
+            model,
+            texts,
+            options.layers,
+            training_config(options),
+            prompt=options.prompt,
+            n_samples=options.train_samples,
+            fresh=options.fresh,
+            progress=bar("learning"),
+        )
+        prompt.save(options.output)
+        print_held_out(prompt.provenance.options["held_out"])
+    print(f"wrote {options.output}")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--lens",
+        choices=tuple(LENSES),
+        default="tuned_lens",
+        help="; ".join(f"{name}: {what}" for name, what in LENSES.items()) + " (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=output_file(".safetensors"), required=True, metavar="FILE")
+    parser.add_argument("--fresh", action="store_true", help="learn again, whatever the cache folder holds")
+    add_model_options(parser)
+    add_data_options(parser)
+    fit = parser.add_argument_group("tuned_lens and linear")
+    fit.add_argument(
+        "--train-positions", type=positive, default=N_POSITIONS, metavar="N", help="at most (default: %(default)s)"
+    )
+    fit.add_argument(
+        "--ridge",
+        type=real_from_zero,
+        default=RIDGE,
+        metavar="X",
+        help="penalty on weights of inputs of unit variance (default: %(default)s)",
+    )
+    train = parser.add_argument_group("tuned_lens_kl and learned_prompt (defaults of each in this order)")
+    add_layers_option(train)
+
+    def shown(name: str) -> str:
+        return ", ".join(str(getattr(config, name)) for config in DEFAULTS.values())
+
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), help=f"(default: {shown('optimizer')})")
+    for name, kind, what in (
+        ("learning_rate", real_from_zero, "at its largest"),
+        ("weight_decay", real_from_zero, ""),
+        ("n_steps", positive, "at most"),
+        ("batch_size", positive, "representations a step"),
+        ("evaluate_every", positive, "steps between two measurements of the held-out KL"),
+        ("patience", positive, "measurements without improvement after which training ends"),
+    ):
+        option = f"--{name.removeprefix('n_').replace('_', '-')}"
+        train.add_argument(option, dest=name, type=kind, metavar="N", help=f"{what} (default: {shown(name)})".strip())
+    prompt = parser.add_argument_group("learned_prompt")
+    prompt.add_argument("--prompt", default=future_lens.FIXED_PROMPT, help="the text that it begins as")
+    prompt.add_argument(
+        "--train-samples",
+        type=positive,
+        default=future_lens.N_TRAIN_SAMPLES,
+        metavar="N",
+        help="representations that batches are drawn from (default: %(default)s)",
+    )
+    return parser
+
+
+def training_config(options: argparse.Namespace) -> TrainingConfig:
+    """The lens's own default settings, with what was given."""
+    names = (
+        "optimizer",
+        "learning_rate",
+        "weight_decay",
+        "n_steps",
+        "batch_size",
+        "evaluate_every",
+        "patience",
+    )
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return replace(DEFAULTS[options.lens], seed=options.seed, **given)
+
+
+def print_held_out(held_out: list) -> None:
+    """The held-out KL, averaged over layers, at each measurement."""
+    print("   steps  held-out KL (nats)")
+    for steps, losses in held_out:
+        print(f"{steps:8}  {sum(losses) / len(losses):.3f}")
+
+
+if __name__ == "__main__":
+    run_script(main)
