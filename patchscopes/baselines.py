@@ -22,7 +22,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.learned import check_models
 from patchscopes.lens_model import LensModel
 from patchscopes.mappings import LayerMapping
 from patchscopes.patch import patch_logits
@@ -80,17 +79,10 @@ class AffineLens:
 
     With maps to the last layer of the same token this is the Tuned Lens (Belrose et al. 2023; by least squares, Din et
     al. 2023); with maps to that of a later token, the linear form of the Future Lens (Pal et al. 2023).
-
-    Raises:
-        PatchscopesError: the maps were fitted on another model.
     """
 
     model: LensModel
     mapping: LayerMapping
-
-    def __post_init__(self) -> None:
-        for made in {id(f.provenance): f.provenance for f in self.mapping.maps.values()}.values():
-            check_models(made, self.model)
 
     @torch.no_grad()
     def __call__(

@@ -59,6 +59,12 @@ def read_with_continuation(
         raise PatchscopesError(f"at least 1 token must be continued with, got {n_tokens}")
     ids = [to_token_ids(model, text) for text in texts]
     ends = [resolve_position(len(of_text), position) + 1 for of_text, position in zip(ids, positions, strict=True)]
+    longest = max(ends, default=0) + n_tokens - 1
+    if longest > model.cfg.n_ctx:
+        raise PatchscopesError(
+            f"{longest} tokens, {n_tokens - 1} of them the model's own, do not fit its context of {model.cfg.n_ctx}; "
+            "read earlier positions"
+        )
     if not ids:
         return Continued(*_nothing(model, len(layers), n_tokens))
     # A short prompt, in case the engine must be proved first.
@@ -72,7 +78,10 @@ def read_with_continuation(
     for text, samples in progress(list(samples_of.items())):
         own_ends = [ends[sample] for sample in samples]
         run = torch.tensor(text[: max(own_ends)], device=model.cfg.device)
-        representations[samples], tokens[samples], final[samples] = _read_text(model, run, own_ends, layers, n_tokens)
+        read = _read_text(model, run, own_ends, layers, n_tokens)
+        # The blocks of a spread model leave their results on several devices.
+        for room, part in zip((representations, tokens, final), read, strict=True):
+            room[samples] = part.to(room)
     return Continued(representations, tokens, final)
 
 

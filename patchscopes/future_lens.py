@@ -22,9 +22,20 @@ from patchscopes.continuation import Continued, read_with_continuation
 from patchscopes.data import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
+from patchscopes.generation import Advance
 from patchscopes.layers import EMBEDDING, check_layer
-from patchscopes.learned import Provenance, cached_path, check_models, forget, load_tensors, provenance, save_tensors
+from patchscopes.learned import (
+    Provenance,
+    cached_path,
+    check_model,
+    forget,
+    from_cache,
+    load_tensors,
+    provenance,
+    save_tensors,
+)
 from patchscopes.lens_model import LensModel
+from patchscopes.proof import fast_engine_failure
 from patchscopes.target import TargetPrompt
 from patchscopes.tokens import to_token_ids
 from patchscopes.training import TrainingConfig, divergence, train
@@ -39,7 +50,7 @@ N_HELD_OUT_SAMPLES = 96
 SOFT_PROMPT_TRAINING = TrainingConfig(
     optimizer="adamw", learning_rate=1e-2, weight_decay=1e-5, n_steps=120, batch_size=32, evaluate_every=20
 )
-_MODULES = ["future_lens", "tuned_lens", "training", "continuation", "extract", "data", "twin", "fast", "prefix"]
+_MODULES = ["future_lens", "tuned_lens", "training", "continuation", "baselines", "target", "twin", "fast", "prefix"]
 
 
 def fixed_prompt_target(model: LensModel, prompt: str = FIXED_PROMPT) -> TargetPrompt:
@@ -67,21 +78,21 @@ class SoftPrompt:
         Raises:
             PatchscopesError: it was learned on another model.
         """
-        check_models(self.provenance, model)
-        return TargetPrompt(model, self.tokens, -1, soft_prompt=self.vectors)
+        check_model(self.provenance.source_model, model)
+        return TargetPrompt(model, self.tokens, -1, soft_prompt=self.vectors.to(model.cfg.device))
 
     def save(self, path: Path) -> None:
         """Write it with its provenance as safetensors, atomically."""
         save_tensors(path, {"tokens": self.tokens, "vectors": self.vectors}, self.provenance)
 
     @classmethod
-    def load(cls, path: Path, *, model: LensModel | None = None) -> "SoftPrompt":
-        """Read what `save` wrote, onto the device of `model`.
+    def load(cls, path: Path) -> "SoftPrompt":
+        """Read what `save` wrote.
 
         Raises:
-            PatchscopesError: no such file, not a soft prompt, or one of another model than `model`.
+            PatchscopesError: no such file, or not a soft prompt.
         """
-        tensors, made = load_tensors(path, model=model)
+        tensors, made = load_tensors(path)
         if set(tensors) != {"tokens", "vectors"}:
             raise PatchscopesError(f"{path} holds no soft prompt; write one with scripts/train_lens.py")
         return cls(tensors["tokens"], tensors["vectors"], made)
@@ -121,15 +132,19 @@ def train_soft_prompt(
             cannot run.
     """
     layers = list(range(model.cfg.n_layers)) if layers is None else [check_layer(model, layer) for layer in layers]
-    learning, held_out = split_held_out(model, texts)
+    learning, held_out = split_held_out(model, texts, room=N_TOKENS - 1)
     options = {"layers": layers, "prompt": prompt, "n_samples": n_samples, **asdict(config)}
     path = cached_path("soft-prompt", model, texts, options, _MODULES)
     checkpoint = path.with_suffix(".checkpoint")
     if fresh:
         forget(path, checkpoint)
-    if path.is_file():
-        return SoftPrompt.load(path, model=model)
+    cached = from_cache(path, SoftPrompt.load)
+    if cached is not None:
+        return cached
     tokens = to_token_ids(model, prompt)
+    failure = fast_engine_failure(TargetPrompt(model, tokens))
+    if failure is not None:
+        raise PatchscopesError(f"a soft prompt is trained with the fast engine, and on this model {failure}")
     beginning = extract_representations(model, [tokens] * len(tokens), list(range(len(tokens))), [EMBEDDING])[:, 0]
     first, rest = beginning[:1].float(), beginning[1:].float().clone().requires_grad_()
 
@@ -162,7 +177,7 @@ def train_soft_prompt(
 
     trained = train([[rest]], add_gradients, held_out_losses, config, checkpoint, progress)
     made = provenance("kl", model, texts, trained.n_steps * config.batch_size, options | {"held_out": trained.held_out})
-    learned = SoftPrompt(tokens, torch.cat([first, trained.parts[0][0]]), made)
+    learned = SoftPrompt(tokens.cpu(), torch.cat([first, trained.parts[0][0]]).cpu(), made)
     learned.save(path)
     checkpoint.unlink(missing_ok=True)
     return learned
@@ -174,12 +189,13 @@ def _loss(
     layers: Sequence[int],
     samples: Int[np.ndarray, " row"],
     slots: Int[np.ndarray, " row"],
+    start: Callable[..., tuple[Tensor, Advance]] = fast.start,
 ) -> Tensor:
     """Mean KL over rows and tokens ahead; row r is sample `samples[r]` at layer `layers[slots[r]]`."""
     rows = torch.from_numpy(samples).to(source.tokens.device)
     vectors = source.representations[rows, torch.from_numpy(slots).to(rows.device)]
     target_layers = torch.tensor([layers[slot] for slot in slots], device=rows.device)
-    logits, advance = fast.start(target, vectors, target_layers)
+    logits, advance = start(target, vectors, target_layers)
     everyone = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     total = torch.zeros((), device=rows.device)
     for ahead in range(N_TOKENS):

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -15,9 +15,12 @@ from torch import Tensor
 from patchscopes.data import TextSet
 from patchscopes.embedded import cache_folder
 from patchscopes.errors import PatchscopesError
-from patchscopes.lens_model import LensModel
+from patchscopes.lens_model import LensModel, has_hooks
 from patchscopes.model import weights_sha256
 from patchscopes.results import code_sha256, write_atomically
+from patchscopes.tokens import to_token_ids
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Provenance:
         source_model, target_model: name and `weights_sha256` of the models whose representations go in and come out.
         dataset: name and SHA-256 of the texts.
         n_positions: representations that were fitted, or drawn (with repetition) in training.
-        options: everything else that was chosen: ridge, seed, settings of the training.
+        options: everything else that was chosen: layers, ridge, seed, settings of the training.
         versions: of the packages that computed it.
     """
 
@@ -59,23 +62,21 @@ def provenance(
     )
 
 
-def check_models(made: Provenance, source_model: LensModel, target_model: LensModel | None = None) -> None:
-    """Refuse a learned lens on other models than its own.
+def check_model(made_of: dict[str, str], model: LensModel) -> None:
+    """Refuse what was learned from one model on another.
 
     Args:
-        target_model: where results go; the source model unless given.
+        made_of: `source_model` or `target_model` of a provenance.
 
     Raises:
-        PatchscopesError: the weights of either model are not those that the lens was learned from.
+        PatchscopesError: the weights of `model` are others.
     """
-    pairs = ((source_model, made.source_model), (target_model or source_model, made.target_model))
-    for model, expected in pairs:
-        if weights_sha256(model) != expected["weights_sha256"]:
-            raise PatchscopesError(
-                f"this lens was learned from {expected['id']!r}, and the weights (or their type) of "
-                f"{model.cfg.model_name!r} ({model.cfg.dtype}) are others; fit one for this model with "
-                "scripts/train_lens.py"
-            )
+    if weights_sha256(model) != made_of.get("weights_sha256"):
+        raise PatchscopesError(
+            f"this lens was learned from {made_of.get('id')!r}, and the weights (or their type) of "
+            f"{model.cfg.model_name!r} ({model.cfg.dtype}) are others; learn one for this model with "
+            "scripts/train_lens.py"
+        )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], made: Provenance) -> None:
@@ -84,39 +85,51 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], made: Provenance) ->
     write_atomically(path, safetensors.torch.save({k: v.cpu() for k, v in tensors.items()}, metadata))
 
 
-def load_tensors(path: Path, *, model: LensModel | None = None) -> tuple[dict[str, Tensor], Provenance]:
-    """Read what `save_tensors` wrote.
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Provenance]:
+    """Read what `save_tensors` wrote, onto the CPU.
 
     Raises:
-        PatchscopesError: no such file, not such a file, or learned from other weights than those of `model`.
+        PatchscopesError: no such file, or not such a file.
     """
-    device = "cpu" if model is None else str(model.cfg.device)
     try:
-        with safe_open(path, framework="pt", device=device) as file:
+        with safe_open(path, framework="pt") as file:
             made = Provenance(**json.loads(file.metadata()["provenance"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except FileNotFoundError as error:
         raise PatchscopesError(f"there is no file {path}; write one with scripts/train_lens.py") from error
     except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
         raise PatchscopesError(f"{path} is not a learned lens of patchscopes; write one with train_lens.py") from error
-    if model is not None:
-        check_models(made, model)
     return tensors, made
 
 
-def cached_path(
-    kind: str, model: LensModel, texts: TextSet, options: dict[str, Any], modules: Sequence[str] | None = None
-) -> Path:
+def from_cache(path: Path, load: Callable[[Path], Loaded]) -> Loaded | None:
+    """What `load` reads from a cached file, or None if there is none, or none that can be read any more."""
+    if not path.is_file():
+        return None
+    try:
+        return load(path)
+    except PatchscopesError:
+        return None
+
+
+def cached_path(kind: str, model: LensModel, texts: TextSet, options: dict[str, Any], modules: Sequence[str]) -> Path:
     """Where the user's cache folder keeps something learned: the name holds a hash of all that it depends on.
 
     Args:
-        modules: those of the package whose code decides what is learned; all unless given.
+        modules: those of the package whose code decides what is learned, beside those that read texts.
+
+    Raises:
+        PatchscopesError: the model has hooks on it, which may change what is learned and have no hash.
     """
+    if has_hooks(model):
+        raise PatchscopesError("what is learned is kept for the model as it is: take the hooks off it first")
+    tokens = [to_token_ids(model, text, truncate=True).tolist() for text in texts.texts]
     described = {
         "model": weights_sha256(model),
         "dataset": texts.sha256,
+        "tokens": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
         "options": options,
-        "code": code_sha256(modules),
+        "code": code_sha256(["learned", "tokens", "data", "extract", *modules]),
         "torch": version("torch"),
         "transformers": version("transformers"),
     }

@@ -28,3 +28,8 @@ class LensModel(Protocol):
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The weights by name."""
+
+
+def has_hooks(model: LensModel) -> bool:
+    """Whether the user has put hooks on the model."""
+    return any(point.has_hooks(including_permanent=True) for point in model.hook_dict.values())

@@ -34,8 +34,13 @@ def surprisal(
 
 
 def rank(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-    """How many tokens a lens finds more likely than the given one: Precision@k is how often that is below k."""
-    return (logits > logits.gather(1, tokens[:, None])).sum(dim=-1)
+    """How many tokens a lens ranks before the given one: Precision@k is how often that is below k.
+
+    Of equal logits the first ranks first, as with argmax; a logit that is not a number ranks last.
+    """
+    own = logits.gather(1, tokens[:, None])
+    before = torch.arange(logits.shape[1], device=logits.device) < tokens[:, None]
+    return (~(logits <= own) | ((logits == own) & before)).sum(dim=-1)
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,14 @@ def plot_future_lens(document: Json) -> Figure:
             for method, measured in results["methods"].items():
                 curve = measured[metric]
                 draw_curve(axis, results["layers"], method, curve["mean"][slot], curve["ci95"][slot])
-            axis.set_ylim(0, None if metric == "surprisal" else 1.02)
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
             if metric == metrics[0]:
                 axis.set_title(f"token t+{ahead}", fontsize=10)
             if metric == metrics[-1]:
                 axis.set_xlabel("Source layer ℓ")
+        # Only now: limits of one panel are those of its row, and end its autoscaling.
+        of_metric[0].set_ylim(0, None if metric == "surprisal" else 1.02)
         of_metric[0].set_ylabel(METRIC_LABELS[metric])
     axes[0][-1].legend(frameon=False, fontsize=8)
     environment = document["environment"]
@@ -123,25 +124,27 @@ def plot_lenses(document: Json) -> Figure:
     bars: list[tuple[str, float, str]] = []
     for original, twin in results["twins"].items():
         name, colour, _ = METHOD_STYLES[original]
-        bars.append((name.removesuffix(" (least squares)"), twin["largest_difference"], colour))
+        name = name.removesuffix(" (least squares)")
+        bars.append((f"{name}\n(fast engine)", twin["largest_difference"], colour))
         if twin["largest_difference_hooks"] is not None:
-            label = f"{name.removesuffix(' (least squares)')}, hooks"
-            bars.append((label, twin["largest_difference_hooks"], colour))
+            bars.append((f"{name}\n(plain hooks)", twin["largest_difference_hooks"], colour))
     # A difference of exactly zero has no place on a logarithmic axis: it gets a bar of no length and its label.
     shown = axes[2].barh([label for label, _, _ in bars], [max(1e-8, value) for _, value, _ in bars])
     for bar, (_, _, colour) in zip(shown, bars, strict=True):
         bar.set_color(colour)
     axes[2].bar_label(shown, [f"{value:.0e}" if value else "0" for _, value, _ in bars], padding=3, fontsize=8)
     axes[2].axvline(1e-4, color="black", linewidth=0.8, linestyle=":")
-    axes[2].set(xscale="log", xlim=(1e-8, 1e-2), title="Original and Patchscope:\nlargest difference of any logit")
+    right = max(1e-2, *(10 * value for _, value, _ in bars))
+    axes[2].set(xscale="log", xlim=(1e-8, right), title="Original and Patchscope:\nlargest difference of any logit")
     axes[2].title.set_fontsize(9)
     axes[2].tick_params(axis="y", labelsize=8, length=0)
     axes[2].invert_yaxis()
     axes[2].spines[["top", "right"]].set_visible(False)
     environment = document["environment"]
     figure.suptitle(
-        f"Seven lenses on the same hidden states: {environment['model']['id']}, {results['n_samples']} positions in "
-        f"{results['n_texts']} texts ({environment['dataset']['name']}), shaded: 95 % intervals",
+        f"Seven lenses on the same hidden states: {environment['model']['id']} in {environment['dtype']}, "
+        f"{results['n_samples']} positions in {results['n_texts']} texts ({environment['dataset']['name']})\n"
+        f"Future Lens with the {document['config']['future_lens'].replace('_', ' ')}; shaded: 95 % intervals",
         fontsize=10,
     )
     return figure

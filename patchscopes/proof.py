@@ -14,7 +14,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
 from patchscopes.generation import Advance
 from patchscopes.layers import EMBEDDING
-from patchscopes.lens_model import LensModel
+from patchscopes.lens_model import LensModel, has_hooks
 from patchscopes.target import TargetPrompt
 from patchscopes.twin import REFUSALS
 
@@ -31,7 +31,7 @@ def chosen_engine(target: TargetPrompt, engine: Engine) -> Literal["fast", "hook
         return engine
     if engine != "auto":
         raise PatchscopesError(f"engine must be 'auto', 'fast' or 'hooks', got {engine!r}")
-    if any(point.has_hooks(including_permanent=True) for point in target.model.hook_dict.values()):
+    if has_hooks(target.model):
         return "hooks"
     return "hooks" if fast_engine_failure(target) is not None else "fast"
 

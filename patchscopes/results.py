@@ -33,7 +33,7 @@ def write_json(path: Path, content: Json) -> None:
     write_atomically(path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file under another name in the same folder, then rename it.
 
     Raises:

@@ -19,7 +19,7 @@ from patchscopes.data import Sample, TextSet, draw_samples
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
 from patchscopes.layers import check_layer
-from patchscopes.learned import cached_path, forget, provenance
+from patchscopes.learned import cached_path, forget, from_cache, provenance
 from patchscopes.lens_model import LensModel
 from patchscopes.mappings import AffineMap, MapKey, load_maps, save_maps
 from patchscopes.tokens import to_token_ids
@@ -30,7 +30,7 @@ TEXTS_IN_BUFFER = 32
 HELD_OUT_EVERY = 10
 HELD_OUT_POSITIONS = 256
 # What the learned values depend on: their cache keeps for as long as none of these changes.
-_MODULES = ["tuned_lens", "training", "extract", "data", "twin"]
+_MODULES = ["tuned_lens", "training", "mappings", "baselines", "twin"]
 
 
 def train_tuned_lens(
@@ -66,31 +66,36 @@ def train_tuned_lens(
     checkpoint = path.with_suffix(".checkpoint")
     if fresh:
         forget(path, checkpoint)
-    if path.is_file():
-        return load_maps(path, model=model)
+    cached = from_cache(path, load_maps)
+    if cached is not None:
+        return cached
     trained = _train(model, learning, held_out, layers, config, checkpoint, progress)
     last = model.cfg.n_layers - 1
     made = provenance("kl", model, texts, trained.n_steps * config.batch_size, options | {"held_out": trained.held_out})
     maps = {}
     for layer, (weight, bias) in zip(layers, trained.parts, strict=True):
         key = MapKey(layer, last)
-        maps[key] = AffineMap(weight=torch.eye(len(weight)).to(weight) + weight, bias=bias, key=key, provenance=made)
+        maps[key] = AffineMap(weight=torch.eye(len(weight)) + weight.cpu(), bias=bias.cpu(), key=key, provenance=made)
     save_maps(path, maps)
     checkpoint.unlink(missing_ok=True)
     return maps
 
 
 def split_held_out(
-    model: LensModel, texts: TextSet
+    model: LensModel, texts: TextSet, room: int = 0
 ) -> tuple[list[tuple[Int[Tensor, " _"], str]], list[tuple[Int[Tensor, " _"], str]]]:
     """The tokens of each text, and the text: those to learn from, and every tenth to measure on.
+
+    Args:
+        room: tokens that the model's context must hold beside a text.
 
     Raises:
         PatchscopesError: texts of another split than train, or fewer than two with a position.
     """
     if texts.split != "train":
         raise PatchscopesError(f"a lens is trained on texts of the train split, got {texts.split!r} of {texts.name!r}")
-    all_tokens = [(to_token_ids(model, text, truncate=True), text) for text in texts.texts]
+    longest = model.cfg.n_ctx - room
+    all_tokens = [(to_token_ids(model, text, truncate=True)[:longest], text) for text in texts.texts]
     usable = [(ids, text) for ids, text in all_tokens if len(ids) > 1]
     if len(usable) < 2:
         raise PatchscopesError(f"{texts.name!r} has {len(usable)} train texts of two tokens or more; give at least two")
@@ -163,7 +168,7 @@ def shuffled_batches(
     seed: int,
     first_batch: int = 0,
 ) -> Iterator[Float[Tensor, "row layer d_model"]]:
-    """Representations of all positions of the texts, again and again in new orders, from batch `first_batch` on.
+    """Representations of positions of the texts, again and again in new orders, from batch `first_batch` on.
 
     Positions are shuffled within groups of texts: the hidden states of one group are all that is in memory.
     """
@@ -173,7 +178,8 @@ def shuffled_batches(
         for start in range(0, len(order), TEXTS_IN_BUFFER):
             group = [texts[index][0] for index in order[start : start + TEXTS_IN_BUFFER]]
             places = [(ids, position) for ids in group for position in range(1, len(ids))]
-            n_batches = -(-len(places) // batch_size)
+            # What is left over when there are no more full batches waits for the next order.
+            n_batches = max(1, len(places) // batch_size)
             if number + n_batches <= first_batch:
                 number += n_batches
                 continue
@@ -181,7 +187,7 @@ def shuffled_batches(
                 model, [ids for ids, _ in places], [position for _, position in places], layers
             )
             shuffled = torch.from_numpy(np.random.default_rng([seed, epoch, start]).permutation(len(places)))
-            for rows in shuffled.split(batch_size):
+            for rows in shuffled.split(batch_size)[:n_batches]:
                 if number >= first_batch:
                     yield states[rows.to(states.device)]
                 number += 1

@@ -2,19 +2,21 @@
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from options import output_file, positive
+from options import file_name, positive
 from tqdm import tqdm
 
 from patchscopes.data import TextSet, load_texts
-from patchscopes.future_lens import N_TOKENS, SoftPrompt, train_soft_prompt
+from patchscopes.errors import PatchscopesError
+from patchscopes.future_lens import N_TOKENS, SOFT_PROMPT_TRAINING, SoftPrompt, train_soft_prompt
 from patchscopes.learned import Provenance
 from patchscopes.lens_model import LensModel
-from patchscopes.mappings import N_POSITIONS, AffineMap, MapKey, cached_affine_maps, load_maps
+from patchscopes.mappings import AffineMap, MapKey, cached_affine_maps, load_maps
+from patchscopes.training import TrainingConfig
 from patchscopes.tuned_lens import train_tuned_lens
 
 # Texts of a streamed data set to learn from.
@@ -27,14 +29,13 @@ def add_learned_options(parser: argparse.ArgumentParser, *files: str) -> None:
     group.add_argument(
         "--train-positions",
         type=positive,
-        default=N_POSITIONS,
         metavar="N",
-        help="positions that affine maps are fitted on, in texts that no evaluation uses (default: %(default)s)",
+        help="positions to fit affine maps on, in texts that no evaluation uses (default: by the model's width)",
     )
     for name in files:
         group.add_argument(
             f"--{name}",
-            type=output_file(".safetensors"),
+            type=file_name(".safetensors"),
             metavar="FILE",
             help="written by train_lens.py, to use instead of learning it here",
         )
@@ -55,19 +56,29 @@ def tuned_lens(
 ) -> dict[MapKey, AffineMap]:
     """The maps of `tuned_lens` or `tuned_lens_kl`."""
     if file is not None:
-        return load_maps(file, model=model)
+        return maps_of(file, "kl" if method == "tuned_lens_kl" else "least_squares")
     texts = train_texts(options.dataset)
     if method == "tuned_lens":
         return cached_affine_maps(
             model, texts, n_positions=options.train_positions, seed=options.seed, progress=bar("fitting the Tuned Lens")
         )
-    return train_tuned_lens(model, texts, progress=bar("training the Tuned Lens"))
+    config = TrainingConfig(seed=options.seed)
+    return train_tuned_lens(model, texts, config=config, progress=bar("training the Tuned Lens"))
+
+
+def maps_of(file: Path, estimator: str) -> dict[MapKey, AffineMap]:
+    """The maps of a file, if they were made in the way that the option is for."""
+    maps = load_maps(file)
+    made = next(iter(maps.values())).provenance.estimator
+    if made != estimator:
+        raise PatchscopesError(f"{file} holds maps made by {made}; this option is for maps made by {estimator}")
+    return maps
 
 
 def linear_future_lens(model: LensModel, options: argparse.Namespace, file: Path | None) -> dict[MapKey, AffineMap]:
     """The maps to the last layer of the same token and of the next two."""
     if file is not None:
-        return load_maps(file, model=model)
+        return maps_of(file, "least_squares")
     return cached_affine_maps(
         model,
         train_texts(options.dataset),
@@ -81,8 +92,11 @@ def linear_future_lens(model: LensModel, options: argparse.Namespace, file: Path
 def soft_prompt(model: LensModel, options: argparse.Namespace, file: Path | None) -> SoftPrompt:
     """The learned prompt of the Future Lens."""
     if file is not None:
-        return SoftPrompt.load(file, model=model)
-    return train_soft_prompt(model, train_texts(options.dataset), progress=bar("learning the soft prompt"))
+        return SoftPrompt.load(file)
+    config = replace(SOFT_PROMPT_TRAINING, seed=options.seed)
+    return train_soft_prompt(
+        model, train_texts(options.dataset), config=config, progress=bar("learning the soft prompt")
+    )
 
 
 def described(made: dict[str, Provenance]) -> dict[str, Any]:

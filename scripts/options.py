@@ -51,7 +51,7 @@ def common_parser(
         type=name_list(methods),
         default=default_methods or methods,
         metavar="METHODS",
-        help=f"some of {','.join(methods)} (default: {'all' if default_methods is None else 'all but the slowest'})",
+        help=f"some of {','.join(methods)} (default: {','.join(default_methods or ()) or 'all'})",
     )
     run.add_argument("--batch-size", type=positive, metavar="N", help="texts and rows at a time (default: by size)")
     run.add_argument(
@@ -61,14 +61,14 @@ def common_parser(
     out = parser.add_argument_group("output")
     out.add_argument(
         "--output-plot",
-        type=output_file(".png"),
+        type=file_name(".png"),
         default=FIGURES / f"{output}.png",
         metavar="PNG",
         help=f"the figure (default: figures/{output}.png)",
     )
     out.add_argument(
         "--output-json",
-        type=output_file(".json"),
+        type=file_name(".json"),
         default=FIGURES / f"{output}.json",
         metavar="JSON",
         help=f"all numbers; finished chunks are kept beside it (default: figures/{output}.json)",
@@ -150,7 +150,7 @@ def name_list(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
-def output_file(suffix: str) -> Callable[[str], Path]:
+def file_name(suffix: str) -> Callable[[str], Path]:
     """A parser of file names that end in `suffix`."""
 
     def parse(text: str) -> Path:
@@ -185,4 +185,4 @@ def run_script(main: Callable[[], None]) -> None:
     except torch.OutOfMemoryError as error:
         sys.exit(f"error: out of memory on the device; try a smaller --batch-size or --dtype bfloat16 ({error})")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: run the same command again to go on from the finished chunks")
+        sys.exit("\ninterrupted: run the same command again to go on from what is finished")

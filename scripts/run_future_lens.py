@@ -13,7 +13,7 @@ from patchscopes.results import ChunkStore, environment, result_document, write_
 
 
 def main() -> None:
-    parser = common_parser(__doc__, "future_lens", methods=future_lens.METHODS, unused=("max-new-tokens",))
+    parser = common_parser(__doc__, "future_lens", methods=future_lens.METHODS, samples=200, unused=("max-new-tokens",))
     add_learned_options(parser, "linear-maps", "soft-prompt")
     options = parser.parse_args()
     texts = load_texts(options.dataset, limit=options.samples)

@@ -12,15 +12,21 @@ from options import (
     add_data_options,
     add_layers_option,
     add_model_options,
-    output_file,
+    file_name,
     positive,
     real_from_zero,
     run_script,
 )
 
-from patchscopes import future_lens
-from patchscopes.future_lens import N_TOKENS, SOFT_PROMPT_TRAINING, train_soft_prompt
-from patchscopes.mappings import N_POSITIONS, RIDGE, cached_affine_maps, save_maps
+from patchscopes.errors import PatchscopesError
+from patchscopes.future_lens import (
+    FIXED_PROMPT,
+    N_TOKENS,
+    N_TRAIN_SAMPLES,
+    SOFT_PROMPT_TRAINING,
+    train_soft_prompt,
+)
+from patchscopes.mappings import RIDGE, cached_affine_maps, save_maps
 from patchscopes.model import load_model
 from patchscopes.training import TrainingConfig
 from patchscopes.tuned_lens import train_tuned_lens
@@ -31,13 +37,21 @@ LENSES = {
     "linear": "Future Lens: affine maps to the last layer of this token and the next two (Pal et al. 2023)",
     "learned_prompt": "Future Lens: a soft prompt (Pal et al. 2023)",
 }
+TRAINING_OPTIONS = (
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "n_steps",
+    "batch_size",
+    "evaluate_every",
+    "patience",
+)
 DEFAULTS = {"tuned_lens_kl": TrainingConfig(), "learned_prompt": SOFT_PROMPT_TRAINING}
 
 
 def main() -> None:
     options = parser().parse_args()
-    if options.layers is not None and options.lens in ("tuned_lens", "linear"):
-        parser().error(f"{options.lens} is fitted for all layers in one pass: leave out --layers")
+    refuse_options_of_other_lenses(options)
     texts = train_texts(options.dataset)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     if options.lens in ("tuned_lens", "linear"):
@@ -46,7 +60,7 @@ def main() -> None:
             texts,
             ahead=tuple(range(N_TOKENS)) if options.lens == "linear" else (0,),
             n_positions=options.train_positions,
-            ridge=options.ridge,
+            ridge=RIDGE if options.ridge is None else options.ridge,
             seed=options.seed,
             fresh=options.fresh,
             progress=bar("fitting"),
@@ -66,8 +80,8 @@ def main() -> None:
             texts,
             options.layers,
             training_config(options),
-            prompt=options.prompt,
-            n_samples=options.train_samples,
+            prompt=options.prompt or FIXED_PROMPT,
+            n_samples=options.train_samples or N_TRAIN_SAMPLES,
             fresh=options.fresh,
             progress=bar("learning"),
         )
@@ -84,20 +98,17 @@ def parser() -> argparse.ArgumentParser:
         default="tuned_lens",
         help="; ".join(f"{name}: {what}" for name, what in LENSES.items()) + " (default: %(default)s)",
     )
-    parser.add_argument("--output", type=output_file(".safetensors"), required=True, metavar="FILE")
+    parser.add_argument("--output", type=file_name(".safetensors"), required=True, metavar="FILE")
     parser.add_argument("--fresh", action="store_true", help="learn again, whatever the cache folder holds")
     add_model_options(parser)
     add_data_options(parser)
     fit = parser.add_argument_group("tuned_lens and linear")
-    fit.add_argument(
-        "--train-positions", type=positive, default=N_POSITIONS, metavar="N", help="at most (default: %(default)s)"
-    )
+    fit.add_argument("--train-positions", type=positive, metavar="N", help="at most (default: by the model's width)")
     fit.add_argument(
         "--ridge",
         type=real_from_zero,
-        default=RIDGE,
         metavar="X",
-        help="penalty on weights of inputs of unit variance (default: %(default)s)",
+        help=f"penalty on weights of inputs of unit variance (default: {RIDGE})",
     )
     train = parser.add_argument_group("tuned_lens_kl and learned_prompt (defaults of each in this order)")
     add_layers_option(train)
@@ -117,30 +128,35 @@ def parser() -> argparse.ArgumentParser:
         option = f"--{name.removeprefix('n_').replace('_', '-')}"
         train.add_argument(option, dest=name, type=kind, metavar="N", help=f"{what} (default: {shown(name)})".strip())
     prompt = parser.add_argument_group("learned_prompt")
-    prompt.add_argument("--prompt", default=future_lens.FIXED_PROMPT, help="the text that it begins as")
+    prompt.add_argument("--prompt", help=f"the text that it begins as (default: {FIXED_PROMPT})")
     prompt.add_argument(
         "--train-samples",
         type=positive,
-        default=future_lens.N_TRAIN_SAMPLES,
         metavar="N",
-        help="representations that batches are drawn from (default: %(default)s)",
+        help=f"representations that batches are drawn from (default: {N_TRAIN_SAMPLES})",
     )
     return parser
 
 
+def refuse_options_of_other_lenses(options: argparse.Namespace) -> None:
+    """An option that has no effect on the chosen lens is a mistake."""
+    fit, train = ("tuned_lens", "linear"), ("tuned_lens_kl", "learned_prompt")
+    allowed = dict.fromkeys(("train_positions", "ridge"), fit) | dict.fromkeys(("layers", *TRAINING_OPTIONS), train)
+    allowed |= dict.fromkeys(("prompt", "train_samples"), ("learned_prompt",))
+    for name, lenses in allowed.items():
+        if getattr(options, name) is not None and options.lens not in lenses:
+            option = name.removeprefix("n_").replace("_", "-")
+            raise PatchscopesError(f"--{option} is for {' and '.join(lenses)}; leave it out for {options.lens}")
+
+
 def training_config(options: argparse.Namespace) -> TrainingConfig:
     """The lens's own default settings, with what was given."""
-    names = (
-        "optimizer",
-        "learning_rate",
-        "weight_decay",
-        "n_steps",
-        "batch_size",
-        "evaluate_every",
-        "patience",
-    )
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return replace(DEFAULTS[options.lens], seed=options.seed, **given)
+    default = DEFAULTS[options.lens]
+    given = {name: getattr(options, name) for name in TRAINING_OPTIONS if getattr(options, name) is not None}
+    if given.get("optimizer", default.optimizer) != default.optimizer:
+        # Another optimizer has a rate of its own.
+        given = {"learning_rate": None} | given
+    return replace(default, seed=options.seed, **given)
 
 
 def print_held_out(held_out: list) -> None:

@@ -5,7 +5,7 @@ import torch
 from conftest import FAMILIES, make_hf_model
 
 from patchscopes.baselines import AffineLens, LogitLens, PatchscopeLens, logit_lens, source_patchscope
-from patchscopes.data import TextSet
+from patchscopes.data import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
 from patchscopes.future_lens import fixed_prompt_target
@@ -37,12 +37,12 @@ class TestTwins:
 
     @pytest.mark.parametrize("ahead", [0, 2])
     def test_affine_lens(self, model, rows, engine, ahead):
-        mapping = LayerMapping.to_layer(fit_affine_maps(model, TEXTS, ahead=(0, 2)), 3, ahead)
+        mapping = LayerMapping.to_last(model, fit_affine_maps(model, TEXTS, ahead=(0, 2)), ahead)
         twin = source_patchscope(model, SOURCE, POSITION, mapping, engine=engine)
         torch.testing.assert_close(AffineLens(model, mapping)(rows, LAYERS), twin(rows, LAYERS), atol=1e-4, rtol=0)
 
 
-def test_future_lens_with_a_fixed_prompt(model, rows):
+def test_future_lens_by_hooks_and_by_the_engine(model, rows):
     target = fixed_prompt_target(model)
     plain, twin = PatchscopeLens(target, engine="hooks"), PatchscopeLens(target)
     torch.testing.assert_close(plain(rows, LAYERS), twin(rows, LAYERS), atol=1e-3, rtol=0)
@@ -61,7 +61,7 @@ def test_tokens_after_the_position_have_no_part(llama):
 
 
 def test_fixed_target_layer_and_mapping_come_before_writing(llama):
-    mapping = LayerMapping.to_layer(fit_affine_maps(llama, TEXTS), 3)
+    mapping = LayerMapping.to_last(llama, fit_affine_maps(llama, TEXTS))
     target = fixed_prompt_target(llama)
     rows = torch.randn(4, 32)
     mapped = PatchscopeLens(target, 1, mapping)(rows, LAYERS)
@@ -70,16 +70,30 @@ def test_fixed_target_layer_and_mapping_come_before_writing(llama):
 
 
 def test_maps_of_another_model_are_refused(llama, tokenizer):
-    mapping = LayerMapping.to_layer(fit_affine_maps(llama, TEXTS), 3)
+    maps = fit_affine_maps(llama, TEXTS)
     other = load_model(hf_model=make_hf_model("llama", seed=1), tokenizer=tokenizer)
-    with pytest.raises(PatchscopesError, match="learned from"):
-        AffineLens(other, mapping)
+    with pytest.raises(PatchscopesError, match="learned from 'LlamaForCausalLM', and the weights") as raised:
+        LayerMapping.to_last(other, maps)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(PatchscopesError, match=r"no map to layer 3, 1 tokens ahead; .* \[\(3, 0\)\]"):
+        LayerMapping.to_last(llama, maps, ahead=1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_bfloat16(tokenizer, family):
+    """Twins agree as far as 16 bit go, and the results have the model's type."""
+    model = load_model(hf_model=make_hf_model(family), tokenizer=tokenizer, dtype="bfloat16")
+    mapping = LayerMapping.to_last(model, fit_affine_maps(model, TEXTS, ridge=1e-3))
+    rows = extract_representations(model, [SOURCE], [POSITION])[0]
+    tuned, twin = AffineLens(model, mapping)(rows, LAYERS), source_patchscope(model, SOURCE, POSITION, mapping)
+    assert tuned.dtype == torch.bfloat16
+    torch.testing.assert_close(tuned, twin(rows, LAYERS))
 
 
 def test_on_the_embedded_model(smollm):
     """The twins agree, and the Tuned Lens reads early layers far better than the Logit Lens."""
     train = TextSet("passages", "train", smollm_texts("train"))
-    mapping = LayerMapping.to_layer(fit_affine_maps(smollm, train, [4, 16], n_positions=3000), 29)
+    mapping = LayerMapping.to_last(smollm, fit_affine_maps(smollm, train, [4, 16], n_positions=3000))
     texts = smollm_texts("evaluation")
     states = extract_representations(smollm, texts, [-1] * len(texts), [4, 16, 29])
     own = logit_lens(smollm, states[:, 2]).argmax(dim=-1)
@@ -93,7 +107,5 @@ def test_on_the_embedded_model(smollm):
 
 
 def smollm_texts(split) -> tuple[str, ...]:
-    from patchscopes.data import load_texts
-
     texts = load_texts(split=split).texts
     return texts[:30] if split == "train" else tuple(" ".join(text.split()[:12]) for text in texts[:60])

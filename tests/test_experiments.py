@@ -121,11 +121,14 @@ class TestNextToken:
 
 def test_figure_2_on_the_embedded_model(smollm, store):
     """The order of the methods that the paper reports, on a few samples and layers."""
-    config = NextTokenConfig(n_samples=64, layers=(14, 19, 24, 29), methods=PLAIN)
-    results, _ = next_token.run(smollm, load_texts(), config, store)
+    maps = fit_affine_maps(smollm, load_texts(split="train"), [14, 19, 24, 29], n_positions=5000)
+    config = NextTokenConfig(n_samples=64, layers=(14, 19, 24, 29))
+    results, _ = next_token.run(smollm, load_texts(), config, store, maps={"tuned_lens": maps})
     precision = {method: np.array(m["precision_at_1"]["mean"]) for method, m in results["methods"].items()}
     assert (precision["token_identity"][:3] > precision["logit_lens"][:3]).all()
     assert (precision["simplescope"][:2] >= precision["token_identity"][:2]).all()
+    assert (precision["tuned_lens"][:3] > precision["logit_lens"][:3]).all()
+    assert precision["token_identity"][2] > precision["tuned_lens"][2]
     assert all(values[3] == 1.0 for values in precision.values())
 
 
@@ -149,7 +152,7 @@ class TestFutureLens:
     def test_is_the_plain_computation(self, llama, store, maps, soft_prompt):
         config = FutureLensConfig(n_samples=9, layers=(1, 3))
         results, _ = future_lens.run(llama, TEXTS, config, store, maps=maps, soft_prompt=soft_prompt)
-        drawn = future_lens.draw(llama, TEXTS, 9, 0)
+        drawn = future_lens.draw(llama, TEXTS, 9, 0, room=2)
         targets = {
             "fixed_prompt": fixed_prompt_target(llama),
             "learned_prompt": soft_prompt.target(llama),
@@ -166,7 +169,7 @@ class TestFutureLens:
                 said = patch_generate(target, vectors, [1, 3], max_new_tokens=3, engine="hooks")
                 hits[method] += torch.stack(own)[:, None] == said.T
             for later in range(3):
-                mapped = LayerMapping.to_layer(maps, 3, later)(vectors, torch.tensor([1, 3]))
+                mapped = LayerMapping.to_last(llama, maps, later)(vectors, torch.tensor([1, 3]))
                 said = llama.unembed(llama.ln_final(mapped[None]))[0].argmax(dim=-1)
                 hits["linear"][later] += said == own[later]
         for method, counted in hits.items():
@@ -180,6 +183,14 @@ class TestFutureLens:
         for method, metrics in whole["methods"].items():
             for metric in metrics:
                 np.testing.assert_allclose(metrics[metric]["mean"], small["methods"][method][metric]["mean"], atol=1e-4)
+
+    def test_positions_leave_room_for_the_continuation(self, llama, store):
+        texts = TextSet("long", "evaluation", ("x" * 400,))
+        config = FutureLensConfig(n_samples=252, layers=(3,), methods=("fixed_prompt",))
+        results, _ = future_lens.run(llama, texts, config, store)
+        assert results["methods"]["fixed_prompt"]["precision_at_1"]["mean"][0] == [1.0]
+        with pytest.raises(PatchscopesError, match="have only 253 positions"):
+            future_lens.run(llama, texts, FutureLensConfig(n_samples=254, methods=("fixed_prompt",)), store)
 
     def test_mistakes(self, llama, store):
         with pytest.raises(PatchscopesError, match="linear must be learned first"):

@@ -74,3 +74,9 @@ def test_the_rank_is_the_place_among_the_sorted(seed, n_rows, n_tokens):
     logits, tokens = torch.randn(n_rows, n_tokens), torch.randint(n_tokens, (n_rows,))
     places = (logits.argsort(dim=-1, descending=True) == tokens[:, None]).nonzero()[:, 1]
     assert torch.equal(rank(logits, tokens), places)
+
+
+def test_the_rank_of_ties_is_that_of_argmax_and_nan_is_last():
+    logits = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [float("nan")] * 3])
+    assert logits[0].argmax() == 1
+    assert rank(logits, torch.tensor([1, 2, 0])).tolist() == [0, 1, 3]

@@ -155,6 +155,9 @@ class TestLearnedLenses:
         assert wrong.returncode == 1
         assert "not a file of affine maps" in wrong.stderr
         assert "Traceback" not in wrong.stderr
+        wrong = script("run_fig2.py", *common, *samples, *methods[:3], tuned)
+        assert "holds maps made by least_squares; this option is for maps made by kl" in wrong.stderr
+        assert "Traceback" not in wrong.stderr
 
     def test_interrupted_training_goes_on(self, model_folder, texts, tmp_path, cache):
         steps = ["--steps", 40, "--evaluate-every", 2, "--batch-size", 64]
@@ -222,7 +225,11 @@ def test_help(name):
         ("run_fig2.py", ["--tuned-lens", "no.safetensors"], "there is no file no.safetensors"),
         ("run_lenses.py", ["--soft-prompt", "no.pt"], "expected the name of a .safetensors file"),
         ("train_lens.py", ["--output", "a.safetensors", "--ridge", "-1"], "expected a number of at least 0"),
-        ("train_lens.py", ["--output", "a.safetensors", "--layers", "1"], "leave out --layers"),
+        (
+            "train_lens.py",
+            ["--output", "a.safetensors", "--layers", "1"],
+            "--layers is for tuned_lens_kl and learned_prompt",
+        ),
         ("train_lens.py", ["--output", "a.safetensors", "--dataset", "x.txt"], "there is no file x.txt"),
         ("run_fig2.py", ["--seed", "-1"], "at least 0"),
         ("run_fig2.py", ["--output-plot", "fig.pdf"], "expected the name of a .png file"),

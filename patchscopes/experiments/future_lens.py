@@ -9,7 +9,8 @@ has the representation of token t alone, and says what these will be:
 * `learned_prompt`: the same with a soft prompt, trained on other texts;
 * `token_identity`: the same with the token-identity prompt.
 
-The prompts go on with the tokens that they themselves say, not with those of the model's continuation.
+The prompts go on with the tokens that they themselves say, not with those of the model's continuation. The learned
+prompt was trained on the model's continuations, the affine maps were fitted on what the texts really say next.
 """
 
 import time
@@ -28,6 +29,7 @@ from patchscopes.data import Sample, TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.sampling import (
     DrawnSamples,
+    checked_finite,
     chosen_layers,
     draw,
     measure_chunks,
@@ -64,7 +66,7 @@ class FutureLensConfig:
     """
 
     methods: tuple[str, ...] = METHODS
-    n_samples: int = 500
+    n_samples: int = 200
     layers: tuple[int, ...] | None = None
     seed: int = 0
     batch_size: int | None = None
@@ -83,8 +85,7 @@ def prompt_reader(target: TargetPrompt, batch_size: int | None) -> Reader:
 
 def linear_reader(model: LensModel, maps: Mapping[MapKey, AffineMap], batch_size: int | None) -> Reader:
     """Affine maps to the last layer of the same token and of the next two."""
-    last = model.cfg.n_layers - 1
-    lenses = [AffineLens(model, LayerMapping.to_layer(maps, last, ahead)) for ahead in range(N_TOKENS)]
+    lenses = [AffineLens(model, LayerMapping.to_last(model, maps, ahead)) for ahead in range(N_TOKENS)]
     size = batch_size or rows_per_batch(model, unembedded=N_TOKENS)
 
     def read(
@@ -150,7 +151,7 @@ def run(
     """
     readers = build_readers(model, config.methods, maps, soft_prompt, config.batch_size)
     layers = chosen_layers(model, config.layers)
-    drawn = draw(model, texts, config.n_samples, config.seed)
+    drawn = draw(model, texts, config.n_samples, config.seed, room=N_TOKENS - 1)
 
     def measure(chunk: Sequence[Sample]) -> Json:
         return _measure(model, drawn, chunk, layers, readers)
@@ -181,7 +182,7 @@ def _measure(
     started = time.perf_counter()
     texts, positions = [drawn.tokens[sample.text] for sample in chunk], [sample.position for sample in chunk]
     source = read_with_continuation(model, texts, positions, layers, N_TOKENS)
-    own = torch.log_softmax(logit_lens(model, source.final).float(), dim=-1)
+    own = torch.log_softmax(checked_finite(model, logit_lens(model, source.final)).float(), dim=-1)
     rows = source.representations.flatten(0, 1)
     of_rows = torch.tensor(layers, device=rows.device).repeat(len(chunk))
     samples = torch.arange(len(chunk), device=rows.device).repeat_interleave(len(layers))

@@ -20,6 +20,7 @@ from patchscopes.data import Sample, TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.sampling import (
     DrawnSamples,
+    checked_finite,
     chosen_layers,
     draw,
     measure_chunks,
@@ -84,7 +85,7 @@ def build_lenses(
         future_target = soft_prompt.target(model)
     else:
         raise PatchscopesError(f"the Future Lens is fixed_prompt, or learned_prompt with a prompt; got {future_lens!r}")
-    mapping = LayerMapping.to_layer(maps, model.cfg.n_layers - 1)
+    mapping = LayerMapping.to_last(model, maps)
     originals: dict[str, Lens] = {
         "logit_lens": LogitLens(model),
         "tuned_lens": AffineLens(model, mapping),
@@ -195,7 +196,7 @@ def _measure(
         logits: dict[str, Tensor] = {}
         for method in METHODS:
             started = time.perf_counter()
-            logits[method] = lenses[method](text, sample.position)(rows, of_rows)
+            logits[method] = checked_finite(model, lenses[method](text, sample.position)(rows, of_rows))
             predicted[method].append(logits[method].argmax(dim=-1))
             seconds[method] += time.perf_counter() - started
         for original, twin in twins.items():

@@ -28,6 +28,7 @@ from patchscopes.data import Sample, TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.sampling import (
     DrawnSamples,
+    checked_finite,
     chosen_layers,
     draw,
     measure_chunks,
@@ -87,7 +88,7 @@ def build_lenses(
         elif method not in maps:
             raise PatchscopesError(f"{method} needs its maps: fit them with patchscopes.mappings or train_lens.py")
         else:
-            lenses[method] = AffineLens(model, LayerMapping.to_layer(maps[method], model.cfg.n_layers - 1))
+            lenses[method] = AffineLens(model, LayerMapping.to_last(model, maps[method]))
     return lenses
 
 
@@ -164,9 +165,7 @@ def _measure(
         [*layers, model.cfg.n_layers - 1],
         batch_size=batch_size or 32,
     )
-    final_logits = logit_lens(model, representations[:, -1])
-    if not bool(torch.isfinite(final_logits).all()):
-        raise PatchscopesError(f"the model's logits overflow in {model.cfg.dtype}: use float32 or bfloat16")
+    final_logits = checked_finite(model, logit_lens(model, representations[:, -1]))
     seconds["sources"] = time.perf_counter() - started
     measured: Json = {}
     for method, lens in lenses.items():

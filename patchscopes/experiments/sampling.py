@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.data import Sample, TextSet, draw_samples
+from patchscopes.errors import PatchscopesError
 from patchscopes.layers import check_layer
 from patchscopes.lens_model import LensModel
 from patchscopes.metrics import mean_with_interval
@@ -41,9 +43,9 @@ class DrawnSamples:
         return [self.samples[start : start + CHUNK_SAMPLES] for start in range(0, len(self.samples), CHUNK_SAMPLES)]
 
 
-def draw(model: LensModel, texts: TextSet, n_samples: int, seed: int) -> DrawnSamples:
-    """Draw positions of `texts` as in the paper. See `draw_samples`."""
-    tokens = [to_token_ids(model, text, truncate=True) for text in texts.texts]
+def draw(model: LensModel, texts: TextSet, n_samples: int, seed: int, room: int = 0) -> DrawnSamples:
+    """Draw positions of `texts` as in the paper, with room for more tokens in the context. See `draw_samples`."""
+    tokens = [to_token_ids(model, text, truncate=True)[: model.cfg.n_ctx - room] for text in texts.texts]
     samples = draw_samples([len(ids) for ids in tokens], texts.texts, n_samples, seed)
     return DrawnSamples(tokens, sorted(samples, key=lambda sample: (sample.text, sample.position)))
 
@@ -51,6 +53,17 @@ def draw(model: LensModel, texts: TextSet, n_samples: int, seed: int) -> DrawnSa
 def chosen_layers(model: LensModel, layers: Sequence[int] | None) -> list[int]:
     """The given source layers, which must exist, or all blocks."""
     return [check_layer(model, layer) for layer in (range(model.cfg.n_layers) if layers is None else layers)]
+
+
+def checked_finite(model: LensModel, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
+    """The logits, if none overflowed.
+
+    Raises:
+        PatchscopesError: some did.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise PatchscopesError(f"logits overflow in {model.cfg.dtype}: use float32 or bfloat16")
+    return logits
 
 
 def measure_chunks(
