@@ -3,13 +3,13 @@
 import time
 from dataclasses import asdict
 
-from options import common_parser, positive, run_script
+from options import common_parser, positive, run_script, write_results
 
 from patchscopes.experiments import layer_readout
 from patchscopes.experiments.layer_readout import LayerReadoutConfig
 from patchscopes.model import load_model
-from patchscopes.plots import plot_layer_readout, save_png
-from patchscopes.results import environment, result_document, write_json
+from patchscopes.plots import plot_layer_readout
+from patchscopes.results import environment, result_document
 
 
 def main() -> None:
@@ -39,8 +39,7 @@ def main() -> None:
     seconds = {"total": time.perf_counter() - started}
     described = {"model": options.model, **asdict(config)}
     document = result_document("layer_readout", described, environment(model), results, timing={"seconds": seconds})
-    write_json(options.output_json, document)
-    save_png(plot_layer_readout(document), options.output_plot)
+    write_results(options, document, plot_layer_readout)
     print_table(document)
     print(f"wrote {options.output_plot} and {options.output_json}")
 

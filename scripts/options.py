@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from patchscopes.data import PASSAGES, STREAMED
 from patchscopes.errors import PatchscopesError
+from patchscopes.plots import save_png
 from patchscopes.registry import EMBEDDED_MODEL
+from patchscopes.results import ChunkStore, Json, write_json
 
 FIGURES = Path(__file__).parent.parent / "figures"
 
@@ -174,6 +177,27 @@ def layer_list(text: str) -> tuple[int, ...] | None:
     if len(set(layers)) < len(layers):
         raise argparse.ArgumentTypeError(f"some layer is given twice in {text!r}")
     return tuple(layers)
+
+
+def chunk_store(options: argparse.Namespace, config: Json, environment: Json) -> ChunkStore:
+    """The finished chunks of this run, none with `--fresh`."""
+    store = ChunkStore.beside(options.output_json, config, environment)
+    if options.fresh:
+        store.clear()
+    return store
+
+
+def write_results(options: argparse.Namespace, document: Json, plot: Callable[[Json], Figure]) -> None:
+    """Write the JSON file, then the figure that is drawn from it."""
+    write_json(options.output_json, document)
+    save_png(plot(document), options.output_plot)
+
+
+def print_files(options: argparse.Namespace, document: Json) -> None:
+    """Where the results are, and what they took."""
+    seconds, memory = document["timing"]["seconds"]["total"], document["timing"]["peak_memory_gib"]
+    print(f"wrote {options.output_plot} and {options.output_json}")
+    print(f"{seconds:.0f} s of computing, peak memory {memory:.1f} GiB")
 
 
 def run_script(main: Callable[[], None]) -> None:

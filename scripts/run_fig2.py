@@ -3,14 +3,15 @@
 from dataclasses import asdict
 
 from learned import add_learned_options, described, tuned_lens
-from options import common_parser, run_script
+from options import chunk_store, common_parser, print_files, run_script, write_results
 from tqdm import tqdm
 
 from patchscopes.data import load_texts
 from patchscopes.experiments import next_token
+from patchscopes.experiments.sampling import chosen_layers
 from patchscopes.model import load_model
-from patchscopes.plots import plot_next_token, save_png
-from patchscopes.results import ChunkStore, environment, result_document, write_json
+from patchscopes.plots import plot_next_token
+from patchscopes.results import environment, result_document
 
 
 def main() -> None:
@@ -26,6 +27,8 @@ def main() -> None:
     options = parser.parse_args()
     texts = load_texts(options.dataset, limit=options.samples)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
+    # Before anything is learned, which takes longer than to see a mistake.
+    chosen_layers(model, options.layers)
     config = next_token.NextTokenConfig(
         methods=options.methods,
         n_samples=options.samples,
@@ -41,19 +44,14 @@ def main() -> None:
     surroundings = environment(model, texts) | described(
         {method: next(iter(of_method.values())).provenance for method, of_method in maps.items()}
     )
-    store = ChunkStore.beside(options.output_json, options_described, surroundings)
-    if options.fresh:
-        store.clear()
+    store = chunk_store(options, options_described, surroundings)
     results, timing = next_token.run(
         model, texts, config, store, maps=maps, progress=lambda chunks: tqdm(chunks, desc="fig2", unit="chunk")
     )
     document = result_document("next_token", options_described, surroundings, results, timing)
-    write_json(options.output_json, document)
-    save_png(plot_next_token(document), options.output_plot)
+    write_results(options, document, plot_next_token)
     print_table(document)
-    seconds, memory = document["timing"]["seconds"]["total"], document["timing"]["peak_memory_gib"]
-    print(f"wrote {options.output_plot} and {options.output_json}")
-    print(f"{seconds:.0f} s of computing, peak memory {memory:.1f} GiB")
+    print_files(options, document)
 
 
 def print_table(document: dict) -> None:

@@ -3,13 +3,14 @@
 from dataclasses import asdict
 
 from learned import add_learned_options, bar, described, linear_future_lens, soft_prompt
-from options import common_parser, run_script
+from options import chunk_store, common_parser, print_files, run_script, write_results
 
 from patchscopes.data import load_texts
 from patchscopes.experiments import future_lens
+from patchscopes.experiments.sampling import chosen_layers
 from patchscopes.model import load_model
-from patchscopes.plots import plot_future_lens, save_png
-from patchscopes.results import ChunkStore, environment, result_document, write_json
+from patchscopes.plots import plot_future_lens
+from patchscopes.results import environment, result_document
 
 
 def main() -> None:
@@ -18,6 +19,8 @@ def main() -> None:
     options = parser.parse_args()
     texts = load_texts(options.dataset, limit=options.samples)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
+    # Before anything is learned, which takes longer than to see a mistake.
+    chosen_layers(model, options.layers)
     config = future_lens.FutureLensConfig(
         methods=options.methods,
         n_samples=options.samples,
@@ -31,19 +34,14 @@ def main() -> None:
     made |= {"learned_prompt": prompt.provenance} if prompt else {}
     options_described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
     surroundings = environment(model, texts) | described(made)
-    store = ChunkStore.beside(options.output_json, options_described, surroundings)
-    if options.fresh:
-        store.clear()
+    store = chunk_store(options, options_described, surroundings)
     results, timing = future_lens.run(
         model, texts, config, store, maps=maps, soft_prompt=prompt, progress=bar("future_lens")
     )
     document = result_document("future_lens", options_described, surroundings, results, timing)
-    write_json(options.output_json, document)
-    save_png(plot_future_lens(document), options.output_plot)
+    write_results(options, document, plot_future_lens)
     print_table(document)
-    seconds, memory = document["timing"]["seconds"]["total"], document["timing"]["peak_memory_gib"]
-    print(f"wrote {options.output_plot} and {options.output_json}")
-    print(f"{seconds:.0f} s of computing, peak memory {memory:.1f} GiB")
+    print_files(options, document)
 
 
 def print_table(document: dict) -> None:
