@@ -256,7 +256,11 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_fig2.py", ["--samples", "0"], "at least 1"),
         ("run_fig2.py", ["--device", "gpu"], "device 'gpu' is not on this machine"),
         ("run_fig2.py", ["--dtype", "int8"], "dtype must be"),
-        ("run_fig2.py", ["--output-json", "/proc/no/out.json", "--samples", "2"], "cannot write"),
+        (
+            "run_fig2.py",
+            ["--output-json", "/proc/no/out.json", "--samples", "2", "--methods", "logit_lens"],
+            "cannot write",
+        ),
         ("demo_fig1.py", ["--target-word", "CFO"], "'CFO' is not in the text"),
         ("demo_fig1.py", ["--target-layer", "99"], "layer 99 does not exist"),
         ("demo_fig1.py", ["--layers", "0-50"], "layer 30 does not exist"),
