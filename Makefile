@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: help setup fig1 fig2 future-lens lenses figures bench test lint
+.PHONY: help setup fig1 fig2 future-lens lenses entity figures bench test lint
 
 help:
 	@echo "make setup        create $(VENV) with everything pinned, and the embedded model"
@@ -13,6 +13,7 @@ help:
 	@echo "make fig2         Figure 2: next-token prediction over all layers"
 	@echo "make future-lens  the next three tokens from one hidden state"
 	@echo "make lenses       seven lenses side by side, each beside its Patchscope"
+	@echo "make entity       what the model takes names for, layer by layer"
 	@echo "make figures      all figures"
 	@echo "make bench        speed of the engine beside plain hooks"
 	@echo "make test         the test suite"
@@ -41,7 +42,11 @@ future-lens: $(READY)
 lenses: $(READY)
 	$(RUN) scripts/run_lenses.py
 
-figures: fig1 fig2 future-lens lenses
+entity: $(READY)
+	$(RUN) scripts/run_entity.py
+	$(RUN) scripts/run_entity_interactive.py "Diana, Princess of Wales"
+
+figures: fig1 fig2 future-lens lenses entity
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py

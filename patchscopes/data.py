@@ -112,10 +112,15 @@ def _stream(name: str) -> Iterator[str]:
 
 
 def _read_txt(path: Path) -> Iterator[str]:
-    yield from _decoded(path).split("\n")
+    yield from read_text(path).split("\n")
 
 
-def _decoded(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file as UTF-8.
+
+    Raises:
+        PatchscopesError: it cannot be read, or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -126,7 +131,7 @@ def _decoded(path: Path) -> str:
 
 def _read_jsonl(path: Path) -> Iterator[str]:
     # Not splitlines(): JSON strings may hold other line separators of Unicode.
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -137,7 +142,7 @@ def _read_jsonl(path: Path) -> Iterator[str]:
 
 
 def _read_csv(path: Path) -> Iterator[str]:
-    reader = csv.DictReader(io.StringIO(_decoded(path), newline=""))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         for row in reader:
             yield _text_of(row, f"{path}, line {reader.line_num}")

@@ -18,15 +18,25 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     draws: Float[Tensor, "row max_new_tokens"] | None,
+    forced: Int[Tensor, "row forced_token"] | None = None,
 ) -> Int[Tensor, "row max_new_tokens"]:
-    """Choose and append tokens until every row has ended or is long enough; rows that have ended drop out."""
+    """Choose and append tokens until every row has ended or is long enough; rows that have ended drop out.
+
+    Args:
+        forced: tokens that each row begins with whatever the model says, -1 from where it may choose. An
+            end-of-sequence token among them does not end the row.
+    """
     tokens = torch.empty(len(logits), max_new_tokens, dtype=torch.long, device=logits.device)
     going_on = torch.arange(len(logits), device=logits.device)
     for step in range(max_new_tokens):
         chosen = choose(logits, temperature, None if draws is None else draws[going_on.cpu(), step])
+        is_forced = torch.zeros_like(chosen, dtype=torch.bool)
+        if forced is not None and step < forced.shape[1]:
+            is_forced = forced[going_on, step] >= 0
+            chosen = torch.where(is_forced, forced[going_on, step], chosen)
         # Filling the rest of the row pads it, should this be its end-of-sequence token.
         tokens[going_on, step:] = chosen[:, None]
-        kept = ~torch.isin(chosen, ends)
+        kept = is_forced | ~torch.isin(chosen, ends)
         going_on = going_on[kept]
         if step + 1 == max_new_tokens or len(going_on) == 0:
             break

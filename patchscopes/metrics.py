@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
 
@@ -41,6 +42,25 @@ def rank(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]) -> I
     own = logits.gather(1, tokens[:, None])
     before = torch.arange(logits.shape[1], device=logits.device) < tokens[:, None]
     return (~(logits <= own) | ((logits == own) & before)).sum(dim=-1)
+
+
+ROUGE_TYPES = ("rouge1", "rougeL")
+_rouge_scorer = RougeScorer(ROUGE_TYPES)
+
+
+def rouge(text: str, reference: str) -> dict[str, dict[str, float]]:
+    """ROUGE-1 and ROUGE-L of a text against a reference (Lin 2004), as the package rouge-score computes them.
+
+    Words are compared in lower case and without stemming.
+
+    Returns:
+        by type: `precision`, `recall` and `f1`.
+    """
+    scores = _rouge_scorer.score(reference, text)
+    return {
+        kind: {"precision": float(score.precision), "recall": float(score.recall), "f1": float(score.fmeasure)}
+        for kind, score in scores.items()
+    }
 
 
 @dataclass(frozen=True)

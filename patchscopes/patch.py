@@ -29,13 +29,14 @@ from patchscopes.layers import EMBEDDING, check_layer
 from patchscopes.lens_model import LensModel
 from patchscopes.proof import Engine, chosen_engine
 from patchscopes.target import TargetPrompt
-from patchscopes.tokens import Text, end_tokens, token_texts
+from patchscopes.tokens import Text, end_tokens, to_token_ids, token_texts
 
 __all__ = [
     "EMBEDDING",
     "TargetPrompt",
     "extract_representation",
     "extract_representations",
+    "generate_after",
     "generate_with_patch",
     "patch_generate",
     "patch_logits",
@@ -163,6 +164,51 @@ def patch_generate(
         logits, advance = start(target, vectors[rows], layers[rows])
         some_draws = None if draws is None else draws[rows]
         out[rows] = generate(logits, advance, end_tokens(target.model), max_new_tokens, temperature, some_draws)
+    return out
+
+
+@torch.no_grad()
+def generate_after(
+    model: LensModel,
+    prompts: Sequence[Text],
+    *,
+    max_new_tokens: int = 20,
+    engine: Engine = "auto",
+    batch_size: int | None = None,
+) -> Int[Tensor, "prompt new_token"]:
+    """What the model says after each prompt, greedily, with nothing patched: the baselines of a generating Patchscope.
+
+    The beginning that all prompts share is run once, for all of them; the rest of each is gone on with as if the model
+    had chosen it. A row that has produced an end-of-sequence token is padded with that token.
+
+    Raises:
+        PatchscopesError: the prompts do not begin with the same token, or one has no room for the new tokens.
+    """
+    ids = [to_token_ids(model, prompt).tolist() for prompt in prompts]
+    if not ids:
+        return torch.empty(0, max_new_tokens, dtype=torch.long, device=model.cfg.device)
+    n_shared = next((n for n, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1), min(map(len, ids)))
+    if n_shared == 0:
+        raise PatchscopesError("the prompts must begin with the same token (the BOS token, for instance)")
+    own = [tokens[n_shared:] for tokens in ids]
+    longest = max(map(len, own))
+    target = TargetPrompt(model, ids[0][:n_shared], -1)
+    _check_length(target, longest + max_new_tokens)
+    # A state that is written over itself changes nothing.
+    vectors = extract_representations(model, [target.tokens], [-1], [EMBEDDING])[0].expand(len(ids), -1)
+    layers = torch.full((len(ids),), EMBEDDING, device=vectors.device)
+    padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in own]
+    forced = torch.tensor(padded, dtype=torch.long, device=vectors.device)
+    chosen = chosen_engine(target, engine)
+    size = _batch_size(target, chosen, batch_size, longest + max_new_tokens)
+    start = fast.start if chosen == "fast" else hooks.start
+    out = torch.empty(len(ids), max_new_tokens, dtype=torch.long, device=vectors.device)
+    for first in range(0, len(ids), size):
+        rows = slice(first, first + size)
+        logits, advance = start(target, vectors[rows], layers[rows])
+        said = generate(logits, advance, end_tokens(model), longest + max_new_tokens, 0.0, None, forced[rows])
+        for row, tokens, of_row in zip(out[rows], said, own[rows], strict=True):
+            row.copy_(tokens[len(of_row) : len(of_row) + max_new_tokens])
     return out
 
 

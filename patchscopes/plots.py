@@ -150,6 +150,74 @@ def plot_lenses(document: Json) -> Figure:
     return figure
 
 
+def plot_entity(document: Json) -> Figure:
+    """ROUGE-L and ROUGE-1 of entity descriptions over layers, by popularity, between their two baselines."""
+    results = document["results"]
+    groups = dict(results["popularity"].items()) if len(results["popularity"]) > 1 else {}
+    groups = {"all entities": results} | groups
+    colours = ("#404040", "#1f6fb4", "#d95f02", "#1b9e5a", "#8e44ad")
+    panels = (("rougeL_f1_of_description", "ROUGE-L (F1)"), ("rouge1_f1_of_description", "ROUGE-1 (F1)"))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    for axis, (metric, label) in zip(axes, panels, strict=True):
+        for number, (name, group) in enumerate(groups.items()):
+            colour = colours[number % len(colours)]
+            methods = group["methods"]
+            low, high = np.array(methods["patchscope"][metric]["ci95"]).T
+            legend = f"{name.replace('_', ' ')} ({group['n_samples']})"
+            axis.plot(
+                results["layers"],
+                methods["patchscope"][metric]["mean"],
+                color=colour,
+                label=legend,
+                marker="o",
+                markersize=3,
+            )
+            axis.fill_between(results["layers"], low, high, color=colour, alpha=0.15, linewidth=0)
+            axis.axhline(methods["name_in_clear"][metric]["mean"][0], color=colour, linestyle="--", linewidth=1)
+            axis.axhline(methods["unpatched"][metric]["mean"][0], color=colour, linestyle=":", linewidth=1)
+        axis.set(xlabel=f"Source layer ℓ (ℓ*: {document['config']['target_layer']})", ylabel=label, ylim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].plot([], [], "k--", linewidth=1, label="name in clear")
+    axes[0].plot([], [], "k:", linewidth=1, label="placeholder, unpatched")
+    axes[1].legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="upper right")
+    figure.suptitle(
+        f"What the model says a name stands for, against references: {document['environment']['model']['id']}, "
+        "shaded: 95 % intervals over entities",
+        fontsize=10,
+    )
+    return figure
+
+
+def plot_entity_layers(document: Json) -> Figure:
+    """A table of what each layer says about a name, coloured by which ending of the name that is most like."""
+    results = document["results"]
+    of = results["methods"]["patchscope"]
+    endings = [one["ending"] for one in results["endings"]]
+    shades = dict(zip(endings, plt.get_cmap("Blues")(np.linspace(0.12, 0.5, len(endings))), strict=True))
+    n_rows = len(results["layers"])
+    figure, axis = plt.subplots(figsize=(10, 0.28 * n_rows + 1.2), layout="constrained")
+    # The last layer on top, as the residual stream flows upwards.
+    for slot, layer in enumerate(results["layers"]):
+        row = n_rows - 1 - slot
+        resolved = of["resolved"][slot]
+        axis.axhspan(row - 0.5, row + 0.5, color=shades.get(resolved, "white"), linewidth=0)
+        axis.text(0.01, row, shortened(visible(of["description"][slot]), 90), ha="left", va="center", fontsize=8)
+        axis.text(0.74, row, shortened(visible(resolved), 34), ha="left", va="center", fontsize=8)
+        axis.text(-0.01, row, str(layer), ha="right", va="center", fontsize=8)
+    axis.text(-0.01, -1, "ℓ", ha="right", va="center", fontsize=9)
+    axis.text(0.01, -1, "what the model says", ha="left", va="center", fontsize=9)
+    axis.text(0.74, -1, "words of the name that it is about", ha="left", va="center", fontsize=9)
+    axis.set(xlim=(-0.05, 1), ylim=(n_rows - 0.5, -1.6))
+    axis.axis("off")
+    where = document["config"]["target_layer"]
+    axis.set_title(
+        f"“{visible(results['name'])}” at each source layer ℓ (ℓ*: {where}), {document['environment']['model']['id']}",
+        fontsize=10,
+    )
+    return figure
+
+
 def plot_layer_readout(document: Json) -> Figure:
     """Layer × rank table of the most likely tokens, coloured by probability, and what each layer generates."""
     results = document["results"]

@@ -12,6 +12,15 @@ from patchscopes.tokens import to_token_ids, token_texts
 TOKEN_IDENTITY_DEMOS = ("cat", "1135", "hello")
 PLACEHOLDER = "?"
 
+# The examples and the placeholder of the paper's entity descriptions (section 4.3).
+DESCRIPTION_EXAMPLES = (
+    ("Syria", "Country in the Middle East"),
+    ("Leonardo DiCaprio", "American actor"),
+    ("Samsung", "South Korean multinational major appliance and consumer electronics corporation"),
+)
+DESCRIPTION_PLACEHOLDER = "x"
+DESCRIPTION_SEPARATOR = ", "
+
 # The whole target prompt of the Simplescope: nothing but the placeholder (and BOS, where the model has it).
 SIMPLESCOPE_PROMPT = PLACEHOLDER
 
@@ -25,6 +34,20 @@ def build_token_identity_prompt(
     `separator="; "` gives the variant in one line.
     """
     return separator.join([*(f"{demo} -> {demo}" for demo in demos), placeholder])
+
+
+def build_entity_description_prompt(
+    examples: Sequence[tuple[str, str]] = DESCRIPTION_EXAMPLES,
+    *,
+    placeholder: str = DESCRIPTION_PLACEHOLDER,
+    separator: str = DESCRIPTION_SEPARATOR,
+) -> str:
+    """The entity-description prompt (paper, section 4.3): `Syria: Country in the Middle East, …, x`.
+
+    Each example is a name and what it is, so the model goes on with `: ` and a description of what it finds in the
+    placeholder.
+    """
+    return separator.join([*(f"{name}: {description}" for name, description in examples), placeholder])
 
 
 def placeholder_target(model: LensModel, prompt: str, placeholder: str = PLACEHOLDER) -> TargetPrompt:

@@ -12,6 +12,7 @@ from patchscopes.experiments.layer_readout import LayerReadoutConfig
 from patchscopes.experiments.lenses import LensesConfig
 from patchscopes.experiments.next_token import NextTokenConfig
 from patchscopes.future_lens import SoftPrompt, fixed_prompt_target
+from patchscopes.layers import target_layers
 from patchscopes.learned import provenance
 from patchscopes.mappings import LayerMapping, fit_affine_maps
 from patchscopes.patch import EMBEDDING, TargetPrompt, extract_representations, patch_generate, patch_logits
@@ -250,11 +251,11 @@ class TestLayerReadout:
         assert results["layers"] == [0, 2]
 
     def test_target_layers(self, llama):
-        assert layer_readout.target_layers(llama, [0, 3], "same") == [0, 3]
-        assert layer_readout.target_layers(llama, [0, 3], "embedding") == [EMBEDDING, EMBEDDING]
-        assert layer_readout.target_layers(llama, [0, 3], "last") == [3, 3]
-        assert layer_readout.target_layers(llama, [0, 3], "1") == [1, 1]
+        assert target_layers(llama, [0, 3], "same") == [0, 3]
+        assert target_layers(llama, [0, 3], "embedding") == [EMBEDDING, EMBEDDING]
+        assert target_layers(llama, [0, 3], "last") == [3, 3]
+        assert target_layers(llama, [0, 3], "1") == [1, 1]
         with pytest.raises(PatchscopesError, match="layer 4 does not exist"):
-            layer_readout.target_layers(llama, [0], "4")
+            target_layers(llama, [0], "4")
         with pytest.raises(PatchscopesError, match="same, embedding, last or a number"):
-            layer_readout.target_layers(llama, [0], "first")
+            target_layers(llama, [0], "first")

@@ -17,6 +17,7 @@ from patchscopes.registry import MODELS
 
 SCRIPTS = ROOT / "scripts"
 LEARNING = ("run_future_lens.py", "run_lenses.py", "train_lens.py")
+ENTITY = ("run_entity.py", "run_entity_interactive.py")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -180,6 +181,30 @@ class TestLearnedLenses:
         assert files[0] == files[1]
 
 
+class TestEntity:
+    def test_ones_own_entities(self, model_folder, tmp_path, output):
+        (tmp_path / "own.csv").write_text("entity,reference,popularity\nbig dog,an animal,well_known\nOslo,a city,\n")
+        few = ["--layers", "0-1", "--max-new-tokens", 4, *output]
+        done = script("run_entity.py", tmp_path / "own.csv", "--model", model_folder, *few)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        assert document["experiment"] == "entity"
+        assert [one["entity"] for one in document["results"]["entities"]] == ["big dog", "Oslo"]
+        assert set(document["results"]["popularity"]) == {"well_known", "unspecified"}
+        assert "rougeL_f1_of_description" in done.stdout
+
+    def test_one_name(self, model_folder, tmp_path, output):
+        few = ["--layer-range", "1-3", "--max-new-tokens", 4, *output]
+        done = script("run_entity_interactive.py", "a [big] dog", "--model", model_folder, *few)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        results = read(tmp_path / "out.json")["results"]
+        assert results["layers"] == [1, 2, 3]
+        assert "what the model says" in done.stdout
+        assert "a [big] dog" in done.stdout
+
+
 class TestFig1:
     @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
     def test_each_mode(self, model_folder, tmp_path, mode):
@@ -220,7 +245,9 @@ def run_here(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[obje
     return ended.value.code, "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("name", ["run_fig2.py", "demo_fig1.py", "bench_engine.py", "list_models.py", *LEARNING])
+@pytest.mark.parametrize(
+    "name", ["run_fig2.py", "demo_fig1.py", "bench_engine.py", "list_models.py", *LEARNING, *ENTITY]
+)
 def test_help(name, monkeypatch, capsys):
     status, printed = run_here(name, ["--help"], monkeypatch, capsys)
     assert status == 0
@@ -242,6 +269,8 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_fig2.py", ["--layers", "5-2"], "expected layers like 0,4,8 or 0-15 or all"),
         ("run_fig2.py", ["--methods", "magic"], "expected some of logit_lens,tuned_lens,"),
         ("run_fig2.py", ["--tuned-lens", "no.safetensors"], "there is no file no.safetensors"),
+        ("run_entity.py", ["nowhere.json"], "there is no file nowhere.json"),
+        ("run_entity_interactive.py", [""], "the name is empty"),
         ("run_lenses.py", ["--soft-prompt", "no.pt"], "expected the name of a .safetensors file"),
         ("train_lens.py", ["--output", "a.safetensors", "--ridge", "-1"], "expected a number of at least 0"),
         (

@@ -4,7 +4,6 @@ The representation of one token of a source prompt is written, layer by layer, o
 token-identity prompt; the most likely next tokens and a short generation show how its meaning is resolved.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -12,7 +11,7 @@ import torch
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
-from patchscopes.layers import EMBEDDING, check_layer
+from patchscopes.layers import target_layers
 from patchscopes.lens_model import LensModel
 from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.positions import find_substring_token_position
@@ -48,21 +47,6 @@ class LayerReadoutConfig:
     k: int = 5
     max_new_tokens: int = 8
     batch_size: int | None = None
-
-
-def target_layers(model: LensModel, source_layers: Sequence[int], target_layer: str) -> list[int]:
-    """ℓ* for each ℓ, from one of `same`, `embedding`, `last` or a number.
-
-    Raises:
-        PatchscopesError: none of these, or no such layer.
-    """
-    fixed = {"embedding": EMBEDDING, "last": model.cfg.n_layers - 1}
-    if target_layer == "same":
-        return list(source_layers)
-    if target_layer not in fixed and not target_layer.lstrip("-").isdecimal():
-        raise PatchscopesError(f"target layer must be same, embedding, last or a number, got {target_layer!r}")
-    layer = fixed[target_layer] if target_layer in fixed else int(target_layer)
-    return [check_layer(model, layer)] * len(source_layers)
 
 
 def run(model: LensModel, config: LayerReadoutConfig) -> Json:

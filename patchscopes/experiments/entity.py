@@ -1,0 +1,204 @@
+"""Entity resolution: what the model takes a name for, layer by layer (paper, section 4.3).
+
+The source prompt is the entity's name. The representation of its last token at each layer is written over the
+placeholder of the entity-description prompt, and the model goes on with a description of what it finds there, which is
+compared with a reference by ROUGE. Two baselines frame it: the name itself in the placeholder's place (as well as this
+model can do), and the placeholder left as it is (what is said about nothing).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchscopes.entities import Entity, cut_description
+from patchscopes.errors import PatchscopesError
+from patchscopes.extract import extract_representations
+from patchscopes.layers import check_layer, target_layers
+from patchscopes.lens_model import LensModel
+from patchscopes.metrics import ROUGE_TYPES, mean_with_interval, rouge
+from patchscopes.patch import generate_after, patch_generate
+from patchscopes.prompts import (
+    DESCRIPTION_PLACEHOLDER,
+    DESCRIPTION_SEPARATOR,
+    build_entity_description_prompt,
+    placeholder_target,
+)
+from patchscopes.results import ChunkStore, Json
+from patchscopes.target import TargetPrompt
+
+# Entities that are finished, and kept, together.
+CHUNK_ENTITIES = 32
+SCORES = ("precision", "recall", "f1")
+# What a score is of: the description up to where the prompt's format ends it, or all that was generated.
+SCORED = ("description", "generation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityConfig:
+    """Options of the experiment.
+
+    Attributes:
+        target_prompt: T; the vector goes to the last `placeholder` in it.
+        separator: what stands between the entries of T.
+        layers: source layers ℓ; None for all blocks.
+        target_layer: ℓ*: `same` (ℓ* = ℓ), `embedding`, `last` or the number of a block.
+        batch_size: rows at a time; None to choose by size.
+        seed: of the bootstrap; generation is greedy.
+    """
+
+    target_prompt: str = build_entity_description_prompt()
+    placeholder: str = DESCRIPTION_PLACEHOLDER
+    separator: str = DESCRIPTION_SEPARATOR
+    layers: tuple[int, ...] | None = None
+    target_layer: str = "same"
+    max_new_tokens: int = 20
+    batch_size: int | None = None
+    seed: int = 0
+
+
+def run(
+    model: LensModel,
+    entities: Sequence[Entity],
+    config: EntityConfig,
+    store: ChunkStore,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> tuple[Json, Json]:
+    """Run the experiment, going on from the chunks in `store`.
+
+    Args:
+        progress: wraps the iteration over chunks of entities, `tqdm` for instance.
+
+    Returns:
+        the `results` and the `timing` of the result file. `results["entities"]` has every generation and score;
+        `results["methods"]` and, for each group, `results["popularity"]` have means and intervals over entities.
+
+    Raises:
+        PatchscopesError: no entities, or a layer or the placeholder does not exist.
+    """
+    if not entities:
+        raise PatchscopesError("no entities were given; give at least one")
+    layers = [check_layer(model, layer) for layer in (config.layers or range(model.cfg.n_layers))]
+    target = placeholder_target(model, config.target_prompt, config.placeholder)
+    where = target_layers(model, layers, config.target_layer)
+    finished: list[Json] = []
+    for number, start in enumerate(progress(range(0, len(entities), CHUNK_ENTITIES))):
+        name = f"{number:05d}"
+        chunk = store.load(name)
+        if chunk is None:
+            chunk = _describe(model, target, entities[start : start + CHUNK_ENTITIES], layers, where, config)
+            store.save(name, chunk)
+        finished.append(chunk)
+    described = [entity for chunk in finished for entity in chunk["entities"]]
+    groups = sorted({entity.popularity for entity in entities})
+    results = {
+        "layers": layers,
+        "target_layers": where,
+        "n_samples": len(entities),
+        "methods": _summary(described, config.seed),
+        "popularity": {
+            group: {"n_samples": len(members), "methods": _summary(members, config.seed)}
+            for group in groups
+            if (members := [entity for entity in described if entity["popularity"] == group])
+        },
+        "entities": described,
+    }
+    seconds = {step: sum(chunk["seconds"][step] for chunk in finished) for step in finished[0]["seconds"]}
+    return results, {"seconds": seconds | {"total": sum(seconds.values())}}
+
+
+def clear_prompt(config: EntityConfig, name: str) -> str:
+    """The target prompt with a name in the place of its placeholder."""
+    before, _, after = config.target_prompt.rpartition(config.placeholder)
+    return before + name + after
+
+
+def generations(
+    model: LensModel,
+    target: TargetPrompt,
+    names: Sequence[str],
+    layers: Sequence[int],
+    where: Sequence[int],
+    config: EntityConfig,
+) -> list[list[str]]:
+    """What the model says for the representation of each name's last token at each layer."""
+    representations = extract_representations(model, names, [-1] * len(names), layers)
+    tokens = patch_generate(
+        target,
+        representations.flatten(0, 1),
+        list(where) * len(names),
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
+    texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [texts[start : start + len(layers)] for start in range(0, len(texts), len(layers))]
+
+
+def _describe(
+    model: LensModel,
+    target: TargetPrompt,
+    entities: Sequence[Entity],
+    layers: Sequence[int],
+    where: Sequence[int],
+    config: EntityConfig,
+) -> Json:
+    """Every generation and score for some entities, and the seconds that each step took."""
+    names = [entity.name for entity in entities]
+    started = time.perf_counter()
+    patched = generations(model, target, names, layers, where, config)
+    after_patched = time.perf_counter()
+    prompts = [clear_prompt(config, name) for name in [*names, config.placeholder]]
+    tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+    *in_clear, unpatched = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    after_baselines = time.perf_counter()
+    described = [
+        {
+            "entity": entity.name,
+            "reference": entity.reference,
+            "kind": entity.kind,
+            "popularity": entity.popularity,
+            "methods": {
+                "patchscope": _scored(by_layer, entity.reference, config.separator),
+                "name_in_clear": _scored([clear], entity.reference, config.separator),
+                "unpatched": _scored([unpatched], entity.reference, config.separator),
+            },
+        }
+        for entity, by_layer, clear in zip(entities, patched, in_clear, strict=True)
+    ]
+    return {
+        "entities": described,
+        "seconds": {
+            "patchscope": after_patched - started,
+            "baselines": after_baselines - after_patched,
+            "rouge": time.perf_counter() - after_baselines,
+        },
+    }
+
+
+def _scored(texts: Sequence[str], reference: str, separator: str) -> Json:
+    """The generations, their descriptions, and the scores of both, one list entry per generation."""
+    of = {"generation": list(texts), "description": [cut_description(text, separator) for text in texts]}
+    scores = {what: [rouge(text, reference) for text in of[what]] for what in SCORED}
+    return of | {
+        f"{kind}_{score}_of_{what}": [one[kind][score] for one in scores[what]]
+        for what in SCORED
+        for kind in ROUGE_TYPES
+        for score in SCORES
+    }
+
+
+def _summary(described: Sequence[Json], seed: int) -> Json:
+    """Means and intervals over entities of each score of each method."""
+    methods = described[0]["methods"]
+    return {
+        method: {
+            metric: mean_with_interval(
+                np.array([entity["methods"][method][metric] for entity in described]), seed=seed
+            ).as_json()
+            for metric in methods[method]
+            if metric not in SCORED
+        }
+        for method in methods
+    }
