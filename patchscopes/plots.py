@@ -196,7 +196,7 @@ def plot_entity_layers(document: Json) -> Figure:
     endings = [one["ending"] for one in results["endings"]]
     shades = dict(zip(endings, plt.get_cmap("Blues")(np.linspace(0.12, 0.5, len(endings))), strict=True))
     n_rows = len(results["layers"])
-    figure, axis = plt.subplots(figsize=(10, 0.28 * n_rows + 1.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(10, 0.28 * n_rows + 0.2 * len(endings) + 1.4), layout="constrained")
     # The last layer on top, as the residual stream flows upwards.
     for slot, layer in enumerate(results["layers"]):
         row = n_rows - 1 - slot
@@ -208,7 +208,9 @@ def plot_entity_layers(document: Json) -> Figure:
     axis.text(-0.01, -1, "ℓ", ha="right", va="center", fontsize=9)
     axis.text(0.01, -1, "what the model says", ha="left", va="center", fontsize=9)
     axis.text(0.74, -1, "words of the name that it is about", ha="left", va="center", fontsize=9)
-    axis.set(xlim=(-0.05, 1), ylim=(n_rows - 0.5, -1.6))
+    in_clear = "\n".join(f"{one['ending']}: {shortened(visible(one['description']), 70)}" for one in results["endings"])
+    axis.text(0.01, n_rows - 0.2, f"In clear:\n{in_clear}", ha="left", va="top", fontsize=8, color="#505050")
+    axis.set(xlim=(-0.05, 1), ylim=(n_rows + 0.7 * (len(endings) + 1), -1.6))
     axis.axis("off")
     where = document["config"]["target_layer"]
     axis.set_title(

@@ -49,6 +49,9 @@ def main() -> None:
     started = time.perf_counter()
     with Live(table, console=Console(markup=False), auto_refresh=False) as live:
         results = entity_layers.run(model, options.name, config, show)
+    print("what it says of these words in clear:")
+    for ending in results["endings"]:
+        print(f"  {ending['ending']}: {visible(ending['description'])}")
     seconds = {"total": time.perf_counter() - started}
     described = {"model": options.model, "name": options.name, **asdict(config)}
     document = result_document("entity_layers", described, environment(model), results, {"seconds": seconds})

@@ -24,7 +24,7 @@ def test_every_file_it_shows_is_there():
 
 def test_figures_are_those_of_the_present_scripts():
     """Every figure in the repository says which model and options made it."""
-    for name in ("fig1", "fig2", "future_lens", "lenses", "bench"):
+    for name in ("fig1", "fig2", "future_lens", "lenses", "entity", "entity_diana", "bench"):
         document = json.loads((ROOT / "figures" / f"{name}.json").read_text())
         assert document["config"]["model"] == document["environment"]["model"]["id"] == EMBEDDED_MODEL
         assert len(document["environment"]["git_commit"]) == 40

@@ -19,8 +19,9 @@ from patchscopes.patch import generate_after
 from patchscopes.prompts import placeholder_target
 from patchscopes.results import Json
 
-# Least ROUGE-L (F1) of two descriptions of the same thing.
-ALIKE = 0.5
+# Two descriptions are taken to be of the same thing if their ROUGE-L (F1) is above this. A rough measure: the
+# descriptions in clear stand beside the result, so that a reader can judge.
+ALIKE = 1 / 3
 # Layers that are generated, and shown, together.
 LAYERS_AT_A_TIME = 5
 
@@ -109,4 +110,4 @@ def most_alike(description: str, meanings: dict[str, str]) -> tuple[str, float]:
     """
     likeness = {ending: rouge(description, meaning)["rougeL"]["f1"] for ending, meaning in meanings.items()}
     best = max(likeness, key=lambda ending: likeness[ending])
-    return (best if likeness[best] >= ALIKE else "", likeness[best])
+    return (best if likeness[best] > ALIKE else "", likeness[best])
