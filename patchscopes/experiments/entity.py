@@ -15,8 +15,9 @@ import numpy as np
 
 from patchscopes.entities import Entity, cut_description
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.sampling import chosen_layers, measure_chunks, summed_timing
 from patchscopes.extract import extract_representations
-from patchscopes.layers import check_layer, target_layers
+from patchscopes.layers import target_layers
 from patchscopes.lens_model import LensModel
 from patchscopes.metrics import ROUGE_TYPES, mean_with_interval, rouge
 from patchscopes.patch import generate_after, patch_generate
@@ -80,17 +81,15 @@ def run(
     """
     if not entities:
         raise PatchscopesError("no entities were given; give at least one")
-    layers = [check_layer(model, layer) for layer in (config.layers or range(model.cfg.n_layers))]
+    layers = chosen_layers(model, config.layers)
     target = placeholder_target(model, config.target_prompt, config.placeholder)
     where = target_layers(model, layers, config.target_layer)
-    finished: list[Json] = []
-    for number, start in enumerate(progress(range(0, len(entities), CHUNK_ENTITIES))):
-        name = f"{number:05d}"
-        chunk = store.load(name)
-        if chunk is None:
-            chunk = _describe(model, target, entities[start : start + CHUNK_ENTITIES], layers, where, config)
-            store.save(name, chunk)
-        finished.append(chunk)
+    chunks = [entities[start : start + CHUNK_ENTITIES] for start in range(0, len(entities), CHUNK_ENTITIES)]
+
+    def measure(chunk: Sequence[Entity]) -> Json:
+        return _describe(model, target, chunk, layers, where, config)
+
+    finished = measure_chunks(chunks, store, measure, progress)
     described = [entity for chunk in finished for entity in chunk["entities"]]
     groups = sorted({entity.popularity for entity in entities})
     results = {
@@ -105,8 +104,7 @@ def run(
         },
         "entities": described,
     }
-    seconds = {step: sum(chunk["seconds"][step] for chunk in finished) for step in finished[0]["seconds"]}
-    return results, {"seconds": seconds | {"total": sum(seconds.values())}}
+    return results, summed_timing(finished)
 
 
 def clear_prompt(config: EntityConfig, name: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from patchscopes.entities import cut_description
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.entity import EntityConfig, clear_prompt, generations
-from patchscopes.layers import check_layer, target_layers
+from patchscopes.experiments.sampling import chosen_layers
+from patchscopes.layers import target_layers
 from patchscopes.lens_model import LensModel
 from patchscopes.metrics import rouge
 from patchscopes.patch import generate_after
@@ -69,7 +70,7 @@ def run(
         PatchscopesError: the name is empty, or a layer or the placeholder does not exist.
     """
     endings = name_endings(name)
-    layers = [check_layer(model, layer) for layer in (config.layers or range(model.cfg.n_layers))]
+    layers = chosen_layers(model, config.layers)
     where = target_layers(model, layers, config.target_layer)
     target = placeholder_target(model, config.target_prompt, config.placeholder)
     prompts = [clear_prompt(config, ending) for ending in endings]

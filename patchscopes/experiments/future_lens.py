@@ -156,7 +156,7 @@ def run(
     def measure(chunk: Sequence[Sample]) -> Json:
         return _measure(model, drawn, chunk, layers, readers)
 
-    finished = measure_chunks(drawn, store, measure, progress)
+    finished = measure_chunks(drawn.chunks(), store, measure, progress)
     results = {
         "layers": layers,
         "ahead": list(range(1, N_TOKENS + 1)),

@@ -137,7 +137,7 @@ def run(
     def measure(chunk: Sequence[Sample]) -> Json:
         return _measure(model, drawn, chunk, layers, lenses, checked)
 
-    finished = measure_chunks(drawn, store, measure, progress)
+    finished = measure_chunks(drawn.chunks(), store, measure, progress)
     results = {
         "layers": layers,
         "n_samples": len(drawn.samples),

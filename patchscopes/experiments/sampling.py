@@ -67,14 +67,14 @@ def checked_finite(model: LensModel, logits: Float[Tensor, "*batch d_vocab"]) ->
 
 
 def measure_chunks(
-    drawn: DrawnSamples,
+    chunks: Sequence[Any],
     store: ChunkStore,
-    measure: Callable[[Sequence[Sample]], Json],
+    measure: Callable[[Any], Json],
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> list[Json]:
     """What `measure` finds for each chunk, or found in an earlier run that left it in `store`."""
     finished: list[Json] = []
-    for number, chunk in enumerate(progress(drawn.chunks())):
+    for number, chunk in enumerate(progress(chunks)):
         name = f"{number:05d}"
         measured = store.load(name)
         if measured is None:
