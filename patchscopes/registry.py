@@ -1,4 +1,4 @@
-"""The models known by a short name: those of the paper, of its reproductions, and the embedded one."""
+"""The models known by a short name: those of the paper, of its reproductions, and the embedded ones."""
 
 import difflib
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ import torch
 from patchscopes.errors import PatchscopesError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
+# Embedded too, but installed only when asked for: another family, to explain the states of the first with.
+SECOND_MODEL = "gemma-3-270m"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,13 @@ MODELS: dict[str, ModelInfo] = {
             n_layers=30,
             n_parameters=134_515_008,
         ),
+        ModelInfo(
+            alias=SECOND_MODEL,
+            hub_id="google/gemma-3-270m",
+            n_layers=18,
+            n_parameters=268_098_176,
+            gated=True,
+        ),
         ModelInfo(alias="gpt2", hub_id="openai-community/gpt2", n_layers=12, n_parameters=124_439_808),
         ModelInfo(
             alias="llama-3.2-1b-instruct",
@@ -64,6 +73,7 @@ MODELS: dict[str, ModelInfo] = {
         ),
         ModelInfo(alias="gpt-j-6b", hub_id="EleutherAI/gpt-j-6b", n_layers=28, n_parameters=6_050_882_784),
         ModelInfo(alias="vicuna-7b", hub_id="lmsys/vicuna-7b-v1.5", n_layers=32, n_parameters=6_738_415_616),
+        ModelInfo(alias="pythia-6.9b", hub_id="EleutherAI/pythia-6.9b", n_layers=32, n_parameters=6_857_302_016),
         ModelInfo(
             alias="llama-3-8b",
             hub_id="meta-llama/Meta-Llama-3-8B",
@@ -89,6 +99,9 @@ MODELS: dict[str, ModelInfo] = {
         ModelInfo(alias="vicuna-13b", hub_id="lmsys/vicuna-13b-v1.5", n_layers=40, n_parameters=13_015_864_320),
     )
 }
+
+# Which model explains the states of which (paper, section 4.4), unless another one is asked for.
+EXPLAINED_BY = {EMBEDDED_MODEL: SECOND_MODEL, "vicuna-7b": "vicuna-13b", "pythia-6.9b": "pythia-12b"}
 
 
 def hub_id(name: str) -> str:

