@@ -134,7 +134,7 @@ def train_soft_prompt(
     layers = list(range(model.cfg.n_layers)) if layers is None else [check_layer(model, layer) for layer in layers]
     learning, held_out = split_held_out(model, texts, room=N_TOKENS - 1)
     options = {"layers": layers, "prompt": prompt, "n_samples": n_samples, **asdict(config)}
-    path = cached_path("soft-prompt", model, texts, options, _MODULES)
+    path = cached_path("soft-prompt", [model], texts, options, _MODULES)
     checkpoint = path.with_suffix(".checkpoint")
     if fresh:
         forget(path, checkpoint)

@@ -39,3 +39,10 @@ def target_layers(model: LensModel, source_layers: Sequence[int], target_layer: 
         raise PatchscopesError(f"target layer must be same, embedding, last or a number, got {target_layer!r}")
     layer = fixed[target_layer] if target_layer in fixed else int(target_layer)
     return [check_layer(model, layer)] * len(source_layers)
+
+
+def spread_layers(model: LensModel, n_layers: int) -> list[int]:
+    """At most `n_layers` blocks of the model at equal distances, its first and last among them."""
+    last = model.cfg.n_layers - 1
+    n_layers = min(n_layers, model.cfg.n_layers)
+    return sorted({round(number * last / max(1, n_layers - 1)) for number in range(n_layers)})

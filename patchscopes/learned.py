@@ -46,14 +46,23 @@ class Provenance:
 
 
 def provenance(
-    estimator: str, model: LensModel, texts: TextSet, n_positions: int, options: dict[str, Any]
+    estimator: str,
+    model: LensModel,
+    texts: TextSet,
+    n_positions: int,
+    options: dict[str, Any],
+    *,
+    target_model: LensModel | None = None,
 ) -> Provenance:
-    """The provenance of something learned from one model's representations."""
-    described = {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)}
+    """The provenance of something learned from the representations of one model, or of two."""
+
+    def described(one: LensModel) -> dict[str, str]:
+        return {"id": one.cfg.model_name, "weights_sha256": weights_sha256(one)}
+
     return Provenance(
         estimator=estimator,
-        source_model=described,
-        target_model=described,
+        source_model=described(model),
+        target_model=described(target_model or model),
         dataset={"name": texts.name, "sha256": texts.sha256},
         n_positions=n_positions,
         # As it will be read from a file: lists for tuples.
@@ -112,20 +121,23 @@ def from_cache(path: Path, load: Callable[[Path], Loaded]) -> Loaded | None:
         return None
 
 
-def cached_path(kind: str, model: LensModel, texts: TextSet, options: dict[str, Any], modules: Sequence[str]) -> Path:
+def cached_path(
+    kind: str, models: Sequence[LensModel], texts: TextSet, options: dict[str, Any], modules: Sequence[str]
+) -> Path:
     """Where the user's cache folder keeps something learned: the name holds a hash of all that it depends on.
 
     Args:
+        models: all that it is learned from.
         modules: those of the package whose code decides what is learned, beside those that read texts.
 
     Raises:
-        PatchscopesError: the model has hooks on it, which may change what is learned and have no hash.
+        PatchscopesError: a model has hooks on it, which may change what is learned and have no hash.
     """
-    if has_hooks(model):
+    if any(map(has_hooks, models)):
         raise PatchscopesError("what is learned is kept for the model as it is: take the hooks off it first")
-    tokens = [to_token_ids(model, text, truncate=True).tolist() for text in texts.texts]
+    tokens = [[to_token_ids(model, text, truncate=True).tolist() for text in texts.texts] for model in models]
     described = {
-        "model": weights_sha256(model),
+        "models": [weights_sha256(model) for model in models],
         "dataset": texts.sha256,
         "tokens": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
         "options": options,
@@ -134,7 +146,8 @@ def cached_path(kind: str, model: LensModel, texts: TextSet, options: dict[str, 
         "transformers": version("transformers"),
     }
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-    slug = "".join(character if character.isalnum() else "-" for character in str(model.cfg.model_name))[-40:]
+    names = "-to-".join(str(model.cfg.model_name)[-40:] for model in models)
+    slug = "".join(character if character.isalnum() else "-" for character in names)
     return cache_folder() / "lenses" / f"{kind}-{slug}-{key}.safetensors"
 
 

@@ -1,8 +1,9 @@
 """Affine mappings f between the representations of two layers, fitted by ridge least squares.
 
 The paper's Tuned Lens baseline, and Din et al. 2023 before it, map a layer's representation to the last layer's by an
-affine function; Pal et al. 2023 map it to the last layer's representation of a *later* token. Both are sums over
-positions, so one pass over the texts serves all layers, and no hidden state is kept.
+affine function; Pal et al. 2023 map it to the last layer's representation of a *later* token; the paper (section 4.4)
+maps it to a layer of *another model*. All are sums over positions, so one pass over the texts serves all layers, and
+no hidden state is kept.
 """
 
 import re
@@ -10,27 +11,29 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from patchscopes.alignment import aligned_positions
 from patchscopes.data import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
 from patchscopes.layers import check_layer
 from patchscopes.learned import Provenance, cached_path, check_model, from_cache, load_tensors, provenance, save_tensors
+from patchscopes.least_squares import RIDGE, Moments
 from patchscopes.lens_model import LensModel
 from patchscopes.tokens import to_token_ids
 
-# The penalty on weights (see `Moments.solve`) unless told. A larger one gains nothing on held-out texts from 2,000
-# positions on (embedded model, width 576), and keeps the last layer's map to itself from being the identity.
-RIDGE = 1e-6
-
 # Texts read together while fitting: their hidden states are all that is in memory at a time.
 TEXTS_AT_A_TIME = 8
+
+
+# A text, and positions in the tokens of two models at which both have read the same part of it.
+AlignedText: TypeAlias = tuple[str, list[tuple[int, int]]]
 
 
 class MapKey(NamedTuple):
@@ -173,85 +176,6 @@ class LayerMapping:
 # --- Fitting --------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Moments:
-    """Sums over positions from which least squares follows, for several sources x and targets y at once, in float64.
-
-    Their size does not depend on the number of positions.
-    """
-
-    n: int
-    x: Float[Tensor, "source d_in"]
-    y: Float[Tensor, "target d_out"]
-    xx: Float[Tensor, "source d_in d_in"]
-    xy: Float[Tensor, "source target d_in d_out"]
-
-    @classmethod
-    def zero(
-        cls, n_sources: int, d_in: int, n_targets: int, d_out: int, device: torch.device | str = "cpu"
-    ) -> "Moments":
-        """The sums over no position."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=device)
-
-        return cls(
-            0,
-            zeros(n_sources, d_in),
-            zeros(n_targets, d_out),
-            zeros(n_sources, d_in, d_in),
-            zeros(n_sources, n_targets, d_in, d_out),
-        )
-
-    def add(self, x: Float[Tensor, "position source d_in"], y: Float[Tensor, "position target d_out"]) -> None:
-        """Add positions."""
-        # In two steps: some devices have no float64.
-        x, y = (part.to(self.x.device).double() for part in (x, y))
-        self.n += len(x)
-        self.x += x.sum(dim=0)
-        self.y += y.sum(dim=0)
-        for source, of_source in enumerate(x.unbind(dim=1)):
-            self.xx[source] += of_source.T @ of_source
-            for target, of_target in enumerate(y.unbind(dim=1)):
-                self.xy[source, target] += of_source.T @ of_target
-
-    def solve(
-        self, ridge: float
-    ) -> tuple[Float[Tensor, "source target d_out d_in"], Float[Tensor, "source target d_out"]]:
-        """Weights and biases of the ridge regression of every target on every source, in float32.
-
-        They minimise the mean squared error plus `ridge` times the squared weights of inputs scaled to unit variance,
-        so that the penalty means the same for every layer.
-
-        Raises:
-            PatchscopesError: the positions do not determine the weights.
-        """
-        n_sources, n_targets, d_in, d_out = self.xy.shape
-        weights = torch.empty(n_sources, n_targets, d_out, d_in, device=self.xy.device)
-        biases = torch.empty(n_sources, n_targets, d_out, device=self.xy.device)
-        mean_y = self.y / self.n
-        # One source at a time: copies of all moments would double the memory.
-        for source in range(n_sources):
-            mean_x = self.x[source] / self.n
-            covariance = self.xx[source] / self.n - torch.outer(mean_x, mean_x)
-            scale = covariance.diagonal().clamp(min=0).sqrt()
-            scale = torch.where(scale > 0, scale, 1)
-            correlation = covariance / torch.outer(scale, scale)
-            correlation.diagonal().add_(ridge)
-            factor, failed = torch.linalg.cholesky_ex(correlation)
-            if int(failed) != 0:
-                raise PatchscopesError(
-                    f"{self.n} positions do not determine a map from {d_in} dimensions with ridge {ridge}; give more "
-                    "texts or a larger ridge"
-                )
-            for target in range(n_targets):
-                cross = self.xy[source, target] / self.n - torch.outer(mean_x, mean_y[target])
-                weight = (torch.cholesky_solve(cross / scale[:, None], factor) / scale[:, None]).T
-                weights[source, target] = weight
-                biases[source, target] = mean_y[target] - weight @ mean_x
-        return weights, biases
-
-
 @torch.no_grad()
 def fit_affine_maps(
     model: LensModel,
@@ -283,8 +207,7 @@ def fit_affine_maps(
     Raises:
         PatchscopesError: texts of another split, no position in them, or too few for the ridge.
     """
-    if texts.split != "train":
-        raise PatchscopesError(f"maps are fitted on texts of the train split, got {texts.split!r} of {texts.name!r}")
+    _check_train(texts)
     n_positions = default_positions(model) if n_positions is None else n_positions
     if n_positions < 1 or not ahead or min(ahead) < 0:
         raise PatchscopesError(
@@ -297,22 +220,12 @@ def fit_affine_maps(
         check_layer(model, layer)
 
     runs = _whole_texts(model, texts, n_positions, max(ahead), seed)
-    if not runs:
-        raise PatchscopesError(f"the train texts of {texts.name!r} have no position to fit on; give more texts")
-    width = model.cfg.d_model
-    shape = (len(sources), width, len(targets) * len(ahead), width)
-    moments = Moments.zero(*shape, _moments_device(model, *shape))
-    groups = [runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]
-    for group in progress(groups):
-        x, y = _read_pairs(model, group, sources, targets, ahead)
-        moments.add(x, y)
-    if moments.n < 5 * width:
-        warnings.warn(
-            f"maps of width {width} are fitted on only {moments.n} positions: give more texts, or a larger ridge",
-            stacklevel=2,
-        )
-    weights, biases = (part.cpu() for part in moments.solve(ridge))
+    keys = [MapKey(source, target, later) for source in sources for later in ahead for target in targets]
 
+    def read(group: Sequence[tuple[Int[Tensor, " _"], range]]) -> tuple[Tensor, Tensor]:
+        return _read_pairs(model, group, sources, targets, ahead)
+
+    moments = _moments_of(runs, read, (model, len(sources)), (model, len(targets) * len(ahead)), texts, progress)
     options = {
         "source_layers": sources,
         "target_layers": targets,
@@ -321,14 +234,114 @@ def fit_affine_maps(
         "ridge": ridge,
         "seed": seed,
     }
-    made = provenance("least_squares", model, texts, moments.n, options)
-    keys = [(target, later) for later in ahead for target in targets]
-    return {
-        MapKey(source, target, later): AffineMap(
-            weight=weights[row, column], bias=biases[row, column], key=MapKey(source, target, later), provenance=made
+    return _solved(moments, ridge, keys, provenance("least_squares", model, texts, moments.n, options))
+
+
+@torch.no_grad()
+def fit_cross_model_maps(
+    source_model: LensModel,
+    target_model: LensModel,
+    texts: TextSet,
+    source_layers: Sequence[int],
+    target_layers: Sequence[int],
+    *,
+    n_positions: int | None = None,
+    ridge: float = RIDGE,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> dict[MapKey, AffineMap]:
+    """Ridge least squares from each source layer of one model to each target layer of another, at the positions where
+    both have read the same part of a text (see `patchscopes.alignment`).
+
+    How many such positions there were is in the maps' provenance. Memory, args and errors: as for `fit_affine_maps`.
+    """
+    _check_train(texts)
+    n_positions = default_positions(source_model) if n_positions is None else n_positions
+    if n_positions < 1:
+        raise PatchscopesError(f"n_positions must be at least 1, got {n_positions}")
+    for model, layers in ((source_model, source_layers), (target_model, target_layers)):
+        for layer in layers:
+            check_layer(model, layer)
+    runs: list[AlignedText] = []
+    missing = n_positions
+    n_tokens = 0
+    for index in np.random.default_rng(seed).permutation(len(texts.texts)):
+        text = texts.texts[index]
+        # Never at the first token: nothing comes before it.
+        aligned = [pair for pair in aligned_positions(source_model, target_model, text) if min(pair) > 0][:missing]
+        if aligned:
+            runs.append((text, aligned))
+            n_tokens += aligned[-1][0]
+            missing -= len(aligned)
+        if missing == 0:
+            break
+
+    def states(model: LensModel, layers: Sequence[int], group: Sequence[AlignedText], side: int) -> Tensor:
+        runs = [(to_token_ids(model, text, truncate=True), pairs) for text, pairs in group]
+        tokens = [ids for ids, pairs in runs for _ in pairs]
+        positions = [pair[side] for _, pairs in runs for pair in pairs]
+        return extract_representations(model, tokens, positions, layers)
+
+    def read(group: Sequence[AlignedText]) -> tuple[Tensor, Tensor]:
+        return states(source_model, source_layers, group, 0), states(target_model, target_layers, group, 1)
+
+    moments = _moments_of(
+        runs, read, (source_model, len(source_layers)), (target_model, len(target_layers)), texts, progress
+    )
+    options = {
+        "source_layers": list(source_layers),
+        "target_layers": list(target_layers),
+        "asked_positions": n_positions,
+        "source_positions_in_the_same_texts": n_tokens,
+        "ridge": ridge,
+        "seed": seed,
+    }
+    made = provenance("least_squares", source_model, texts, moments.n, options, target_model=target_model)
+    return _solved(
+        moments, ridge, [MapKey(source, target) for source in source_layers for target in target_layers], made
+    )
+
+
+def _check_train(texts: TextSet) -> None:
+    if texts.split != "train":
+        raise PatchscopesError(f"maps are fitted on texts of the train split, got {texts.split!r} of {texts.name!r}")
+
+
+def _moments_of(
+    runs: Sequence[Any],
+    read: Callable[[Sequence[Any]], tuple[Tensor, Tensor]],
+    sources: tuple[LensModel, int],
+    targets: tuple[LensModel, int],
+    texts: TextSet,
+    progress: Callable[[Iterable[Any]], Iterable[Any]],
+) -> Moments:
+    """The sums over what `read` gives of some texts at a time.
+
+    Args:
+        sources, targets: the model, and how many representations of it each position has.
+    """
+    if not runs:
+        raise PatchscopesError(f"the train texts of {texts.name!r} have no position to fit on; give more texts")
+    (source_model, n_sources), (target_model, n_targets) = sources, targets
+    shape = (n_sources, source_model.cfg.d_model, n_targets, target_model.cfg.d_model)
+    moments = Moments.zero(*shape, _moments_device(source_model, *shape))
+    for group in progress([runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]):
+        moments.add(*read(group))
+    if moments.n < 5 * source_model.cfg.d_model:
+        warnings.warn(
+            f"maps of width {source_model.cfg.d_model} are fitted on only {moments.n} positions: give more texts, or a "
+            "larger ridge",
+            stacklevel=3,
         )
-        for row, source in enumerate(sources)
-        for column, (target, later) in enumerate(keys)
+    return moments
+
+
+def _solved(moments: Moments, ridge: float, keys: Sequence[MapKey], made: Provenance) -> dict[MapKey, AffineMap]:
+    """The maps that the sums determine: `keys` has all targets of the first source, then all of the second, …"""
+    weights, biases = (part.cpu().flatten(0, 1) for part in moments.solve(ridge))
+    return {
+        key: AffineMap(weight=weight, bias=bias, key=key, provenance=made)
+        for key, weight, bias in zip(keys, weights, biases, strict=True)
     }
 
 
@@ -393,6 +406,9 @@ def _read_pairs(
 
 # --- The cache ------------------------------------------------------------------------------------------------
 
+# Whose code decides what a map is.
+_MODULES = ["mappings", "least_squares", "alignment", "positions"]
+
 
 def cached_affine_maps(
     model: LensModel,
@@ -412,12 +428,50 @@ def cached_affine_maps(
         PatchscopesError: as `fit_affine_maps`, or the model has hooks on it.
     """
     options = {"ahead": list(ahead), "n_positions": n_positions, "ridge": ridge, "seed": seed}
-    path = cached_path("affine", model, texts, options, ["mappings"])
+    path = cached_path("affine", [model], texts, options, _MODULES)
     cached = None if fresh else from_cache(path, load_maps)
     if cached is not None:
         return cached
     maps = fit_affine_maps(
         model, texts, ahead=ahead, n_positions=n_positions, ridge=ridge, seed=seed, progress=progress
+    )
+    save_maps(path, maps)
+    return maps
+
+
+def cached_cross_model_maps(
+    source_model: LensModel,
+    target_model: LensModel,
+    texts: TextSet,
+    source_layers: Sequence[int],
+    target_layers: Sequence[int],
+    *,
+    n_positions: int | None = None,
+    ridge: float = RIDGE,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> dict[MapKey, AffineMap]:
+    """`fit_cross_model_maps`, or what an earlier call with the same arguments left in the cache folder.
+
+    Raises:
+        PatchscopesError: as `fit_cross_model_maps`, or a model has hooks on it.
+    """
+    layers = {"source_layers": list(source_layers), "target_layers": list(target_layers)}
+    options = layers | {"n_positions": n_positions, "ridge": ridge, "seed": seed}
+    path = cached_path("affine", [source_model, target_model], texts, options, _MODULES)
+    cached = from_cache(path, load_maps)
+    if cached is not None:
+        return cached
+    maps = fit_cross_model_maps(
+        source_model,
+        target_model,
+        texts,
+        source_layers,
+        target_layers,
+        n_positions=n_positions,
+        ridge=ridge,
+        seed=seed,
+        progress=progress,
     )
     save_maps(path, maps)
     return maps

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -187,6 +188,88 @@ def plot_entity(document: Json) -> Figure:
         fontsize=10,
     )
     return figure
+
+
+def plot_cross_model(document: Json) -> Figure:
+    """Precision@1 and Surprisal over (ℓ, ℓ*) for each method, and ROUGE-L of descriptions (paper, section 4.4)."""
+    results = document["results"]
+    environment = document["environment"]
+    source, target = environment["model"]["id"], environment["target_model"]["id"]
+    methods = [method for method in results["next_token"]["methods"] if method != "target_model_alone"]
+    names = {"token_identity": "Token-identity prompt", "source_prompt": "T = S (no extra prompt)"}
+    alone = results["next_token"]["methods"]["target_model_alone"]
+    n_columns = len(methods) + ("entity" in results)
+    figure, axes = plt.subplots(2, n_columns, figsize=(4.6 * n_columns + 0.6, 8), squeeze=False, layout="constrained")
+    for row, (metric, colours) in zip(axes, (("precision_at_1", "viridis"), ("surprisal", "viridis_r")), strict=True):
+        tables = [np.array(results["next_token"]["methods"][method][metric]["mean"]) for method in methods]
+        low, high = (0.0, 1.0) if metric == "precision_at_1" else (0.0, max(float(table.max()) for table in tables))
+        for axis, method, table in zip(row, methods, tables, strict=False):
+            draw_layer_table(axis, table, results["layers"], results["target_layers"], colours, low, high)
+            aside = f"{target} alone: {alone[metric]['mean']:.2f}" if method == "source_prompt" else ""
+            axis.set_title("\n".join(filter(None, (f"{names[method]}: {METRIC_LABELS[metric]}", aside))), fontsize=10)
+    if "entity" in results:
+        for axis, (metric, label) in zip(
+            axes[:, -1],
+            (("rougeL_f1_of_description", "ROUGE-L (F1)"), ("rouge1_f1_of_description", "ROUGE-1 (F1)")),
+            strict=True,
+        ):
+            draw_descriptions(axis, document, metric, label)
+    tokens = results["next_token"]
+    figure.suptitle(
+        f"{target} reads the hidden states of {source} (f: {document['config']['mapping']}). Next token: "
+        f"{tokens['n_samples']} positions in {tokens['n_texts']} texts ({environment['dataset']['name']}), against "
+        f"{source}'s own prediction",
+        fontsize=10,
+    )
+    return figure
+
+
+def draw_layer_table(
+    axis: Axes,
+    table: Float[np.ndarray, "layer target_layer"],
+    layers: list[int],
+    target_layers: list[int],
+    colours: str,
+    low: float,
+    high: float,
+) -> None:
+    """A heat map over source layers (rows, the first at the bottom) and target layers, with its values."""
+    axis.imshow(table, cmap=colours, vmin=low, vmax=high, aspect="auto", origin="lower")
+    shade = plt.get_cmap(colours)
+    for row, values in enumerate(table):
+        for column, value in enumerate(values):
+            red, green, blue, _ = shade((value - low) / max(high - low, 1e-9))
+            ink = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
+            label = f"{value:.2f}" if high <= 1 else f"{value:.1f}"
+            axis.text(column, row, label, ha="center", va="center", fontsize=7, color=ink)
+    axis.set_xticks(range(len(target_layers)), [str(layer) for layer in target_layers])
+    axis.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    axis.set(xlabel="Target layer ℓ*", ylabel="Source layer ℓ")
+
+
+def draw_descriptions(axis: Axes, document: Json, metric: str, label: str) -> None:
+    """The two models' descriptions of the same states over source layers, and the baselines of both."""
+    results = document["results"]
+    methods = results["entity"]["methods"]
+    environment = document["environment"]
+    source, target = environment["model"]["id"], environment["target_model"]["id"]
+    lines = (("same_model", f"{source} (ℓ* = ℓ)", "#1f6fb4"), ("cross_model", f"{target} (ℓ* as deep)", "#d95f02"))
+    for method, name, colour in lines:
+        scores = methods[method][metric]
+        low, high = np.array(scores["ci95"]).T
+        axis.plot(results["layers"], scores["mean"], color=colour, label=name, marker="o", markersize=3)
+        axis.fill_between(results["layers"], low, high, color=colour, alpha=0.15, linewidth=0)
+    for method, colour, line, name in (
+        ("name_in_clear_source_model", "#1f6fb4", "--", "name in clear"),
+        ("name_in_clear_target_model", "#d95f02", "--", "name in clear"),
+        ("unpatched_target_model", "#d95f02", ":", "placeholder, unpatched"),
+    ):
+        axis.axhline(methods[method][metric]["mean"][0], color=colour, linestyle=line, linewidth=1, label=name)
+    axis.set(xlabel="Source layer ℓ", ylabel=label, ylim=(0, None))
+    axis.set_title(f"Descriptions of {results['entity']['n_samples']} entities", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, title=f"States of {source}, described by", title_fontsize=8)
 
 
 def plot_entity_layers(document: Json) -> Figure:

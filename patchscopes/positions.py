@@ -5,15 +5,18 @@ from patchscopes.lens_model import LensModel
 from patchscopes.tokens import to_token_ids, token_texts
 
 
-def token_spans(model: LensModel, text: str) -> list[tuple[int, int]]:
+def token_spans(model: LensModel, text: str, *, truncate: bool = False) -> list[tuple[int, int]]:
     """For each token of `text`, the span of characters it stands for; special tokens have an empty one.
 
     A character whose bytes are spread over several tokens belongs to each of them.
 
+    Args:
+        truncate: as for `to_token_ids`.
+
     Raises:
         PatchscopesError: the tokenizer gives no character offsets (it has no fast version).
     """
-    ids = to_token_ids(model, text).tolist()
+    ids = to_token_ids(model, text, truncate=truncate).tolist()
     tokenizer = model.tokenizer
     if not tokenizer.is_fast:
         raise PatchscopesError(f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer")

@@ -65,7 +65,7 @@ def end_tokens(model: LensModel) -> Int[Tensor, " end_token"]:
     return torch.tensor(sorted(token for token in ids if token is not None), device=model.cfg.device, dtype=torch.long)
 
 
-def token_texts(model: LensModel, ids: Int[Tensor, " pos"]) -> list[str]:
+def token_texts(model: LensModel, ids: Sequence[int] | Int[Tensor, " pos"]) -> list[str]:
     """Each token as text, leading space included; one that is only part of a character shows as the replacement one.
 
     Tokens are decoded behind another one: some decoders (Llama 2's) strip the space in front of the first.
@@ -73,4 +73,5 @@ def token_texts(model: LensModel, ids: Int[Tensor, " pos"]) -> list[str]:
     tokenizer = model.tokenizer
     first = tokenizer("x", add_special_tokens=False)["input_ids"][-1:]
     before = len(tokenizer.decode(first, clean_up_tokenization_spaces=False))
-    return [tokenizer.decode([*first, token], clean_up_tokenization_spaces=False)[before:] for token in ids.tolist()]
+    ids = ids.tolist() if isinstance(ids, Tensor) else ids
+    return [tokenizer.decode([*first, token], clean_up_tokenization_spaces=False)[before:] for token in ids]

@@ -30,7 +30,7 @@ TEXTS_IN_BUFFER = 32
 HELD_OUT_EVERY = 10
 HELD_OUT_POSITIONS = 256
 # What the learned values depend on: their cache keeps for as long as none of these changes.
-_MODULES = ["tuned_lens", "training", "mappings", "baselines", "twin"]
+_MODULES = ["tuned_lens", "training", "mappings", "least_squares", "baselines", "twin"]
 
 
 def train_tuned_lens(
@@ -62,7 +62,7 @@ def train_tuned_lens(
     layers = list(range(model.cfg.n_layers)) if layers is None else [check_layer(model, layer) for layer in layers]
     learning, held_out = split_held_out(model, texts)
     options = {"layers": layers, **asdict(config)}
-    path = cached_path("tuned-kl", model, texts, options, _MODULES)
+    path = cached_path("tuned-kl", [model], texts, options, _MODULES)
     checkpoint = path.with_suffix(".checkpoint")
     if fresh:
         forget(path, checkpoint)

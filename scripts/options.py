@@ -25,6 +25,7 @@ def common_parser(
     default_methods: tuple[str, ...] | None = None,
     samples: int = 500,
     unused: tuple[str, ...] = (),
+    models: tuple[str, ...] = ("model",),
 ) -> argparse.ArgumentParser:
     """A parser with the common options.
 
@@ -34,10 +35,11 @@ def common_parser(
         default_methods: those that it chooses unless given; all of them if None.
         samples: default number of samples.
         unused: common options that this script accepts and has no use for.
+        models: the options that name a model.
     """
     ignored = f"Accepted and without effect here: {', '.join(f'--{name}' for name in unused)}." if unused else None
     parser = argparse.ArgumentParser(description=description, epilog=ignored, allow_abbrev=False)
-    add_model_options(parser)
+    add_model_options(parser, models)
     data = add_data_options(parser)
     data.add_argument(
         "--samples",
@@ -79,14 +81,15 @@ def common_parser(
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, and where and how it runs."""
+def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = ("model",)) -> None:
+    """Which model (or models), and where and how it runs."""
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default=EMBEDDED_MODEL,
-        help="alias (scripts/list_models.py prints them), hub id or local folder (default: %(default)s)",
-    )
+    for name in names:
+        model.add_argument(
+            f"--{name}",
+            default=EMBEDDED_MODEL,
+            help="alias (scripts/list_models.py prints them), hub id or local folder (default: %(default)s)",
+        )
     model.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
     model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
 

@@ -26,7 +26,8 @@ from patchscopes.future_lens import (
     SOFT_PROMPT_TRAINING,
     train_soft_prompt,
 )
-from patchscopes.mappings import RIDGE, cached_affine_maps, save_maps
+from patchscopes.least_squares import RIDGE
+from patchscopes.mappings import cached_affine_maps, save_maps
 from patchscopes.model import load_model
 from patchscopes.training import TrainingConfig
 from patchscopes.tuned_lens import train_tuned_lens

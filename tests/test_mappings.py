@@ -13,7 +13,8 @@ from patchscopes.data import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
 from patchscopes.learned import Provenance, cached_path
-from patchscopes.mappings import AffineMap, LayerMapping, MapKey, Moments, cached_affine_maps, fit_affine_maps
+from patchscopes.least_squares import Moments
+from patchscopes.mappings import AffineMap, LayerMapping, MapKey, cached_affine_maps, fit_affine_maps
 from patchscopes.model import load_model, weights_sha256
 from patchscopes.tokens import to_token_ids
 

@@ -96,9 +96,9 @@ def run(
         "layers": layers,
         "target_layers": where,
         "n_samples": len(entities),
-        "methods": _summary(described, config.seed),
+        "methods": summary(described, config.seed),
         "popularity": {
-            group: {"n_samples": len(members), "methods": _summary(members, config.seed)}
+            group: {"n_samples": len(members), "methods": summary(members, config.seed)}
             for group in groups
             if (members := [entity for entity in described if entity["popularity"] == group])
         },
@@ -158,9 +158,9 @@ def _describe(
             "kind": entity.kind,
             "popularity": entity.popularity,
             "methods": {
-                "patchscope": _scored(by_layer, entity.reference, config.separator),
-                "name_in_clear": _scored([clear], entity.reference, config.separator),
-                "unpatched": _scored([unpatched], entity.reference, config.separator),
+                "patchscope": scored(by_layer, entity.reference, config.separator),
+                "name_in_clear": scored([clear], entity.reference, config.separator),
+                "unpatched": scored([unpatched], entity.reference, config.separator),
             },
         }
         for entity, by_layer, clear in zip(entities, patched, in_clear, strict=True)
@@ -175,7 +175,7 @@ def _describe(
     }
 
 
-def _scored(texts: Sequence[str], reference: str, separator: str) -> Json:
+def scored(texts: Sequence[str], reference: str, separator: str) -> Json:
     """The generations, their descriptions, and the scores of both, one list entry per generation."""
     of = {"generation": list(texts), "description": [cut_description(text, separator) for text in texts]}
     scores = {what: [rouge(text, reference) for text in of[what]] for what in SCORED}
@@ -187,7 +187,7 @@ def _scored(texts: Sequence[str], reference: str, separator: str) -> Json:
     }
 
 
-def _summary(described: Sequence[Json], seed: int) -> Json:
+def summary(described: Sequence[Json], seed: int) -> Json:
     """Means and intervals over entities of each score of each method."""
     methods = described[0]["methods"]
     return {

@@ -94,5 +94,6 @@ def summarised(
 
 def summed_timing(finished: Sequence[Json]) -> Json:
     """The `timing` of the result file: seconds by what they were spent on, over all chunks."""
-    seconds = {step: sum(chunk["seconds"][step] for chunk in finished) for step in finished[0]["seconds"]}
+    steps = dict.fromkeys(step for chunk in finished for step in chunk["seconds"])
+    seconds = {step: sum(chunk["seconds"].get(step, 0.0) for chunk in finished) for step in steps}
     return {"seconds": seconds | {"total": sum(seconds.values())}}

@@ -1,0 +1,413 @@
+"""Another model as the explainer: the hidden states of one model, read by a second one (paper, section 4.4).
+
+A representation of the source model M at layer ℓ goes through f into the residual stream of the target model M* at
+layer ℓ*. The models may differ in width, depth and tokenizer. f is an affine map, fitted for each pair (ℓ, ℓ*) on other
+texts at positions where both models have read the same part of the text; or the identity, between models of one width.
+
+Two questions are asked of each state:
+
+* `next_token`: which token comes next? M* answers after one of two target prompts: the token-identity prompt
+  (`token_identity`), or the source prompt itself, S, patched at the position that has read the same text
+  (`source_prompt`). What counts is M's own prediction: Precision@1 and Surprisal over all pairs (ℓ, ℓ*). With
+  `source_prompt` the later blocks of M* still see the words of S before i*, and M* by itself often predicts what M
+  does: how often is reported as `target_model_alone`.
+* `entity`: what is the entity that the state stands for? M* goes on after the entity-description prompt; ROUGE against
+  references, beside M's own description of the same state.
+
+Predictions of different vocabularies are compared by their text. The Surprisal of a predicted text is that of the
+longest token of M that it begins with: the same token, wherever M has it.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from patchscopes.alignment import PARTIAL, aligned_positions, longest_beginning, texts_by_token, vocabulary_by_text
+from patchscopes.baselines import logit_lens
+from patchscopes.data import Sample, TextSet, draw_samples
+from patchscopes.entities import Entity
+from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.entity import CHUNK_ENTITIES, EntityConfig, clear_prompt, generations, scored, summary
+from patchscopes.experiments.sampling import (
+    CHUNK_SAMPLES,
+    checked_finite,
+    measure_chunks,
+    summarised,
+    summed_timing,
+)
+from patchscopes.extract import extract_representations
+from patchscopes.layers import EMBEDDING, check_layer, spread_layers
+from patchscopes.learned import check_model
+from patchscopes.lens_model import LensModel
+from patchscopes.mappings import AffineMap, MapKey
+from patchscopes.metrics import surprisal
+from patchscopes.patch import generate_after, patch_generate, patch_logits_in_batches
+from patchscopes.prompts import build_token_identity_prompt, placeholder_target
+from patchscopes.results import ChunkStore, Json
+from patchscopes.target import TargetPrompt
+from patchscopes.tokens import to_token_ids
+
+METHODS = ("token_identity", "source_prompt")
+TARGET_MODEL_ALONE = "target_model_alone"
+# A map between widths of 4,096 and 5,120 takes 84 MB, and its sums twice that: so not every layer unless asked for.
+N_SOURCE_LAYERS, N_TARGET_LAYERS = 10, 9
+MAPPINGS = ("affine", "identity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossModelConfig:
+    """Options of the experiment.
+
+    Attributes:
+        layers: source layers ℓ; None for `N_SOURCE_LAYERS` of them at equal distances.
+        target_layers: ℓ*; None for `N_TARGET_LAYERS` of them.
+        mapping: f, one of `MAPPINGS`.
+        n_samples: positions for the next token.
+        entity: of the descriptions. Each ℓ is described at the chosen ℓ* that is nearest at the same relative depth.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    n_samples: int = 200
+    layers: tuple[int, ...] | None = None
+    target_layers: tuple[int, ...] | None = None
+    mapping: str = "affine"
+    entity: EntityConfig = field(default_factory=EntityConfig)
+    seed: int = 0
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """The source model M, the target model M*, their layers in use, and f.
+
+    Attributes:
+        maps: f for each pair (ℓ, ℓ*); None for the identity.
+    """
+
+    source: LensModel
+    target: LensModel
+    layers: list[int]
+    target_layers: list[int]
+    maps: Mapping[MapKey, AffineMap] | None
+
+    def mapped(
+        self, representations: Float[Tensor, "sample layer d_in"], pairs: Sequence[tuple[int, int]]
+    ) -> Float[Tensor, "sample pair d_out"]:
+        """f of the representations at ℓ, for each pair (ℓ, ℓ*)."""
+        at = {layer: representations[:, slot] for slot, layer in enumerate(self.layers)}
+        if self.maps is None:
+            return torch.stack([at[layer] for layer, _ in pairs], dim=1)
+        return torch.stack([self.maps[MapKey(*pair)](at[pair[0]]) for pair in pairs], dim=1)
+
+    @property
+    def grid(self) -> list[tuple[int, int]]:
+        """All pairs (ℓ, ℓ*)."""
+        return [(layer, target_layer) for layer in self.layers for target_layer in self.target_layers]
+
+    @property
+    def diagonal(self) -> list[tuple[int, int]]:
+        """For each ℓ the chosen ℓ* that is nearest at the same relative depth."""
+        last, target_last = self.source.cfg.n_layers - 1, self.target.cfg.n_layers - 1
+
+        def nearest(layer: int) -> int:
+            depth = layer / max(1, last) * target_last
+            return min(self.target_layers, key=lambda target_layer: abs(target_layer - depth))
+
+        return [(layer, nearest(layer)) for layer in self.layers]
+
+
+def layers_in_use(source: LensModel, target: LensModel, config: CrossModelConfig) -> tuple[list[int], list[int]]:
+    """The source and target layers of the configuration.
+
+    Raises:
+        PatchscopesError: a layer does not exist.
+    """
+    asked = ((source, config.layers, N_SOURCE_LAYERS), (target, config.target_layers, N_TARGET_LAYERS))
+    layers, target_layers = (
+        spread_layers(model, n) if chosen is None else [check_layer(model, layer) for layer in chosen]
+        for model, chosen, n in asked
+    )
+    return layers, target_layers
+
+
+def run(
+    source: LensModel,
+    target: LensModel,
+    texts: TextSet,
+    entities: Sequence[Entity],
+    config: CrossModelConfig,
+    store: ChunkStore,
+    *,
+    maps: Mapping[MapKey, AffineMap] | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> tuple[Json, Json]:
+    """Run the experiment, going on from the chunks in `store`.
+
+    Args:
+        entities: to describe; none to leave that part out.
+        maps: f for each pair of `layers_in_use`, if it is affine: from `mappings.fit_cross_model_maps`.
+        progress: wraps the iteration over chunks, `tqdm` for instance.
+
+    Returns:
+        the `results` and the `timing` of the result file. `results["next_token"]` has, for each method and metric, a
+        table [ℓ][ℓ*]; `results["entity"]` is that of the entity experiment, with a method `cross_model`.
+
+    Raises:
+        PatchscopesError: a method or layer does not exist, f does not fit the models, or the texts have too few
+            positions at which both models have read the same.
+    """
+    pair = _checked_pair(source, target, config, maps)
+    drawn, pairs_in_texts, n_source_positions = _draw(source, target, texts, config)
+    chunks = [drawn[start : start + CHUNK_SAMPLES] for start in range(0, len(drawn), CHUNK_SAMPLES)]
+    of_entities = [entities[start : start + CHUNK_ENTITIES] for start in range(0, len(entities), CHUNK_ENTITIES)]
+    vocabulary = vocabulary_by_text(source)
+    identity = placeholder_target(target, build_token_identity_prompt())
+    description = placeholder_target(target, config.entity.target_prompt, config.entity.placeholder)
+    own_description = placeholder_target(source, config.entity.target_prompt, config.entity.placeholder)
+
+    def measure(chunk: tuple[str, Sequence[Any]]) -> Json:
+        kind, members = chunk
+        if kind == "entity":
+            return _describe(pair, description, own_description, members, config.entity)
+        return _next_tokens(pair, texts, members, pairs_in_texts, vocabulary, identity, config)
+
+    finished = measure_chunks(
+        [*(("next_token", chunk) for chunk in chunks), *(("entity", chunk) for chunk in of_entities)],
+        store,
+        measure,
+        progress,
+    )
+    predicted, described = finished[: len(chunks)], finished[len(chunks) :]
+    groups = np.array([sample.text for sample in drawn])
+    results: Json = {
+        "layers": pair.layers,
+        "target_layers": pair.target_layers,
+        "next_token": {
+            "n_samples": len(drawn),
+            "n_texts": len(np.unique(groups)),
+            "aligned_positions": sum(map(len, pairs_in_texts.values())),
+            "source_positions": n_source_positions,
+            "methods": {
+                method: {
+                    metric: summarised(predicted, method, metric, groups, config.seed)
+                    for metric in ("precision_at_1", "surprisal", "same_token_exists")
+                }
+                for method in [*config.methods, TARGET_MODEL_ALONE]
+            },
+        },
+    }
+    if entities:
+        descriptions = [entity for chunk in described for entity in chunk["entities"]]
+        results["entity"] = {
+            "pairs": pair.diagonal,
+            "n_samples": len(entities),
+            "methods": summary(descriptions, config.seed),
+            "entities": descriptions,
+        }
+    return results, summed_timing(finished)
+
+
+def _checked_pair(
+    source: LensModel, target: LensModel, config: CrossModelConfig, maps: Mapping[MapKey, AffineMap] | None
+) -> ModelPair:
+    """The two models and f, if they fit each other and the configuration."""
+    unknown = [method for method in config.methods if method not in METHODS]
+    if unknown:
+        raise PatchscopesError(f"no method is called {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    pair = ModelPair(source, target, *layers_in_use(source, target, config), maps)
+    if config.mapping == "identity":
+        if source.cfg.d_model != target.cfg.d_model:
+            raise PatchscopesError(
+                f"f can be the identity only between models of one width: {source.cfg.model_name} has "
+                f"{source.cfg.d_model}, {target.cfg.model_name} {target.cfg.d_model}; use the affine mapping"
+            )
+        return ModelPair(source, target, pair.layers, pair.target_layers, None)
+    if config.mapping != "affine":
+        raise PatchscopesError(f"mapping must be affine or identity, got {config.mapping!r}")
+    missing = [f"{key[0]}→{key[1]}" for key in pair.grid if maps is None or MapKey(*key) not in maps]
+    if maps is None or missing:
+        raise PatchscopesError(
+            f"f is missing for the layers {', '.join(missing[:5])}: fit it with mappings.fit_cross_model_maps"
+        )
+    made = maps[MapKey(*pair.grid[0])].provenance
+    check_model(made.source_model, source)
+    check_model(made.target_model, target)
+    return pair
+
+
+def _draw(
+    source: LensModel, target: LensModel, texts: TextSet, config: CrossModelConfig
+) -> tuple[list[Sample], dict[int, list[tuple[int, int]]], int]:
+    """Random positions at which both models have read the same, sorted by text; all such positions of each text; and
+    how many positions there are for the source model alone.
+
+    The number in `Sample.position` counts the pairs of a text.
+    """
+    aligned = {
+        number: [pair for pair in aligned_positions(source, target, text) if min(pair) > 0]
+        for number, text in enumerate(texts.texts)
+    }
+    n_source = sum(len(to_token_ids(source, text, truncate=True)) - 1 for text in texts.texts)
+    # draw_samples leaves out the first position of a text, which is not among the pairs.
+    lengths = [len(pairs) + 1 for pairs in aligned.values()]
+    samples = draw_samples(lengths, texts.texts, config.n_samples, config.seed)
+    samples = [Sample(sample.text, sample.position - 1) for sample in samples]
+    return sorted(samples, key=lambda sample: (sample.text, sample.position)), aligned, n_source
+
+
+def _next_tokens(
+    pair: ModelPair,
+    texts: TextSet,
+    samples: Sequence[Sample],
+    aligned: Mapping[int, list[tuple[int, int]]],
+    vocabulary: dict[str, int],
+    identity: TargetPrompt,
+    config: CrossModelConfig,
+) -> Json:
+    """All metrics of each method for each sample, as tables [ℓ][ℓ*], and the seconds that each step took."""
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    positions = [aligned[sample.text][sample.position] for sample in samples]
+    source_ids, target_ids = (
+        [to_token_ids(model, texts.texts[sample.text], truncate=True) for sample in samples]
+        for model in (pair.source, pair.target)
+    )
+    last = pair.source.cfg.n_layers - 1
+    representations = extract_representations(
+        pair.source, source_ids, [position for position, _ in positions], [*pair.layers, last]
+    )
+    final_logits = checked_finite(pair.source, logit_lens(pair.source, representations[:, -1]))
+    vectors = pair.mapped(representations[:, :-1], pair.grid)
+    where = [target_layer for _, target_layer in pair.grid]
+    seconds["sources"] = time.perf_counter() - started
+
+    measured: Json = {}
+    if "token_identity" in config.methods:
+        started = time.perf_counter()
+        rows = _most_likely(identity, vectors.flatten(0, 1), where * len(samples), config.batch_size)
+        predicted = rows.view(len(samples), len(where))
+        measured["token_identity"] = _compared(pair, predicted, final_logits, vocabulary)
+        seconds["token_identity"] = time.perf_counter() - started
+
+    # An embedding written over itself patches nothing: what the target model says alone.
+    started = time.perf_counter()
+    target_positions = [position for _, position in positions]
+    own = extract_representations(pair.target, target_ids, target_positions, [EMBEDDING])
+    patched = "source_prompt" in config.methods
+    layers = [EMBEDDING, *where] if patched else [EMBEDDING]
+    predictions = []
+    for sample, (ids, position) in enumerate(zip(target_ids, target_positions, strict=True)):
+        prompt = TargetPrompt(pair.target, ids[: position + 1], -1)
+        rows = torch.cat([own[sample], vectors[sample].to(own)]) if patched else own[sample]
+        predictions.append(_most_likely(prompt, rows, layers, config.batch_size))
+    predicted = torch.stack(predictions)
+    alone = _compared(pair, predicted[:, :1], final_logits, vocabulary, shape=())
+    if patched:
+        measured["source_prompt"] = _compared(pair, predicted[:, 1:], final_logits, vocabulary)
+    seconds["source_prompt"] = time.perf_counter() - started
+    return {"measured": measured | {TARGET_MODEL_ALONE: alone}, "seconds": seconds}
+
+
+def _most_likely(
+    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Sequence[int], batch_size: int | None
+) -> Int[Tensor, " row"]:
+    """The most likely token of each row; logits exist for one batch of rows at a time."""
+    batches = patch_logits_in_batches(target, vectors, layers, batch_size=batch_size)
+    return torch.cat([logits.argmax(dim=-1) for logits in batches])
+
+
+def _compared(
+    pair: ModelPair,
+    predicted: Int[Tensor, "sample pair"],
+    final_logits: Float[Tensor, "sample d_vocab"],
+    vocabulary: dict[str, int],
+    shape: tuple[int, ...] | None = None,
+) -> Json:
+    """What M* predicts, against the prediction of M, by the text of their tokens.
+
+    `same_token_exists` is 1 where M's vocabulary has the predicted token, so that its Surprisal is exact. A text that
+    begins with no token of M counts as M's least likely token.
+    """
+    shape = (len(pair.layers), len(pair.target_layers)) if shape is None else shape
+    texts = texts_by_token(pair.target, predicted)
+    own_texts = texts_by_token(pair.source, final_logits.argmax(dim=-1))
+    own = [own_texts[token] for token in final_logits.argmax(dim=-1).tolist()]
+    beginnings = {token: longest_beginning(text, vocabulary) for token, text in texts.items()}
+    exact = {token for token, text in texts.items() if text in vocabulary}
+    least_likely = final_logits.argmin(dim=-1).tolist()
+    hits, tokens, named = [], [], []
+    for sample, row in enumerate(predicted.tolist()):
+        hits.append([int(texts[token] == own[sample] and PARTIAL not in texts[token]) for token in row])
+        named.append([int(token in exact) for token in row])
+        closest = [beginnings[token] for token in row]
+        tokens.append([least_likely[sample] if token is None else token for token in closest])
+    surprisals = surprisal(torch.tensor(tokens, device=final_logits.device), final_logits)
+    of_metric = {"precision_at_1": hits, "surprisal": surprisals.tolist(), "same_token_exists": named}
+    return {metric: np.array(values).reshape(len(predicted), *shape).tolist() for metric, values in of_metric.items()}
+
+
+def _describe(
+    pair: ModelPair,
+    target: TargetPrompt,
+    own_target: TargetPrompt,
+    entities: Sequence[Entity],
+    config: EntityConfig,
+) -> Json:
+    """Every generation and score for some entities, and the seconds that each step took."""
+    names = [entity.name for entity in entities]
+    started = time.perf_counter()
+    representations = extract_representations(pair.source, names, [-1] * len(names), pair.layers)
+    vectors = pair.mapped(representations, pair.diagonal)
+    where = [target_layer for _, target_layer in pair.diagonal]
+    rows = patch_generate(
+        target,
+        vectors.flatten(0, 1),
+        where * len(names),
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
+    texts = pair.target.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    across = [texts[start : start + len(where)] for start in range(0, len(texts), len(where))]
+    after_across = time.perf_counter()
+    same = generations(pair.source, own_target, names, pair.layers, pair.layers, config)
+    after_same = time.perf_counter()
+    prompts = [clear_prompt(config, name) for name in [*names, config.placeholder]]
+    in_clear: dict[str, list[str]] = {}
+    for role, model in (("source", pair.source), ("target", pair.target)):
+        said = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+        in_clear[role] = model.tokenizer.batch_decode(said, skip_special_tokens=True)
+    described = []
+    for number, entity in enumerate(entities):
+        texts_of = {
+            "cross_model": across[number],
+            "same_model": same[number],
+            "name_in_clear_source_model": [in_clear["source"][number]],
+            "name_in_clear_target_model": [in_clear["target"][number]],
+            "unpatched_target_model": [in_clear["target"][-1]],
+        }
+        described.append(
+            {
+                "entity": entity.name,
+                "reference": entity.reference,
+                "kind": entity.kind,
+                "popularity": entity.popularity,
+                "methods": {
+                    method: scored(texts, entity.reference, config.separator) for method, texts in texts_of.items()
+                },
+            }
+        )
+    return {
+        "entities": described,
+        "seconds": {
+            "cross_model": after_across - started,
+            "same_model": after_same - after_across,
+            "baselines": time.perf_counter() - after_same,
+        },
+    }
