@@ -1,7 +1,9 @@
 """Two models that cut text into different tokens: where their positions, and which of their tokens, mean the same."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -49,7 +51,40 @@ def longest_beginning(text: str, vocabulary: dict[str, int]) -> int | None:
     return next((vocabulary[beginning] for beginning in beginnings if beginning in vocabulary), None)
 
 
-def texts_by_token(model: LensModel, tokens: Int[Tensor, "..."]) -> dict[int, str]:
-    """The text of each token that occurs in `tokens`."""
-    ids: Sequence[int] = tokens.unique().tolist()
-    return dict(zip(ids, token_texts(model, ids), strict=True))
+@dataclass(frozen=True, eq=False)
+class Vocabularies:
+    """The tokens of two models, compared by their text; or as they are, where the two have one vocabulary.
+
+    Attributes:
+        by_text: the source model's tokens by their text; None where both models have the same.
+    """
+
+    source: LensModel
+    target: LensModel
+    by_text: dict[str, int] | None
+
+    @classmethod
+    def of(cls, source: LensModel, target: LensModel) -> "Vocabularies":
+        """Those of two models."""
+        shared = source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
+        return cls(source, target, None if shared else vocabulary_by_text(source))
+
+    def same(self, model: LensModel, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """For tokens of either model, the source model's token with the same text, or -1 where it has none."""
+        if self.by_text is None:
+            return torch.where(tokens < self.source.cfg.d_vocab, tokens, -1)
+        return self._replaced(model, tokens, lambda text, by_text: by_text.get(text))
+
+    def closest(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """For tokens of the target model, the longest token of the source model that their text begins with, or -1."""
+        if self.by_text is None:
+            return self.same(self.target, tokens)
+        return self._replaced(self.target, tokens, longest_beginning)
+
+    def _replaced(
+        self, model: LensModel, tokens: Int[Tensor, "*batch"], find: Callable[[str, dict[str, int]], int | None]
+    ) -> Int[Tensor, "*batch"]:
+        assert self.by_text is not None
+        ids, places = tokens.unique(return_inverse=True)
+        found = [find(text, self.by_text) for text in token_texts(model, ids)]
+        return torch.tensor([-1 if one is None else one for one in found], device=tokens.device)[places]

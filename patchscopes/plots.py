@@ -265,7 +265,8 @@ def draw_descriptions(axis: Axes, document: Json, metric: str, label: str) -> No
         ("unpatched_target_model", "#d95f02", ":", "placeholder, unpatched"),
     ):
         axis.axhline(methods[method][metric]["mean"][0], color=colour, linestyle=line, linewidth=1, label=name)
-    axis.set(xlabel="Source layer ℓ", ylabel=label, ylim=(0, None))
+    # Room for the legend above the lines.
+    axis.set(xlabel="Source layer ℓ", ylabel=label, ylim=(0, 1.5 * axis.get_ylim()[1]))
     axis.set_title(f"Descriptions of {results['entity']['n_samples']} entities", fontsize=10)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,10 +1,10 @@
-"""Print the models that have an alias: size, memory of the weights, and whether the hub asks for a login."""
+"""Print the models that have an alias: size, memory of the weights, whether the hub asks for a login, and pairs."""
 
 import argparse
 
 import torch
 
-from patchscopes.registry import MODELS
+from patchscopes.registry import EXPLAINED_BY, MODELS
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
             f"{info.memory_gib(torch.float32):>5.1f} GiB {info.memory_gib(torch.bfloat16):>5.1f} GiB  "
             f"{'yes' if info.gated else 'no'}"
         )
+    print("explained by, in run_cross_model.py:", ", ".join(f"{one} → {other}" for one, other in EXPLAINED_BY.items()))
 
 
 if __name__ == "__main__":

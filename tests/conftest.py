@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from patchscopes.model import load_model
@@ -82,6 +82,38 @@ def make_hf_model(family: str, seed: int = 0) -> transformers.PreTrainedModel:
     return model
 
 
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+
+
+def sentencepiece_like() -> Tokenizer:
+    """As Llama 2's: spaces as ▁, one put in front, unknown characters as bytes, BOS added by the tokenizer."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    tokenizer.train([str(ROOT / "data" / "passages.jsonl")], trainer)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    bos = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
+    return tokenizer
+
+
+def byte_level() -> Tokenizer:
+    """As GPT-2's: merges over bytes, leading spaces inside the tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(ROOT / "data" / "passages.jsonl")], trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> PreTrainedTokenizerBase:
     """A byte-level tokenizer: one token per byte, and BOS and EOS."""
@@ -91,9 +123,24 @@ def tokenizer(tmp_path_factory) -> PreTrainedTokenizerBase:
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_only.decoder = decoders.ByteLevel()
     folder = tmp_path_factory.mktemp("tokenizer")
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=bytes_only, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=bytes_only, **SPECIAL).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def models_by_tokenizer(tmp_path_factory):
+    """Tiny models that cut text into different tokens; they also differ in family, width and depth."""
+    made = {}
+    for tokenize, config in ((byte_level, CONFIGS["llama"]()), (sentencepiece_like, CONFIGS["gpt2"]())):
+        folder = tmp_path_factory.mktemp(tokenize.__name__)
+        PreTrainedTokenizerFast(tokenizer_object=tokenize(), **SPECIAL).save_pretrained(folder)
+        config.vocab_size = 1024
+        if tokenize is sentencepiece_like:
+            config.n_embd, config.n_layer = 24, 3
+        torch.manual_seed(0)
+        hf_model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        made[tokenize.__name__] = load_model(hf_model=hf_model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    return made
 
 
 @pytest.fixture(scope="session")

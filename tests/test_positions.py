@@ -1,14 +1,10 @@
 """Positions of words in tokens, on three kinds of tokenizers and any text."""
 
 import pytest
-from conftest import CONFIGS, ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.model import load_model
 from patchscopes.positions import (
     find_substring_token_position,
     find_token_position,
@@ -17,50 +13,10 @@ from patchscopes.positions import (
 )
 from patchscopes.tokens import to_token_ids, token_texts
 
-SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-
-
-def sentencepiece_like() -> Tokenizer:
-    """As Llama 2's: spaces as ▁, one put in front, unknown characters as bytes, BOS added by the tokenizer."""
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
-    tokenizer.train([str(ROOT / "data" / "passages.jsonl")], trainer)
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
-    bos = ("<s>", tokenizer.token_to_id("<s>"))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
-    return tokenizer
-
-
-def byte_level() -> Tokenizer:
-    """As GPT-2's: merges over bytes, leading spaces inside the tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=900,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train([str(ROOT / "data" / "passages.jsonl")], trainer)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
 
 @pytest.fixture(scope="module", params=["sentencepiece_like", "byte_level", "embedded"])
-def model(request, smollm, tmp_path_factory):
-    if request.param == "embedded":
-        return smollm
-    made = {"sentencepiece_like": sentencepiece_like, "byte_level": byte_level}[request.param]()
-    folder = tmp_path_factory.mktemp(request.param)
-    PreTrainedTokenizerFast(tokenizer_object=made, **SPECIAL).save_pretrained(folder)
-    config = CONFIGS["llama"]()
-    config.vocab_size = 1024
-    return load_model(
-        hf_model=AutoModelForCausalLM.from_config(config), tokenizer=AutoTokenizer.from_pretrained(folder)
-    )
+def model(request, smollm, models_by_tokenizer):
+    return smollm if request.param == "embedded" else models_by_tokenizer[request.param]
 
 
 def covered(model, text: str, position: int) -> str:

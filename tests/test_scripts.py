@@ -8,16 +8,19 @@ import sys
 import time
 from argparse import ArgumentTypeError
 
+import numpy as np
 import pytest
-from conftest import ROOT, make_hf_model
+import torch
+from conftest import CONFIGS, ROOT, SPECIAL, make_hf_model, sentencepiece_like
 from options import layer_list, name_list, natural, positive, real_from_zero
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from patchscopes.embedded import cache_folder, embedded_model_folder
-from patchscopes.registry import MODELS
+from patchscopes.registry import EMBEDDED_MODEL, MODELS
 
 SCRIPTS = ROOT / "scripts"
 LEARNING = ("run_future_lens.py", "run_lenses.py", "train_lens.py")
-ENTITY = ("run_entity.py", "run_entity_interactive.py")
+ENTITY = ("run_entity.py", "run_entity_interactive.py", "run_cross_model.py")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -205,6 +208,41 @@ class TestEntity:
         assert "a [big] dog" in done.stdout
 
 
+class TestCrossModel:
+    @pytest.fixture(scope="class")
+    def other_folder(self, tmp_path_factory):
+        """A model of another family, width, depth and tokenizer."""
+        folder = tmp_path_factory.mktemp("tiny-gpt2")
+        config = CONFIGS["gpt2"]()
+        config.vocab_size, config.n_embd, config.n_layer = 1024, 24, 3
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=sentencepiece_like(), **SPECIAL).save_pretrained(folder)
+        return folder
+
+    def test_two_models(self, model_folder, other_folder, texts, tmp_path, output):
+        names = tmp_path / "names.csv"
+        names.write_text("entity,reference\nSyria,country in the Middle East\nWales,part of the United Kingdom\n")
+        arguments = ["--source-model", model_folder, "--target-model", other_folder, "--dataset", texts]
+        arguments += ["--entities", names, "--samples", 20, "--max-new-tokens", 3, *output]
+        first = script("run_cross_model.py", *arguments)
+        assert first.returncode == 0, first.stderr
+        assert "f was fitted on" in first.stdout
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        results = document["results"]
+        assert (results["layers"], results["target_layers"]) == ([0, 1, 2, 3], [0, 1, 2])
+        learned = document["environment"]["learned"]["f"]
+        assert learned["source_model"]["id"] == str(model_folder)
+        assert learned["target_model"] == document["environment"]["target_model"]
+        assert len(results["entity"]["entities"]) == 2
+        assert np.array(results["next_token"]["methods"]["token_identity"]["surprisal"]["mean"]).shape == (4, 3)
+        # Again from the chunks and the fitted maps.
+        again = script("run_cross_model.py", *arguments)
+        assert "fitting" not in again.stderr
+        assert read(tmp_path / "out.json")["results"] == results
+
+
 class TestFig1:
     @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
     def test_each_mode(self, model_folder, tmp_path, mode):
@@ -271,6 +309,9 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_fig2.py", ["--tuned-lens", "no.safetensors"], "there is no file no.safetensors"),
         ("run_entity.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_entity_interactive.py", [""], "the name is empty"),
+        ("run_cross_model.py", ["--source-model", "gpt2"], "Give --target-model"),
+        ("run_cross_model.py", ["--target-model", EMBEDDED_MODEL, "--layers", "40"], "layer 40 does not exist"),
+        ("run_cross_model.py", ["--target-model", "no-such"], "no model is called 'no-such'"),
         ("run_lenses.py", ["--soft-prompt", "no.pt"], "expected the name of a .safetensors file"),
         ("train_lens.py", ["--output", "a.safetensors", "--ridge", "-1"], "expected a number of at least 0"),
         (

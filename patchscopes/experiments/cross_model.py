@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.alignment import PARTIAL, aligned_positions, longest_beginning, texts_by_token, vocabulary_by_text
+from patchscopes.alignment import Vocabularies, aligned_positions
 from patchscopes.baselines import logit_lens
 from patchscopes.data import Sample, TextSet, draw_samples
 from patchscopes.entities import Entity
@@ -167,7 +167,7 @@ def run(
     drawn, pairs_in_texts, n_source_positions = _draw(source, target, texts, config)
     chunks = [drawn[start : start + CHUNK_SAMPLES] for start in range(0, len(drawn), CHUNK_SAMPLES)]
     of_entities = [entities[start : start + CHUNK_ENTITIES] for start in range(0, len(entities), CHUNK_ENTITIES)]
-    vocabulary = vocabulary_by_text(source)
+    vocabularies = Vocabularies.of(source, target)
     identity = placeholder_target(target, build_token_identity_prompt())
     description = placeholder_target(target, config.entity.target_prompt, config.entity.placeholder)
     own_description = placeholder_target(source, config.entity.target_prompt, config.entity.placeholder)
@@ -176,7 +176,7 @@ def run(
         kind, members = chunk
         if kind == "entity":
             return _describe(pair, description, own_description, members, config.entity)
-        return _next_tokens(pair, texts, members, pairs_in_texts, vocabulary, identity, config)
+        return _next_tokens(pair, texts, members, pairs_in_texts, vocabularies, identity, config)
 
     finished = measure_chunks(
         [*(("next_token", chunk) for chunk in chunks), *(("entity", chunk) for chunk in of_entities)],
@@ -267,7 +267,7 @@ def _next_tokens(
     texts: TextSet,
     samples: Sequence[Sample],
     aligned: Mapping[int, list[tuple[int, int]]],
-    vocabulary: dict[str, int],
+    vocabularies: Vocabularies,
     identity: TargetPrompt,
     config: CrossModelConfig,
 ) -> Json:
@@ -293,7 +293,7 @@ def _next_tokens(
         started = time.perf_counter()
         rows = _most_likely(identity, vectors.flatten(0, 1), where * len(samples), config.batch_size)
         predicted = rows.view(len(samples), len(where))
-        measured["token_identity"] = _compared(pair, predicted, final_logits, vocabulary)
+        measured["token_identity"] = _compared(pair, predicted, final_logits, vocabularies)
         seconds["token_identity"] = time.perf_counter() - started
 
     # An embedding written over itself patches nothing: what the target model says alone.
@@ -308,9 +308,9 @@ def _next_tokens(
         rows = torch.cat([own[sample], vectors[sample].to(own)]) if patched else own[sample]
         predictions.append(_most_likely(prompt, rows, layers, config.batch_size))
     predicted = torch.stack(predictions)
-    alone = _compared(pair, predicted[:, :1], final_logits, vocabulary, shape=())
+    alone = _compared(pair, predicted[:, :1], final_logits, vocabularies, shape=())
     if patched:
-        measured["source_prompt"] = _compared(pair, predicted[:, 1:], final_logits, vocabulary)
+        measured["source_prompt"] = _compared(pair, predicted[:, 1:], final_logits, vocabularies)
     seconds["source_prompt"] = time.perf_counter() - started
     return {"measured": measured | {TARGET_MODEL_ALONE: alone}, "seconds": seconds}
 
@@ -327,7 +327,7 @@ def _compared(
     pair: ModelPair,
     predicted: Int[Tensor, "sample pair"],
     final_logits: Float[Tensor, "sample d_vocab"],
-    vocabulary: dict[str, int],
+    vocabularies: Vocabularies,
     shape: tuple[int, ...] | None = None,
 ) -> Json:
     """What M* predicts, against the prediction of M, by the text of their tokens.
@@ -336,21 +336,15 @@ def _compared(
     begins with no token of M counts as M's least likely token.
     """
     shape = (len(pair.layers), len(pair.target_layers)) if shape is None else shape
-    texts = texts_by_token(pair.target, predicted)
-    own_texts = texts_by_token(pair.source, final_logits.argmax(dim=-1))
-    own = [own_texts[token] for token in final_logits.argmax(dim=-1).tolist()]
-    beginnings = {token: longest_beginning(text, vocabulary) for token, text in texts.items()}
-    exact = {token for token, text in texts.items() if text in vocabulary}
-    least_likely = final_logits.argmin(dim=-1).tolist()
-    hits, tokens, named = [], [], []
-    for sample, row in enumerate(predicted.tolist()):
-        hits.append([int(texts[token] == own[sample] and PARTIAL not in texts[token]) for token in row])
-        named.append([int(token in exact) for token in row])
-        closest = [beginnings[token] for token in row]
-        tokens.append([least_likely[sample] if token is None else token for token in closest])
-    surprisals = surprisal(torch.tensor(tokens, device=final_logits.device), final_logits)
-    of_metric = {"precision_at_1": hits, "surprisal": surprisals.tolist(), "same_token_exists": named}
-    return {metric: np.array(values).reshape(len(predicted), *shape).tolist() for metric, values in of_metric.items()}
+    predicted = predicted.to(final_logits.device)
+    same, closest = vocabularies.same(pair.target, predicted), vocabularies.closest(predicted)
+    own = vocabularies.same(pair.source, final_logits.argmax(dim=-1))
+    measured = {
+        "precision_at_1": (same == own[:, None]) & (same >= 0),
+        "surprisal": surprisal(torch.where(closest < 0, final_logits.argmin(dim=-1)[:, None], closest), final_logits),
+        "same_token_exists": same >= 0,
+    }
+    return {metric: (1.0 * values).reshape(len(predicted), *shape).tolist() for metric, values in measured.items()}
 
 
 def _describe(
