@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_CROSS_MODEL := $(VENV)/ready-cross-model
 
-.PHONY: help setup setup-cross-model fig1 fig2 future-lens lenses entity cross-model figures bench test lint
+.PHONY: help setup setup-cross-model fig1 fig2 future-lens lenses entity cross-model multi-hop figures bench test lint
 
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
@@ -16,6 +16,7 @@ help:
 	@echo "make future-lens        the next three tokens from one hidden state"
 	@echo "make lenses             seven lenses side by side, each beside its Patchscope"
 	@echo "make entity             what the model takes names for, layer by layer"
+	@echo "make multi-hop          two-hop questions repaired by patching"
 	@echo "make cross-model        one model explains the hidden states of another (needs setup-cross-model)"
 	@echo "make figures            all figures"
 	@echo "make bench              speed of the engine beside plain hooks"
@@ -58,8 +59,12 @@ entity: $(READY)
 cross-model: $(READY)
 	$(RUN) scripts/run_cross_model.py
 
+multi-hop: $(READY)
+	$(RUN) scripts/run_multi_hop.py
+	$(RUN) scripts/run_multi_hop_interactive.py
+
 # The one that needs a second model, only where that is installed.
-figures: fig1 fig2 future-lens lenses entity $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
+figures: fig1 fig2 future-lens lenses entity multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py

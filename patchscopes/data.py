@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import datasets
 import numpy as np
@@ -127,6 +127,22 @@ def read_text(path: Path) -> str:
         raise PatchscopesError(f"cannot read {path} ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise PatchscopesError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def read_json_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    """The items of a JSON file that holds one list, each with words for where it stands.
+
+    Raises:
+        PatchscopesError: it cannot be read, is not JSON, or holds no list.
+    """
+    try:
+        rows = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise PatchscopesError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    if not isinstance(rows, list):
+        raise PatchscopesError(f"{path}: expected a list of objects, got {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        yield row, f"{path}, item {number}"
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:

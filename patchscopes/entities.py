@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchscopes.data import read_text
+from patchscopes.data import read_json_rows, read_text
 from patchscopes.errors import PatchscopesError
 from patchscopes.prompts import DESCRIPTION_SEPARATOR
 
@@ -40,7 +39,7 @@ def load_entities(path: Path) -> tuple[Entity, ...]:
     Raises:
         PatchscopesError: no such file, or a bad row (the message names it).
     """
-    readers = {".json": _read_json, ".csv": _read_csv}
+    readers = {".json": read_json_rows, ".csv": _read_csv}
     if path.suffix not in readers:
         raise PatchscopesError(f"expected a {' or '.join(readers)} file of entities, got {path}")
     if not path.is_file():
@@ -49,17 +48,6 @@ def load_entities(path: Path) -> tuple[Entity, ...]:
     if not entities:
         raise PatchscopesError(f"{path} has no entities")
     return entities
-
-
-def _read_json(path: Path) -> Iterator[tuple[Any, str]]:
-    try:
-        rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise PatchscopesError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    if not isinstance(rows, list):
-        raise PatchscopesError(f"{path}: expected a list of objects, got {type(rows).__name__}")
-    for number, row in enumerate(rows, start=1):
-        yield row, f"{path}, entity {number}"
 
 
 def _read_csv(path: Path) -> Iterator[tuple[Any, str]]:

@@ -21,6 +21,9 @@ from patchscopes.prefix import PrefixCache, using
 from patchscopes.target import TargetPrompt
 from patchscopes.twin import CleanRun, Twin, next_token_logits, twin_of, unembed
 
+# More tokens than this at a time fall out of the caches of a processor.
+TOKENS_AT_A_TIME = 1024
+
 
 def first_logits(
     target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
@@ -34,17 +37,31 @@ def first_logits(
 def start(
     target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
 ) -> tuple[Float[Tensor, "row d_vocab"], Advance]:
-    """First logits, and a way to go on that runs one new token per row on the cache."""
-    twin = twin_of(target.model)
-    residual, cache, order = staggered_forward(twin, target.clean_run, vectors, layers)
-    complete_cache(target.clean_run, cache, order)
+    """First logits, and a way to go on that runs one new token per row on the cache.
+
+    Prompts are read for some rows at a time, those with near target layers together; all rows then go on together.
+    (Two cores, 135M model, 900 rows, a suffix of 11 tokens and 8 new ones: 17.5 s instead of 29.5 for batches of 93.)
+    """
+    twin, clean = twin_of(target.model), target.clean_run
+    order = torch.argsort(layers, stable=True)
+    size = max(1, TOKENS_AT_A_TIME // target.suffix_length)
+    residuals, caches = [], []
+    for rows in order.split(size):
+        # In order of their layers already, so the order that comes back is this one.
+        residual, cache, _ = staggered_forward(twin, clean, vectors[rows], layers[rows])
+        complete_cache(clean, cache, len(rows))
+        residuals.append(residual)
+        caches.append(cache)
+    cache = caches[0]
+    cache.append_rows(caches[1:])
+    cache.keep_rows(order.argsort())
 
     def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_vocab"]:
         if not bool(kept.all()):
             cache.keep_rows(kept.nonzero()[:, 0])
         return next_token_logits(twin, chosen, cache)
 
-    return unembed(twin, in_first_order(residual, order)), advance
+    return unembed(twin, in_first_order(torch.cat(residuals), order)), advance
 
 
 def staggered_forward(
@@ -84,16 +101,15 @@ def patched(
     return rows
 
 
-def complete_cache(clean: CleanRun, cache: PrefixCache, order: Int[Tensor, " row"]) -> None:
-    """Make the cache of `staggered_forward` fit for decoding: every row in every block, in the original order.
+def complete_cache(clean: CleanRun, cache: PrefixCache, n_rows: int) -> None:
+    """Make the cache of `staggered_forward` fit for decoding: every row in every block, in the order of joining.
 
     In the blocks up to its target layer, a row's suffix is that of the clean run.
     """
     for layer, suffix in zip(cache.prefix_layers, clean.suffixes, strict=True):
         early: Sequence[Tensor] = layer.own or tuple(part[:0] for part in suffix)
-        n_late = len(order) - len(early[0])
+        n_late = n_rows - len(early[0])
         keys, values = (
             torch.cat([computed, part.expand(n_late, -1, -1, -1)]) for computed, part in zip(early, suffix, strict=True)
         )
         layer.own = keys, values
-    cache.keep_rows(order.argsort())

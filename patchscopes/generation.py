@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+# Whether each row has said what it was asked for, given the new tokens of all rows so far.
+Stop: TypeAlias = Callable[[Int[Tensor, "row new_token"]], Bool[Tensor, " row"]]
+
 # Appends the chosen tokens to the rows that go on (a mask over the rows so far) and returns their next logits.
 Advance: TypeAlias = Callable[[Int[Tensor, " kept_row"], Bool[Tensor, " row"]], Float[Tensor, "kept_row d_vocab"]]
 
@@ -19,10 +22,12 @@ def generate(
     temperature: float,
     draws: Float[Tensor, "row max_new_tokens"] | None,
     forced: Int[Tensor, "row forced_token"] | None = None,
+    stop: Stop | None = None,
 ) -> Int[Tensor, "row max_new_tokens"]:
     """Choose and append tokens until every row has ended or is long enough; rows that have ended drop out.
 
     Args:
+        stop: ends rows before that; they are padded with the end-of-sequence token.
         forced: tokens that each row begins with whatever the model says, -1 from where it may choose. An
             end-of-sequence token among them does not end the row.
     """
@@ -37,6 +42,10 @@ def generate(
         # Filling the rest of the row pads it, should this be its end-of-sequence token.
         tokens[going_on, step:] = chosen[:, None]
         kept = is_forced | ~torch.isin(chosen, ends)
+        if stop is not None:
+            stopped = stop(tokens[going_on, : step + 1]) & kept
+            tokens[going_on[stopped], step + 1 :] = ends[0] if len(ends) > 0 else tokens.new_zeros(())
+            kept &= ~stopped
         going_on = going_on[kept]
         if step + 1 == max_new_tokens or len(going_on) == 0:
             break

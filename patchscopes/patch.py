@@ -24,7 +24,7 @@ from torch import Tensor
 from patchscopes import fast, hooks
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representation, extract_representations
-from patchscopes.generation import generate
+from patchscopes.generation import Stop, generate
 from patchscopes.layers import EMBEDDING, check_layer
 from patchscopes.lens_model import LensModel
 from patchscopes.proof import Engine, chosen_engine
@@ -138,6 +138,7 @@ def patch_generate(
     *,
     max_new_tokens: int = 20,
     temperature: float = 0.0,
+    stop: Stop | None = None,
     engine: Engine = "auto",
     batch_size: int | None = None,
 ) -> Int[Tensor, "row new_token"]:
@@ -148,7 +149,11 @@ def patch_generate(
     above 0 tokens are sampled; the draws come from torch's global generator (`torch.manual_seed`), and depend
     neither on the engine nor on the batch size.
 
-    Args and errors: as for `patch_logits`.
+    Args:
+        stop: given the new tokens of some rows so far, says which of them need not go on (they have answered, say);
+            such a row is padded with the end-of-sequence token.
+
+    Other args and errors: as for `patch_logits`.
     """
     vectors, layers = _checked_rows(target, vectors, layers)
     if temperature < 0:
@@ -163,7 +168,8 @@ def patch_generate(
         rows = slice(first, first + size)
         logits, advance = start(target, vectors[rows], layers[rows])
         some_draws = None if draws is None else draws[rows]
-        out[rows] = generate(logits, advance, end_tokens(target.model), max_new_tokens, temperature, some_draws)
+        ends = end_tokens(target.model)
+        out[rows] = generate(logits, advance, ends, max_new_tokens, temperature, some_draws, stop=stop)
     return out
 
 
@@ -268,7 +274,7 @@ def rows_per_batch(model: LensModel, *, run: int = 1, unembedded: int = 1, cache
     """
     cfg = model.cfg
     kv_width = 2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head
-    by_tokens = 1024 // run
+    by_tokens = fast.TOKENS_AT_A_TIME // run
     by_logits = 2**26 // (cfg.d_vocab * unembedded)
     by_cache = 2**28 // (cfg.n_layers * kv_width * max(1, cached))
     return max(1, min(by_tokens, by_logits, by_cache))
@@ -300,8 +306,10 @@ def _batch_size(
     if engine == "hooks":
         whole = len(target.tokens) + new_tokens
         return rows_per_batch(target.model, run=whole, unembedded=whole)
-    cached = target.suffix_length + new_tokens if new_tokens > 0 else 0
-    return rows_per_batch(target.model, run=target.suffix_length, unembedded=unembedded, cached=cached)
+    if new_tokens == 0:
+        return rows_per_batch(target.model, run=target.suffix_length, unembedded=unembedded)
+    # The engine itself reads the prompts in smaller parts.
+    return rows_per_batch(target.model, unembedded=unembedded, cached=target.suffix_length + new_tokens)
 
 
 def _checked_rows(

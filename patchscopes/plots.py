@@ -304,6 +304,94 @@ def plot_entity_layers(document: Json) -> Figure:
     return figure
 
 
+def plot_multi_hop(document: Json) -> Figure:
+    """Solved questions by method and measure, and by pair (ℓ, ℓ*) of the Patchscope (paper, section 5)."""
+    results = document["results"]
+    methods = results["methods"]
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), width_ratios=(1.15, 1), layout="constrained")
+    names = {
+        "vanilla": "vanilla",
+        "cot": f"chain of thought\n({document['config']['cot_new_tokens']} tokens)",
+        "patchscope": "Patchscope",
+        "control": "control: state of an\nunrelated query",
+        "placeholder": "hop 1 into “… x is”",
+        "back_patch": "back-patching\n(ℓ > ℓ*)",
+    }
+    styles = (
+        ("accuracy", "unpatched", "#7f7f7f"),
+        ("held_out", "one (ℓ, ℓ*), chosen on the other half", "#1f6fb4"),
+        ("any", "any (ℓ, ℓ*)", "#d95f02"),
+        ("any_upwards", "any (ℓ, ℓ*) with ℓ < ℓ*", "#f5b58a"),
+    )
+    row = 0.0
+    ticks: list[tuple[float, str]] = []
+    for method, measures in methods.items():
+        first = row
+        for measure, _, colour in styles:
+            of = measures.get(measure)
+            if of is None or not isinstance(of["mean"], float):
+                continue
+            low, high = of["ci95"]
+            spread = [[max(0.0, of["mean"] - low)], [max(0.0, high - of["mean"])]]
+            axes[0].barh(row, of["mean"], height=0.9, color=colour, xerr=spread, ecolor="#303030", capsize=2)
+            axes[0].text(high + 0.01, row, f"{of['mean']:.2f}", va="center", fontsize=8)
+            row += 1
+        ticks.append(((first + row - 1) / 2, names[method]))
+        row += 0.7
+    axes[0].set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=9)
+    axes[0].invert_yaxis()
+    axes[0].set(xlim=(0, 1.08), xlabel="Share of questions solved")
+    axes[0].spines[["top", "right"]].set_visible(False)
+    axes[0].grid(alpha=0.3, axis="x")
+    for _, label, colour in styles:
+        axes[0].barh([0], [0], color=colour, label=label)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    if "patchscope" in methods:
+        table = np.array(methods["patchscope"]["accuracy"]["mean"])
+        high = max(0.01, float(table.max()))
+        draw_layer_table(axes[1], table, results["layers"], results["target_layers"], "viridis", 0.0, high)
+        vanilla = methods.get("vanilla", {}).get("accuracy", {}).get("mean")
+        aside = "" if vanilla is None else f" (vanilla: {vanilla:.2f})"
+        axes[1].set_title(f"Patchscope: share solved by each (ℓ, ℓ*){aside}", fontsize=10)
+    else:
+        axes[1].axis("off")
+    figure.suptitle(
+        f"Two-hop questions whose hops {document['environment']['model']['id']} answers one by one: "
+        f"{results['n_samples']} of {results['n_passed']} (of {results['n_questions']} asked); lines: 95 % intervals",
+        fontsize=10,
+    )
+    return figure
+
+
+def plot_multi_hop_grid(document: Json) -> Figure:
+    """What the model says to one two-hop question at each (ℓ, ℓ*), the answers marked, and what it says unpatched."""
+    results = document["results"]
+    layers, target_layers = results["layers"], results["target_layers"]
+    of = results["methods"]["patchscope"]
+    figure, axis = plt.subplots(
+        figsize=(max(7.0, 1.5 * len(target_layers) + 1), 0.28 * len(layers) + 2.2), layout="constrained"
+    )
+    axis.imshow(np.array(of["solved"]), cmap="Blues", vmin=0, vmax=2, aspect="auto", origin="lower")
+    for row, texts in enumerate(of["texts"]):
+        for column, text in enumerate(texts):
+            axis.text(column, row, shortened(visible(text.strip()), 20), ha="center", va="center", fontsize=6)
+    axis.set_xticks(range(len(target_layers)), [str(layer) for layer in target_layers])
+    axis.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    axis.set(xlabel="Target layer ℓ* (last token of the second hop's words)", ylabel="Source layer ℓ")
+    question = document["config"]["question"]
+    unpatched = "\n".join(
+        f"{name}: {shortened(visible(results['methods'][method]['text'].strip()), 110)}"
+        for method, name in (("vanilla", "Unpatched"), ("cot", "Chain of thought"))
+    )
+    axis.set_title(
+        f"“{visible(question['combined_question'])}” ({document['environment']['model']['id']})\n{unpatched}\n"
+        f"Patched (blue: {visible(question['hop2_answer']) or 'no answer given'}):",
+        fontsize=9,
+        loc="left",
+    )
+    return figure
+
+
 def plot_layer_readout(document: Json) -> Figure:
     """Layer × rank table of the most likely tokens, coloured by probability, and what each layer generates."""
     results = document["results"]

@@ -68,6 +68,13 @@ class PrefixCache(Cache):
                 keys, values = layer.own
                 layer.own = keys[rows.to(keys.device)], values[rows.to(values.device)]
 
+    def append_rows(self, others: Sequence["PrefixCache"]) -> None:
+        """Add the rows of other caches behind the same prefixes, with as many tokens, after its own."""
+        if others:
+            for number, layer in enumerate(self.prefix_layers):
+                owns = [cast(KeysValues, one.prefix_layers[number].own) for one in (self, *others)]
+                layer.own = torch.cat([keys for keys, _ in owns]), torch.cat([values for _, values in owns])
+
 
 _cache_in_use: ContextVar[PrefixCache] = ContextVar("patchscopes_cache_in_use")
 

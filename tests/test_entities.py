@@ -133,10 +133,10 @@ class TestFiles:
             (
                 "a.json",
                 '[{"entity": "a", "reference": "b"}, {"entity": "c"}]',
-                "a.json, entity 2: expected the strings",
+                "a.json, item 2: expected the strings",
             ),
-            ("a.json", '[{"entity": "a", "reference": 3}]', "entity 1"),
-            ("a.json", '["a"]', "entity 1"),
+            ("a.json", '[{"entity": "a", "reference": 3}]', "item 1"),
+            ("a.json", '["a"]', "item 1"),
             ("a.json", '{"entity": "a"}', "expected a list of objects, got dict"),
             ("a.json", "[\n{,}]", "line 2: not JSON"),
             ("a.json", "[]", "has no entities"),

@@ -350,16 +350,32 @@ class TestWhichEngine:
             warnings.simplefilter("error")
             patch_logits(target, vectors, layers)
 
+    @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom"])
+    def test_prompts_that_are_read_in_parts_go_on_together(self, tiny_models, monkeypatch, family):
+        model = tiny_models(family)
+        target = TargetPrompt(model, TOKENS, 2)
+        vectors, layers = torch.randn(9, model.cfg.d_model), [3, -1, 0, 2, 2, 1, -1, 3, 0]
+        at_once = patch_generate(target, vectors, layers, max_new_tokens=5, engine="fast")
+        monkeypatch.setattr(fast, "TOKENS_AT_A_TIME", 2 * target.suffix_length)
+        in_parts = patch_generate(target, vectors, layers, max_new_tokens=5, engine="fast")
+        assert torch.equal(in_parts, at_once)
+        assert torch.equal(in_parts, patch_generate(target, vectors, layers, max_new_tokens=5, engine="hooks"))
+
     @pytest.mark.parametrize("broken", ["patched", "in_first_order", "complete_cache"])
     @pytest.mark.parametrize("prompt", [TOKENS, TOKENS[:2], TOKENS[:1]])
     def test_the_proof_finds_a_broken_part(self, tokenizer, monkeypatch, broken, prompt):
+        complete_cache = fast.complete_cache
+
+        def reversing(clean, cache, n_rows):
+            complete_cache(clean, cache, n_rows)
+            cache.keep_rows(torch.arange(n_rows).flip(0))
+
         replacements = {
             # Rows are not patched at all; rows come back in the wrong order; caches stay in the wrong order.
             "patched": lambda residual, vectors: residual.expand(len(vectors), -1, -1).clone(),
             "in_first_order": lambda rows, order: rows,
-            "complete_cache": lambda clean, cache, order: complete_cache(clean, cache, order.sort()[0]),
+            "complete_cache": reversing,
         }
-        complete_cache = fast.complete_cache
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
         assert fast_engine_failure(TargetPrompt(model, prompt)) is None
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)

@@ -13,14 +13,18 @@ import pytest
 import torch
 from conftest import CONFIGS, ROOT, SPECIAL, make_hf_model, sentencepiece_like
 from options import layer_list, name_list, natural, positive, real_from_zero
+from test_multi_hop import own_questions
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from patchscopes.embedded import cache_folder, embedded_model_folder
+from patchscopes.model import load_model
+from patchscopes.questions import TEXT_FIELDS
 from patchscopes.registry import EMBEDDED_MODEL, MODELS
 
 SCRIPTS = ROOT / "scripts"
 LEARNING = ("run_future_lens.py", "run_lenses.py", "train_lens.py")
 ENTITY = ("run_entity.py", "run_entity_interactive.py", "run_cross_model.py")
+MULTI_HOP = ("run_multi_hop.py", "run_multi_hop_interactive.py")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -243,6 +247,49 @@ class TestCrossModel:
         assert read(tmp_path / "out.json")["results"] == results
 
 
+class TestMultiHop:
+    @pytest.fixture(scope="class")
+    def questions(self, model_folder, tmp_path_factory):
+        """Of which the tiny model "knows" whatever it says."""
+        path = tmp_path_factory.mktemp("questions") / "own.json"
+        rows = []
+        for question in own_questions(load_model(str(model_folder)), 6):
+            row = {name: getattr(question, name) for name in ("id", "category", *TEXT_FIELDS)}
+            rows.append(row | {"aliases": {"hop2_answer": list(question.hop2_aliases)}})
+        path.write_text(json.dumps(rows))
+        return path
+
+    def test_ones_own_questions(self, questions, model_folder, tmp_path, output):
+        arguments = [questions, "--model", model_folder, "--samples", 3, "--max-new-tokens", 5, "--cot-new-tokens", 5]
+        done = script("run_multi_hop.py", *arguments, "--target-layers", "0-1,3", *output)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        results = read(tmp_path / "out.json")["results"]
+        assert (results["layers"], results["target_layers"]) == ([0, 1, 2, 3], [0, 1, 3])
+        assert results["n_samples"] == 3
+        assert "held-out" in done.stdout
+        again = script("run_multi_hop.py", *arguments, "--target-layers", "0-1,3", *output)
+        assert again.returncode == 0
+        assert read(tmp_path / "out.json")["results"] == results
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            ["--example-id", 0],
+            ["--hop2", "Colour of", "--hop1", "the DOG"],
+            ["--hop2", "A", "--hop1", "B", "--answer", "q"],
+        ],
+    )
+    def test_one_question(self, question, model_folder, tmp_path, output):
+        arguments = ["--model", model_folder, "--layer-range", "0-1", "--max-new-tokens", 3, "--cot-new-tokens", 3]
+        done = script("run_multi_hop_interactive.py", *question, *arguments, *output)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        results = read(tmp_path / "out.json")["results"]
+        assert np.array(results["methods"]["patchscope"]["solved"]).shape == (2, 4)
+        assert "vanilla" in done.stdout
+
+
 class TestFig1:
     @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
     def test_each_mode(self, model_folder, tmp_path, mode):
@@ -284,7 +331,7 @@ def run_here(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[obje
 
 
 @pytest.mark.parametrize(
-    "name", ["run_fig2.py", "demo_fig1.py", "bench_engine.py", "list_models.py", *LEARNING, *ENTITY]
+    "name", ["run_fig2.py", "demo_fig1.py", "bench_engine.py", "list_models.py", *LEARNING, *ENTITY, *MULTI_HOP]
 )
 def test_help(name, monkeypatch, capsys):
     status, printed = run_here(name, ["--help"], monkeypatch, capsys)
@@ -309,6 +356,11 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_fig2.py", ["--tuned-lens", "no.safetensors"], "there is no file no.safetensors"),
         ("run_entity.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_entity_interactive.py", [""], "the name is empty"),
+        ("run_multi_hop.py", ["nowhere.json"], "there is no file nowhere.json"),
+        ("run_multi_hop.py", ["--methods", "guess"], "expected some of vanilla,cot,patchscope,"),
+        ("run_multi_hop_interactive.py", ["--hop1", "the DOG"], "needs both --hop2 and --hop1"),
+        ("run_multi_hop_interactive.py", ["--example-id", "99999"], "no question with the id 99999"),
+        ("run_multi_hop_interactive.py", ["--hop2", "A", "--hop1", "the B", "--answer", "b"], "stands in the question"),
         ("run_cross_model.py", ["--source-model", "gpt2"], "Give --target-model"),
         ("run_cross_model.py", ["--target-model", EMBEDDED_MODEL, "--layers", "40"], "layer 40 does not exist"),
         ("run_cross_model.py", ["--target-model", "no-such"], "no model is called 'no-such'"),

@@ -1,0 +1,408 @@
+"""Two-hop questions: their file, where they are patched, what counts as an answer, and the measures."""
+
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchscopes.data import DATA_FOLDER
+from patchscopes.errors import PatchscopesError
+from patchscopes.experiments import multi_hop, multi_hop_grid
+from patchscopes.experiments.multi_hop import MultiHopConfig
+from patchscopes.extract import extract_representations
+from patchscopes.patch import TargetPrompt, generate_after, patch_generate, patch_logits
+from patchscopes.questions import TwoHopQuestion, answers, find_question, load_questions, patch_positions
+from patchscopes.results import ChunkStore
+from patchscopes.tokens import end_tokens, to_token_ids
+
+QUESTIONS = load_questions(DATA_FOLDER / "multihop_examples.json")
+ROW = {
+    "id": 7,
+    "hop1_prompt": "The country whose capital is Tokyo is",
+    "hop1_answer": "Japan",
+    "hop2_prompt_prefix": "The official currency of",
+    "hop2_answer": "yen",
+    "combined_question": "The official currency of the country whose capital is Tokyo is",
+}
+
+
+NAMES = [
+    f"{kind} {animal}"
+    for kind in ("RED", "BLUE", "OLD", "BIG", "WILD", "TAME", "SHY", "FAST")
+    for animal in ("DOG", "CAT", "BIRD", "FISH", "HORSE", "COW")
+]
+
+
+def own_questions(model, n_questions: int = 4) -> list[TwoHopQuestion]:
+    """Questions to which a tiny random model knows the "answers": whatever it says to each hop."""
+
+    def says(prompts: list[str]) -> list[tuple[str, ...]]:
+        texts = model.tokenizer.batch_decode(generate_after(model, prompts, max_new_tokens=5), skip_special_tokens=True)
+        return [tuple(re.findall(r"[^\W_]+", text)) for text in texts]
+
+    questions = []
+    to_hop1 = says([f"The {name} is" for name in NAMES])
+    to_hop2 = says([f"Colour of {words[0] if words else 'x'} is" for words in to_hop1])
+    for number, (name, hop1, hop2) in enumerate(zip(NAMES, to_hop1, to_hop2, strict=True)):
+        combined = f"Colour of the {name} is"
+        if hop1 and hop2 and not answers(combined, hop2):
+            questions.append(
+                TwoHopQuestion(
+                    id=number,
+                    hop1_prompt=f"The {name} is",
+                    hop1_answer=hop1[0],
+                    hop2_prompt_prefix="Colour of",
+                    hop2_answer=hop2[0],
+                    hop2_aliases=hop2[1:],
+                    combined_question=combined,
+                    category=f"kind {number % 2}",
+                )
+            )
+    assert len(questions) >= n_questions
+    return questions[:n_questions]
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("text", "accepted", "expected"),
+        [
+            (" the Japanese yen.", ["yen"], True),
+            (" the Japanese Yen", ["yen"], True),
+            (" called “YEN”, which", ["yen"], True),
+            (" a yenta", ["yen"], False),
+            (" Doyen of", ["yen"], False),
+            (" rupees, of course", ["rupee", "rupees"], True),
+            (" rupees", ["rupee"], False),
+            (" New\nYork City", ["new york"], True),
+            (" New York's", ["New York"], True),
+            (" in Sao Paulo", ["São Paulo", "Sao Paulo"], True),
+            (" SÃO PAULO", ["São Paulo"], True),
+            (" Washington, D.C.", ["Washington DC", "Washington, D.C."], True),
+            (" 42", ["4"], False),
+            ("", ["yen"], False),
+            (" anything", [""], False),
+            (" anything", [], False),
+        ],
+    )
+    def test_whole_words_without_case_and_punctuation(self, text, accepted, expected):
+        assert answers(text, accepted) is expected
+
+    def test_closed(self):
+        """At the end of the text the next token may go on with the word."""
+        assert not answers(" the yen", ["yen"], closed=True)
+        assert answers(" the yen.", ["yen"], closed=True)
+        assert answers(" the yen is the yen", ["yen"], closed=True)
+        assert answers(" the yen and", ["yen"], closed=True)
+
+    @given(
+        before=st.text(max_size=10), answer=st.from_regex(r"[a-zA-Z]{1,8}", fullmatch=True), after=st.text(max_size=10)
+    )
+    def test_an_answer_between_spaces_is_found_in_any_text(self, before, answer, after):
+        assert answers(f"{before} {answer} {after}", [answer])
+        assert answers(f"{before} {answer.upper()} {after}", [answer.lower()])
+
+
+class TestFile:
+    def test_those_of_the_library(self):
+        assert len(QUESTIONS) >= 250
+        categories = Counter(question.category for question in QUESTIONS)
+        assert len(categories) >= 8
+        assert min(categories.values()) >= 15
+        assert len({question.combined_question for question in QUESTIONS}) == len(QUESTIONS)
+        for question in QUESTIONS:
+            pi1 = question.combined_question.removeprefix(f"{question.hop2_prompt_prefix} ")
+            assert question.hop1_prompt == pi1[0].upper() + pi1[1:]
+            assert question.combined_question.endswith(" is")
+            assert not answers(question.hop2_prompt, question.accepted), question
+            assert not answers(question.hop1_prompt, question.accepted_hop1), question
+
+    def test_ones_own(self, tmp_path):
+        path = tmp_path / "own.json"
+        path.write_text(json.dumps([ROW | {"aliases": {"hop2_answer": ["yens"]}}]))
+        (question,) = load_questions(path)
+        assert question.accepted == ("yen", "yens")
+        assert question.accepted_hop1 == ("Japan",)
+        assert question.hop2_prompt == "The official currency of Japan is"
+        assert question.category == "unspecified"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("no json", "line 1: not JSON"),
+            ("{}", "expected a list"),
+            ("[]", "has no questions"),
+            (json.dumps(["a"]), "item 1: expected a whole number `id`"),
+            (json.dumps([ROW, ROW | {"id": "8"}]), "item 2: .*`id` is missing"),
+            (json.dumps([ROW | {"hop1_answer": " "}]), "item 1: .*hop1_answer is missing"),
+            (json.dumps([ROW | {"hop2_answer": 3}]), "item 1: .*hop2_answer is missing"),
+            (json.dumps([ROW | {"category": 3}]), "item 1: .*category is missing"),
+            (json.dumps([ROW, ROW]), "item 2: another question has the id 7"),
+            (json.dumps([ROW | {"aliases": ["yens"]}]), "item 1: expected `aliases` as"),
+            (json.dumps([ROW | {"aliases": {"hop2_answer": [1]}}]), "item 1: expected `aliases` as"),
+            (json.dumps([ROW | {"hop2_prompt_prefix": "The money of"}]), "item 1: .*does not begin with"),
+            (json.dumps([ROW | {"hop2_answer": "TOKYO"}]), "item 1: an accepted answer, of TOKYO, stands in"),
+        ],
+    )
+    def test_a_bad_row_is_named(self, tmp_path, content, message):
+        path = tmp_path / "bad.json"
+        path.write_text(content)
+        with pytest.raises(PatchscopesError, match=message):
+            load_questions(path)
+
+    def test_no_such_file_and_id(self, tmp_path):
+        with pytest.raises(PatchscopesError, match="there is no file"):
+            load_questions(tmp_path / "no.json")
+        with pytest.raises(PatchscopesError, match=r"expected a \.json file"):
+            load_questions(tmp_path / "no.csv")
+        assert find_question(QUESTIONS, 3) == QUESTIONS[3]
+        with pytest.raises(PatchscopesError, match="no question with the id 9999; there are 0 to"):
+            find_question(QUESTIONS, 9999)
+
+
+class TestPositions:
+    @pytest.mark.parametrize("tokenizer_kind", ["byte_level", "embedded"])
+    def test_last_tokens_of_both_parts_of_every_question(self, tokenizer_kind, models_by_tokenizer, smollm):
+        model = smollm if tokenizer_kind == "embedded" else models_by_tokenizer[tokenizer_kind]
+
+        def read(ids) -> str:
+            return model.tokenizer.decode(ids).removeprefix(model.tokenizer.bos_token).strip()
+
+        for question in QUESTIONS:
+            source_position, target_position = patch_positions(model, question)
+            ids = to_token_ids(model, question.combined_question)
+            assert read(ids[: target_position + 1]) == question.hop2_prompt_prefix
+            assert read(ids[: source_position + 1]) == question.combined_question.removesuffix(" is")
+
+    def test_a_tokenizer_that_merges_words_is_right_or_refused(self, models_by_tokenizer):
+        model = models_by_tokenizer["sentencepiece_like"]
+        n_refused = 0
+        for question in QUESTIONS[::5]:
+            ids = to_token_ids(model, question.combined_question)
+            try:
+                _, position = patch_positions(model, question)
+            except PatchscopesError:
+                n_refused += 1
+                continue
+            assert model.tokenizer.decode(ids[: position + 1]).endswith(question.hop2_prompt_prefix)
+        assert 0 < n_refused < len(QUESTIONS[::5])
+
+    def test_without_a_cue_it_is_the_last_token(self, smollm):
+        question = TwoHopQuestion(**{**ROW, "combined_question": "The official currency of the capital Tokyo"})
+        ids = to_token_ids(smollm, question.combined_question)
+        assert patch_positions(smollm, question)[0] == len(ids) - 1
+
+    def test_a_token_across_the_seam_is_refused(self, smollm):
+        question = TwoHopQuestion(
+            **{**ROW, "hop2_prompt_prefix": "The official cur", "combined_question": "The official currency of it is"}
+        )
+        with pytest.raises(PatchscopesError, match="has one token for the end of 'The official cur'"):
+            patch_positions(smollm, question)
+
+
+CONFIG = MultiHopConfig(layers=(0, 2, 3), target_layers=(0, 1, 3), max_new_tokens=5, cot_new_tokens=6, n_samples=3)
+
+
+class TestExperiment:
+    def test_a_grid_row_equals_the_same_pair_alone_with_plain_hooks(self, llama):
+        question, other = own_questions(llama)[:2]
+        found = multi_hop.patchings(llama, question, other, CONFIG.layers, CONFIG.target_layers)
+        assert set(found) == set(multi_hop.PATCHED)
+        for method, (source, position, target, pairs) in found.items():
+            states = extract_representations(llama, [source], [position], CONFIG.layers)[0]
+            texts = multi_hop.said_when_patched(llama, target, states, CONFIG.layers, pairs, question, CONFIG)
+            for (layer, target_layer), text in zip(pairs, texts, strict=True):
+                vector = states[CONFIG.layers.index(layer)][None]
+                (alone,) = llama.tokenizer.batch_decode(
+                    patch_generate(target, vector, [target_layer], max_new_tokens=5, engine="hooks"),
+                    skip_special_tokens=True,
+                )
+                # A row stops once it has answered.
+                assert alone.startswith(text), (method, layer, target_layer)
+                assert answers(alone, question.accepted) == answers(text, question.accepted)
+
+    def test_what_is_written_where(self, smollm):
+        """Of the real tokens."""
+        question = next(one for one in QUESTIONS if "Tokyo" in one.combined_question)
+        other = next(one for one in QUESTIONS if "Eiffel" in one.combined_question)
+        found = multi_hop.patchings(smollm, question, other, (0, 5, 9), (0, 5, 9))
+
+        def token(ids, position) -> str:
+            return smollm.tokenizer.decode(ids[position])
+
+        sources = {method: token(source, position) for method, (source, position, _, _) in found.items()}
+        assert sources == {
+            "patchscope": " Tokyo",
+            "control": " located",
+            "placeholder": " Tokyo",
+            "back_patch": " Tokyo",
+        }
+        targets = {method: token(target.tokens, target.position) for method, (_, _, target, _) in found.items()}
+        assert targets == {"patchscope": " of", "control": " of", "placeholder": " x", "back_patch": " Tokyo"}
+        assert found["back_patch"][3] == [(5, 0), (9, 0), (9, 5)]
+        assert len(found["patchscope"][3]) == 9
+
+    def test_patching_after_the_last_block_changes_nothing(self, llama):
+        question = own_questions(llama)[0]
+        _, _, target, _ = multi_hop.patchings(llama, question, None, (0,), (3,))["patchscope"]
+        vectors = torch.randn(1, llama.cfg.d_model)
+        own = llama(target.tokens[None])[:, -1]
+        torch.testing.assert_close(patch_logits(target, vectors, [3]), own, atol=1e-4, rtol=1e-4)
+
+    def test_the_results(self, llama, tmp_path):
+        questions = own_questions(llama, 8)
+        results, timing = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path))
+        assert results["n_questions"] == 8
+        assert results["n_samples"] == min(3, results["n_passed"]) > 0
+        assert set(results["methods"]) == set(multi_hop.METHODS)
+        assert sum(count["both"] for count in results["hops_alone"].values()) == results["n_passed"]
+        for measures in results["methods"].values():
+            for of in measures.values():
+                if isinstance(of, dict):
+                    low, high = np.moveaxis(np.array(of["ci95"]), -1, 0)
+                    assert (low <= np.array(of["mean"]) + 1e-9).all()
+                    assert (high >= np.array(of["mean"]) - 1e-9).all()
+        patchscope = results["methods"]["patchscope"]
+        assert patchscope["any"]["mean"] >= patchscope["any_upwards"]["mean"]
+        assert patchscope["any"]["mean"] >= np.max(patchscope["accuracy"]["mean"])
+        # Target layer 3 is the last: what is written there is read by no one.
+        assert patchscope["any"]["mean"] >= results["methods"]["vanilla"]["accuracy"]["mean"]
+        assert {"unpatched", "patchscope", "control", "total"} <= set(timing["seconds"])
+        assert len(results["questions"]) == 3
+        for question in results["questions"]:
+            (said,) = llama.tokenizer.batch_decode(
+                generate_after(llama, [question["combined_question"]], max_new_tokens=5), skip_special_tokens=True
+            )
+            assert question["vanilla"]["text"] == said
+
+    def test_an_interrupted_run_goes_on(self, llama, tmp_path, monkeypatch):
+        questions = own_questions(llama, 8)
+        whole, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path / "whole"))
+        patched, calls = multi_hop.patched, []
+
+        def interrupted(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return patched(*arguments)
+
+        monkeypatch.setattr(multi_hop, "patched", interrupted)
+        store = ChunkStore(tmp_path / "stopped")
+        with pytest.raises(KeyboardInterrupt):
+            multi_hop.run(llama, questions, CONFIG, store)
+        again, _ = multi_hop.run(llama, questions, CONFIG, store)
+        assert again == whole
+        assert len(calls) == 1 + whole["n_samples"]
+
+    def test_the_control_is_about_something_else(self):
+        for question in QUESTIONS[::7]:
+            other = multi_hop.unrelated(question, QUESTIONS, seed=0)
+            assert other.category != question.category
+            assert other.hop1_answer != question.hop1_answer
+            assert not answers(other.combined_question, question.accepted)
+            assert not answers(" ".join(other.accepted), question.accepted)
+            assert multi_hop.unrelated(question, QUESTIONS, seed=0) == other
+        # Of one category alone, another answer will do.
+        assert multi_hop.unrelated(QUESTIONS[0], QUESTIONS[:4], seed=0) in QUESTIONS[1:4]
+        assert multi_hop.unrelated(QUESTIONS[0], QUESTIONS[:1], seed=0) is None
+
+    def test_mistakes(self, llama, tmp_path):
+        store = ChunkStore(tmp_path)
+        with pytest.raises(PatchscopesError, match="no method is called 'guess'"):
+            multi_hop.run(llama, own_questions(llama), MultiHopConfig(methods=("guess",)), store)
+        with pytest.raises(PatchscopesError, match="layer 9 does not exist"):
+            multi_hop.run(llama, own_questions(llama), MultiHopConfig(target_layers=(9,)), store)
+        with pytest.raises(PatchscopesError, match="answers both hops of none of the 5 questions"):
+            multi_hop.run(llama, QUESTIONS[:5], MultiHopConfig(max_new_tokens=2), store)
+
+
+class TestStop:
+    """Rows that have answered drop out."""
+
+    @pytest.mark.parametrize("engine", ["fast", "hooks"])
+    def test_the_others_go_on_as_before(self, llama, engine):
+        target = TargetPrompt(llama, "Colour of the DOG is", 3)
+        vectors, layers = torch.randn(6, llama.cfg.d_model), [0, 0, 1, 2, 3, -1]
+        whole = patch_generate(target, vectors, layers, max_new_tokens=6, engine=engine)
+
+        def third_token_is_even(tokens):
+            return torch.tensor([len(row) >= 3 and int(row[2]) % 2 == 0 for row in tokens])
+
+        stopped = patch_generate(target, vectors, layers, max_new_tokens=6, engine=engine, stop=third_token_is_even)
+        ends = end_tokens(llama)
+        for row, of_whole in zip(stopped, whole, strict=True):
+            if int(of_whole[2]) % 2 == 0 and not torch.isin(of_whole[:3], ends).any():
+                assert torch.equal(row[:3], of_whole[:3])
+                assert (row[3:] == ends[0]).all()
+            else:
+                assert torch.equal(row, of_whole)
+
+
+class TestMeasures:
+    def test_held_out_is_scored_on_the_half_that_did_not_choose(self):
+        """The best pair of each half solves nothing of the other."""
+        table = np.zeros((6, 2, 2), dtype=bool)
+        order = np.random.default_rng(0).permutation(6)
+        table[order[:3], 0, 1] = True
+        table[order[3:], 1, 0] = True
+        scores, pairs = multi_hop.held_out_accuracy(table, seed=0)
+        assert pairs == [(0, 1), (1, 0)]
+        assert scores.sum() == 0
+        table[:, 1, 1] = True
+        scores, pairs = multi_hop.held_out_accuracy(np.concatenate([table, table]), seed=0)
+        assert scores.all()
+
+    def test_by_hand(self):
+        questions = list(QUESTIONS[:2])
+        solved = [[(0, 1)], []]
+        answered = [
+            {
+                "vanilla": {"solved": vanilla},
+                "patchscope": {"solved": pairs},
+                "control": {"solved": [(1, 0)]},
+            }
+            for vanilla, pairs in zip((0, 1), solved, strict=True)
+        ]
+        config = MultiHopConfig(methods=("vanilla", "patchscope", "control"))
+        summary = multi_hop.summary(questions, answered, [0, 1], [0, 1], config)
+        assert summary["vanilla"]["accuracy"]["mean"] == 0.5
+        assert summary["patchscope"]["any"]["mean"] == summary["patchscope"]["any_upwards"]["mean"] == 0.5
+        assert summary["patchscope"]["any_above_control"]["mean"] == -0.5
+        assert summary["control"]["any_upwards"]["mean"] == 0.0
+        assert summary["patchscope"]["accuracy"]["mean"] == [[0.0, 0.5], [0.0, 0.0]]
+        assert (summary["patchscope"]["n_repaired"], summary["patchscope"]["n_failed"]) == (1, 1)
+
+
+class TestOneQuestion:
+    def test_says_what_the_experiment_says(self, llama):
+        question = own_questions(llama)[0]
+        seen = []
+        results = multi_hop_grid.run(
+            llama,
+            question,
+            CONFIG,
+            lambda method, text, solved: seen.append(method),
+            lambda layer, texts, solved: seen.append((layer, len(texts))),
+        )
+        assert seen == ["vanilla", "cot", (0, 3), (2, 3), (3, 3)]
+        found = multi_hop.patched(llama, question, None, CONFIG.layers, CONFIG.target_layers, CONFIG)
+        of = results["methods"]["patchscope"]["solved"]
+        pairs = [
+            (layer, target_layer)
+            for row, layer in enumerate(CONFIG.layers)
+            for column, target_layer in enumerate(CONFIG.target_layers)
+            if of[row][column]
+        ]
+        assert pairs == [tuple(pair) for pair in found["methods"]["patchscope"]["solved"]]
+
+    def test_tokyo_on_the_embedded_model(self, smollm):
+        question = next(one for one in QUESTIONS if "capital is Tokyo" in one.combined_question)
+        config = MultiHopConfig(layers=(0, 2, 3), target_layers=(14, 16))
+        results = multi_hop_grid.run(smollm, question, config, lambda *_: None, lambda *_: None)
+        assert not results["methods"]["vanilla"]["solved"]
+        assert np.array(results["methods"]["patchscope"]["solved"]).any()
+        assert any("the Japanese yen" in text for texts in results["methods"]["patchscope"]["texts"] for text in texts)
