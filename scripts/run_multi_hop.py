@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = common_parser(__doc__, "multi_hop", methods=multi_hop.METHODS, samples=100, unused=("dataset",))
+    parser = common_parser(__doc__, "multi_hop", methods=multi_hop.METHODS, samples=120, unused=("dataset",))
     own = parser.add_argument_group("multi-hop")
     own.add_argument(
         "questions",

@@ -271,7 +271,7 @@ class TestExperiment:
         assert patchscope["any"]["mean"] >= np.max(patchscope["accuracy"]["mean"])
         # Target layer 3 is the last: what is written there is read by no one.
         assert patchscope["any"]["mean"] >= results["methods"]["vanilla"]["accuracy"]["mean"]
-        assert {"unpatched", "patchscope", "control", "total"} <= set(timing["seconds"])
+        assert {"hop1 and hop2", "vanilla and cot", "patchscope", "control", "total"} <= set(timing["seconds"])
         assert len(results["questions"]) == 3
         for question in results["questions"]:
             (said,) = llama.tokenizer.batch_decode(

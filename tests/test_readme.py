@@ -24,8 +24,10 @@ def test_every_file_it_shows_is_there():
 
 def test_figures_are_those_of_the_present_scripts():
     """Every figure in the repository says which model and options made it."""
-    for name in ("fig1", "fig2", "future_lens", "lenses", "entity", "entity_diana", "bench"):
+    names = ["fig1", "fig2", "future_lens", "lenses", "entity", "entity_diana", "cross_model", "bench"]
+    for name in [*names, "multi_hop", "multi_hop_example"]:
         document = json.loads((ROOT / "figures" / f"{name}.json").read_text())
-        assert document["config"]["model"] == document["environment"]["model"]["id"] == EMBEDDED_MODEL
+        model = document["config"]["source_model" if name == "cross_model" else "model"]
+        assert model == document["environment"]["model"]["id"] == EMBEDDED_MODEL
         assert len(document["environment"]["git_commit"]) == 40
         assert f"figures/{name}.png" in (ROOT / "README.md").read_text()

@@ -49,7 +49,7 @@ METHODS = (*UNPATCHED, *PATCHED)
 CHAIN_OF_THOUGHT = "Let's think step by step. "
 PLACEHOLDER = "x"
 # Layers on each side of the grid unless told: all of them take the square of the time.
-N_LAYERS = 10
+N_LAYERS = 8
 # Questions whose unpatched answers are finished together; patched ones are finished one by one.
 CHUNK_QUESTIONS = 64
 # Texts that are kept of each question and method.
@@ -75,7 +75,7 @@ class MultiHopConfig:
     methods: tuple[str, ...] = METHODS
     layers: tuple[int, ...] | None = None
     target_layers: tuple[int, ...] | None = None
-    n_samples: int = 100
+    n_samples: int = 120
     max_new_tokens: int = 8
     cot_new_tokens: int = 32
     seed: int = 0
@@ -104,20 +104,29 @@ def run(
     if unknown:
         raise PatchscopesError(f"no method is called {unknown[0]!r}; choose from {', '.join(METHODS)}")
     layers, target_layers = layers_in_use(model, config)
-    chunks = [questions[start : start + CHUNK_QUESTIONS] for start in range(0, len(questions), CHUNK_QUESTIONS)]
 
-    def ask(chunk: Sequence[TwoHopQuestion]) -> Json:
-        return _unpatched(model, chunk, config)
+    def ask(asked: Sequence[TwoHopQuestion], names: Sequence[str], folder: str) -> tuple[list[Json], list[Json]]:
+        chunks = [asked[start : start + CHUNK_QUESTIONS] for start in range(0, len(asked), CHUNK_QUESTIONS)]
+        finished = measure_chunks(
+            chunks,
+            ChunkStore(store.folder / folder),
+            lambda chunk: _unpatched(model, chunk, names, config),
+            progress,
+        )
+        return finished, [one for chunk in finished for one in chunk["questions"]]
 
-    asked = measure_chunks(chunks, ChunkStore(store.folder / "unpatched"), ask, progress)
-    unpatched = [one for chunk in asked for one in chunk["questions"]]
-    passed = [number for number, one in enumerate(unpatched) if one["hop1"]["solved"] and one["hop2"]["solved"]]
+    asked_hops, hops = ask(questions, ("hop1", "hop2"), "hops")
+    passed = [number for number, one in enumerate(hops) if one["hop1"]["solved"] and one["hop2"]["solved"]]
     if not passed:
         raise PatchscopesError(
             f"{model.cfg.model_name!r} answers both hops of none of the {len(questions)} questions one by one: nothing "
             "can be said about their composition; give easier questions or a larger model"
         )
     drawn = sorted(np.random.default_rng(config.seed).permutation(passed)[: config.n_samples].tolist())
+    chosen = [questions[number] for number in drawn]
+    # Every measure is set against the vanilla answer.
+    names = ["vanilla", *(["cot"] if "cot" in config.methods else [])]
+    asked_whole, unpatched = ask(chosen, names, "unpatched")
 
     def patch(number: int) -> Json:
         question = questions[number]
@@ -126,21 +135,20 @@ def run(
 
     finished = measure_chunks(drawn, ChunkStore(store.folder / "patched"), patch, progress)
     answered = [
-        unpatched[number] | chunk["methods"] | {"control_id": chunk["control_id"]}
-        for number, chunk in zip(drawn, finished, strict=True)
+        hops[number] | one | chunk["methods"] | {"control_id": chunk["control_id"]}
+        for number, one, chunk in zip(drawn, unpatched, finished, strict=True)
     ]
-    chosen = [questions[number] for number in drawn]
     results = {
         "layers": layers,
         "target_layers": target_layers,
         "n_questions": len(questions),
         "n_passed": len(passed),
         "n_samples": len(drawn),
-        "hops_alone": _hops_alone(questions, unpatched),
+        "hops_alone": _hops_alone(questions, hops),
         "methods": summary(chosen, answered, layers, target_layers, config),
         "questions": [asdict(question) | one for question, one in zip(chosen, answered, strict=True)],
     }
-    return results, summed_timing([*asked, *finished])
+    return results, summed_timing([*asked_hops, *asked_whole, *finished])
 
 
 def layers_in_use(model: LensModel, config: MultiHopConfig) -> tuple[list[int], list[int]]:
@@ -159,25 +167,30 @@ def layers_in_use(model: LensModel, config: MultiHopConfig) -> tuple[list[int], 
 # --- Answers ---------------------------------------------------------------------------------------------------
 
 
-def _unpatched(model: LensModel, questions: Sequence[TwoHopQuestion], config: MultiHopConfig) -> Json:
-    """What the model says to the hops one by one, and to the query, for some questions."""
+def _unpatched(
+    model: LensModel, questions: Sequence[TwoHopQuestion], names: Sequence[str], config: MultiHopConfig
+) -> Json:
+    """What the model says to some of `hop1`, `hop2`, `vanilla` and `cot` of some questions."""
     started = time.perf_counter()
-    few, many = config.max_new_tokens, config.cot_new_tokens
-    asked: dict[str, tuple[list[str], list[tuple[str, ...]], int]] = {
-        "hop1": ([one.hop1_prompt for one in questions], [one.accepted_hop1 for one in questions], few),
-        "hop2": ([one.hop2_prompt for one in questions], [one.accepted for one in questions], few),
-        "vanilla": ([one.combined_question for one in questions], [one.accepted for one in questions], few),
+    prompts: dict[str, Callable[[TwoHopQuestion], str]] = {
+        "hop1": lambda one: one.hop1_prompt,
+        "hop2": lambda one: one.hop2_prompt,
+        "vanilla": lambda one: one.combined_question,
+        "cot": lambda one: CHAIN_OF_THOUGHT + one.combined_question,
     }
-    if "cot" in config.methods:
-        thinking = [CHAIN_OF_THOUGHT + one.combined_question for one in questions]
-        asked["cot"] = (thinking, [one.accepted for one in questions], many)
     said: list[Json] = [{} for _ in questions]
-    for name, (prompts, accepted, new_tokens) in asked.items():
-        tokens = generate_after(model, prompts, max_new_tokens=new_tokens, batch_size=config.batch_size)
+    for name in names:
+        tokens = generate_after(
+            model,
+            [prompts[name](one) for one in questions],
+            max_new_tokens=config.cot_new_tokens if name == "cot" else config.max_new_tokens,
+            batch_size=config.batch_size,
+        )
         texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        for one, text, right in zip(said, texts, accepted, strict=True):
-            one[name] = {"text": text, "solved": int(answers(text, right))}
-    return {"questions": said, "seconds": {"unpatched": time.perf_counter() - started}}
+        for one, text, question in zip(said, texts, questions, strict=True):
+            accepted = question.accepted_hop1 if name == "hop1" else question.accepted
+            one[name] = {"text": text, "solved": int(answers(text, accepted))}
+    return {"questions": said, "seconds": {" and ".join(names): time.perf_counter() - started}}
 
 
 def unrelated(question: TwoHopQuestion, questions: Sequence[TwoHopQuestion], seed: int) -> TwoHopQuestion | None:
@@ -298,13 +311,13 @@ def _solved(pairs: Sequence[tuple[int, int]], texts: Sequence[str], question: Tw
 # --- Measures --------------------------------------------------------------------------------------------------
 
 
-def _hops_alone(questions: Sequence[TwoHopQuestion], unpatched: Sequence[Json]) -> Json:
+def _hops_alone(questions: Sequence[TwoHopQuestion], hops: Sequence[Json]) -> Json:
     """For each category: how many questions there are, and of how many the model answers each hop alone, and both."""
     counts: dict[str, dict[str, int]] = {}
-    for question, one in zip(questions, unpatched, strict=True):
-        hops = one["hop1"]["solved"], one["hop2"]["solved"]
+    for question, one in zip(questions, hops, strict=True):
+        solved = one["hop1"]["solved"], one["hop2"]["solved"]
         count = counts.setdefault(question.category, {"n_questions": 0, "hop1": 0, "hop2": 0, "both": 0})
-        for name, value in zip(count, (1, *hops, min(hops)), strict=True):
+        for name, value in zip(count, (1, *solved, min(solved)), strict=True):
             count[name] += value
     return counts
 
