@@ -1,5 +1,6 @@
 """Two models that cut text into different tokens: where their positions, and which of their tokens, mean the same."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,10 +40,16 @@ def _ends(model: LensModel, text: str) -> dict[int, int]:
 
 
 def vocabulary_by_text(model: LensModel) -> dict[str, int]:
-    """The model's tokens by their text; of several with the same text the last (the others are single bytes)."""
-    ids = sorted(model.tokenizer.get_vocab().values())
+    """The model's tokens by their text; of several with the same text the last that is no single byte."""
+    by_name = sorted(model.tokenizer.get_vocab().items(), key=lambda item: (not _is_byte(item[0]), item[1]))
+    ids = [token for _, token in by_name]
     texts = token_texts(model, ids)
     return {text: token for token, text in zip(ids, texts, strict=True) if text and PARTIAL not in text}
+
+
+def _is_byte(name: str) -> bool:
+    """Whether a token's name in the vocabulary is that of a byte: <0x0A>."""
+    return re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name) is not None
 
 
 def longest_beginning(text: str, vocabulary: dict[str, int]) -> int | None:

@@ -142,7 +142,10 @@ def read_json_rows(path: Path) -> Iterator[tuple[Any, str]]:
     if not isinstance(rows, list):
         raise PatchscopesError(f"{path}: expected a list of objects, got {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
-        yield row, f"{path}, item {number}"
+        place = f"{path}, item {number}"
+        if any("\ud800" <= character <= "\udfff" for character in json.dumps(row, ensure_ascii=False)):
+            raise PatchscopesError(f"{place}: half a surrogate pair, which is no character")
+        yield row, place
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:

@@ -53,8 +53,7 @@ def start(
         residuals.append(residual)
         caches.append(cache)
     cache = caches[0]
-    cache.append_rows(caches[1:])
-    cache.keep_rows(order.argsort())
+    cache.append_rows(caches[1:], order.argsort())
 
     def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_vocab"]:
         if not bool(kept.all()):

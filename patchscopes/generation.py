@@ -27,7 +27,7 @@ def generate(
     """Choose and append tokens until every row has ended or is long enough; rows that have ended drop out.
 
     Args:
-        stop: ends rows before that; they are padded with the end-of-sequence token.
+        stop: ends rows before that; they are padded with the end-of-sequence token (without one, no row ends).
         forced: tokens that each row begins with whatever the model says, -1 from where it may choose. An
             end-of-sequence token among them does not end the row.
     """
@@ -42,9 +42,9 @@ def generate(
         # Filling the rest of the row pads it, should this be its end-of-sequence token.
         tokens[going_on, step:] = chosen[:, None]
         kept = is_forced | ~torch.isin(chosen, ends)
-        if stop is not None:
+        if stop is not None and len(ends) > 0:
             stopped = stop(tokens[going_on, : step + 1]) & kept
-            tokens[going_on[stopped], step + 1 :] = ends[0] if len(ends) > 0 else tokens.new_zeros(())
+            tokens[going_on[stopped], step + 1 :] = ends[0]
             kept &= ~stopped
         going_on = going_on[kept]
         if step + 1 == max_new_tokens or len(going_on) == 0:

@@ -84,7 +84,7 @@ def check_model(made_of: dict[str, str], model: LensModel) -> None:
         raise PatchscopesError(
             f"this lens was learned from {made_of.get('id')!r}, and the weights (or their type) of "
             f"{model.cfg.model_name!r} ({model.cfg.dtype}) are others; learn one for this model with "
-            "scripts/train_lens.py"
+            "scripts/train_lens.py, or between two models with patchscopes.mappings.fit_cross_model_maps"
         )
 
 

@@ -188,14 +188,22 @@ def generate_after(
     had chosen it. A row that has produced an end-of-sequence token is padded with that token.
 
     Raises:
-        PatchscopesError: the prompts do not begin with the same token, or one has no room for the new tokens.
+        PatchscopesError: a prompt has no room for the new tokens.
     """
     ids = [to_token_ids(model, prompt).tolist() for prompt in prompts]
     if not ids:
         return torch.empty(0, max_new_tokens, dtype=torch.long, device=model.cfg.device)
     n_shared = next((n for n, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1), min(map(len, ids)))
     if n_shared == 0:
-        raise PatchscopesError("the prompts must begin with the same token (the BOS token, for instance)")
+        # Without a BOS token prompts may have nothing in common: those that do go together.
+        out = torch.empty(len(ids), max_new_tokens, dtype=torch.long, device=model.cfg.device)
+        for first in sorted({tokens[0] for tokens in ids}):
+            alike = [number for number, tokens in enumerate(ids) if tokens[0] == first]
+            some = [ids[number] for number in alike]
+            out[alike] = generate_after(
+                model, some, max_new_tokens=max_new_tokens, engine=engine, batch_size=batch_size
+            )
+        return out
     own = [tokens[n_shared:] for tokens in ids]
     longest = max(map(len, own))
     target = TargetPrompt(model, ids[0][:n_shared], -1)

@@ -68,12 +68,17 @@ class PrefixCache(Cache):
                 keys, values = layer.own
                 layer.own = keys[rows.to(keys.device)], values[rows.to(values.device)]
 
-    def append_rows(self, others: Sequence["PrefixCache"]) -> None:
-        """Add the rows of other caches behind the same prefixes, with as many tokens, after its own."""
-        if others:
-            for number, layer in enumerate(self.prefix_layers):
-                owns = [cast(KeysValues, one.prefix_layers[number].own) for one in (self, *others)]
-                layer.own = torch.cat([keys for keys, _ in owns]), torch.cat([values for _, values in owns])
+    def append_rows(self, others: Sequence["PrefixCache"], order: Int[Tensor, " row"]) -> None:
+        """Add the rows of other caches behind the same prefixes, with as many tokens, and put all into this order.
+
+        The others are empty afterwards: memory never holds all rows of more than one block twice.
+        """
+        for number, layer in enumerate(self.prefix_layers):
+            owns = [cast(KeysValues, one.prefix_layers[number].own) for one in (self, *others)]
+            for other in others:
+                other.prefix_layers[number] = PrefixLayer(None, self.prefix_layers[number].shared)
+            keys, values = (torch.cat(part) for part in zip(*owns, strict=True))
+            layer.own = keys[order.to(keys.device)], values[order.to(values.device)]
 
 
 _cache_in_use: ContextVar[PrefixCache] = ContextVar("patchscopes_cache_in_use")

@@ -93,9 +93,9 @@ def _question(row: Any, place: str) -> TwoHopQuestion:
     fields = dict(row) if isinstance(row, dict) else {}
     texts = {name: fields.get(name) for name in TEXT_FIELDS} | {"category": fields.get("category", UNSPECIFIED)}
     wrong = [name for name, text in texts.items() if not isinstance(text, str) or not text.strip()]
-    if wrong or type(fields.get("id")) is not int:
+    if wrong or type(fields.get("id")) is not int or fields["id"] < 0:
         raise PatchscopesError(
-            f"{place}: expected a whole number `id` and the strings {', '.join(TEXT_FIELDS)}; "
+            f"{place}: expected a whole number `id` from 0 on and the strings {', '.join(TEXT_FIELDS)}; "
             f"{'`id`' if not wrong else wrong[0]} is missing or no such thing in {str(row)[:120]}"
         )
     stripped = {name: str(text).strip() for name, text in texts.items()}
@@ -123,8 +123,17 @@ def checked_question(question: TwoHopQuestion, place: str) -> TwoHopQuestion:
     """The question, if its parts fit together.
 
     Raises:
-        PatchscopesError: the combined question does not begin with π2, or gives its answer away.
+        PatchscopesError: the combined question does not begin with π2, ends in a question mark, or gives its answer
+            away; or an answer has no letter or digit.
     """
+    for prompt in (question.combined_question, question.hop1_prompt):
+        if prompt.endswith("?"):
+            raise PatchscopesError(
+                f"{place}: write {prompt!r} so that the answer follows, ending in {CUE!r} for instance"
+            )
+    for answer in (*question.accepted_hop1, *question.accepted):
+        if answer and not _words(answer):
+            raise PatchscopesError(f"{place}: the answer {answer!r} has no letter or digit to find it by")
     if not question.combined_question.startswith(f"{question.hop2_prompt_prefix} "):
         raise PatchscopesError(
             f"{place}: the combined question {question.combined_question!r} does not begin with its "

@@ -18,6 +18,9 @@ from patchscopes.plots import plot_cross_model
 from patchscopes.registry import EXPLAINED_BY
 from patchscopes.results import environment, result_document
 
+# Of the options of the entity experiment, those that have an effect here.
+DESCRIBED = ("target_prompt", "placeholder", "separator", "max_new_tokens")
+
 
 def main() -> None:
     options = parser().parse_args()
@@ -42,6 +45,8 @@ def main() -> None:
         seed=options.seed,
         batch_size=options.batch_size,
     )
+    # Too few positions are refused before f is fitted for minutes.
+    cross_model.draw_aligned(source, target, texts, config)
     maps = None
     surroundings = environment(source, texts) | {"target_model": environment(target)["model"]}
     if options.mapping == "affine":
@@ -61,6 +66,7 @@ def main() -> None:
         "dataset": options.dataset,
         "entities": [asdict(one) for one in entities],
         **asdict(config),
+        "entity": {name: value for name, value in asdict(config.entity).items() if name in DESCRIBED},
     }
     store = chunk_store(options, chosen, surroundings)
     results, timing = cross_model.run(
@@ -121,14 +127,17 @@ def print_table(document: dict) -> None:
         print(f"f was fitted on {fitted['n_positions']} such positions of other texts")
     for method in document["config"]["methods"]:
         table = of_tokens["methods"][method]["precision_at_1"]["mean"]
-        best, layer, target_layer = max(
-            (value, layer, target_layer)
-            for layer, row in zip(results["layers"], table, strict=True)
-            for target_layer, value in zip(results["target_layers"], row, strict=True)
+        intervals = of_tokens["methods"][method]["precision_at_1"]["ci95"]
+        best, interval, layer, target_layer = max(
+            (value, interval, layer, target_layer)
+            for layer, row, of_row in zip(results["layers"], table, intervals, strict=True)
+            for target_layer, value, interval in zip(results["target_layers"], row, of_row, strict=True)
         )
-        print(f"{method:>20}: Precision@1 up to {best:.3f}, at ℓ = {layer}, ℓ* = {target_layer}")
-    alone = of_tokens["methods"][cross_model.TARGET_MODEL_ALONE]["precision_at_1"]["mean"]
-    print(f"{'target model alone':>20}: {alone:.3f}")
+        low, high = interval
+        where = f"at the best of all pairs, ℓ = {layer}, ℓ* = {target_layer}"
+        print(f"{method:>20}: Precision@1 {best:.3f} [{low:.3f}, {high:.3f}] {where}")
+    alone = of_tokens["methods"][cross_model.TARGET_MODEL_ALONE]["precision_at_1"]
+    print(f"{'target model alone':>20}: {alone['mean']:.3f} [{alone['ci95'][0]:.3f}, {alone['ci95'][1]:.3f}]")
     methods = results["entity"]["methods"]
     print("ROUGE-L (F1) of descriptions: " + ", ".join(f"layer {layer}" for layer in results["layers"]))
     for method, scores in methods.items():

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = common_parser(__doc__, "multi_hop", methods=multi_hop.METHODS, samples=120, unused=("dataset",))
+    parser = common_parser(__doc__, "multi_hop", methods=multi_hop.METHODS, samples=100, unused=("dataset",))
     own = parser.add_argument_group("multi-hop")
     own.add_argument(
         "questions",
@@ -79,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
 def print_table(document: dict) -> None:
     """The three measures of each method, with their intervals, and one repaired question."""
     results = document["results"]
+    if results["n_unpatchable"]:
+        print(
+            f"left out: {results['n_unpatchable']} questions in which no token of this model ends with the first part"
+        )
     print(
         f"{results['n_passed']} of {results['n_questions']} questions have both hops answered one by one; "
         f"{results['n_samples']} of them:"

@@ -80,7 +80,8 @@ def main() -> None:
         right = [pair for pair in zip(results["target_layers"], texts, solved, strict=True) if pair[2]]
         if right:
             print(f"ℓ = {layer}, ℓ* = {right[0][0]}: {visible(right[0][1])}")
-    described = {"model": options.model, "question": asdict(question), **asdict(config)}
+    used = ("layers", "target_layers", "max_new_tokens", "cot_new_tokens", "batch_size")
+    described = {"model": options.model, "question": asdict(question)} | {name: getattr(config, name) for name in used}
     seconds = {"total": time.perf_counter() - started}
     document = result_document("multi_hop_grid", described, environment(model), results, {"seconds": seconds})
     write_results(options, document, plot_multi_hop_grid)

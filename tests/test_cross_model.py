@@ -135,7 +135,15 @@ class TestVocabularies:
 
     def test_bytes_do_not_stand_for_letters(self, pair):
         target = pair[1]
-        assert target.tokenizer.convert_ids_to_tokens(vocabulary_by_text(target)["e"]) == "e"
+        for letter in ("e", ":"):
+            assert target.tokenizer.convert_ids_to_tokens(vocabulary_by_text(target)[letter]) == letter
+
+    def test_a_later_byte_does_not_replace_a_token(self, pair, monkeypatch):
+        """As the newline of Gemma 3, whose byte comes after it in the vocabulary: here the two names change places."""
+        tokenizer = pair[1].tokenizer
+        first, second = sorted(tokenizer.convert_tokens_to_ids(["e", "<0x65>"]))
+        monkeypatch.setattr(tokenizer, "get_vocab", lambda: {"e": first, "<0x65>": second})
+        assert vocabulary_by_text(pair[1]) == {"e": first}
 
     def test_longest_beginning(self):
         vocabulary = {" cap": 1, " capital": 2, "c": 3}
@@ -150,6 +158,11 @@ class TestVocabularies:
         tokens = torch.tensor([[0, 1, 200, 299]])
         assert torch.equal(both.same(llama, tokens), tokens)
         assert torch.equal(both.closest(tokens), tokens)
+
+    def test_vocabularies_of_a_family_may_be_padded_to_different_sizes(self, llama, monkeypatch):
+        both = Vocabularies.of(llama, llama)
+        monkeypatch.setattr(llama.cfg, "d_vocab", 200)
+        assert both.same(llama, torch.tensor([[0, 1, 200, 299]])).tolist() == [[0, 1, -1, -1]]
 
 
 class TestFit:
@@ -253,7 +266,7 @@ class TestExperiment:
         results = run(pair, tmp_path, maps=maps)
         by_text = vocabulary_by_text(source)
         tables = {method: {"precision_at_1": np.zeros((3, 2)), "surprisal": np.zeros((3, 2))} for method in METHODS}
-        samples, aligned, _ = cross_model._draw(source, target, EVALUATION, CONFIG)
+        samples, aligned, _ = cross_model.draw_aligned(source, target, EVALUATION, CONFIG)
         for sample in samples:
             text = EVALUATION.texts[sample.text]
             position, target_position = aligned[sample.text][sample.position]

@@ -15,6 +15,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import multi_hop, multi_hop_grid
 from patchscopes.experiments.multi_hop import MultiHopConfig
 from patchscopes.extract import extract_representations
+from patchscopes.generation import generate
 from patchscopes.patch import TargetPrompt, generate_after, patch_generate, patch_logits
 from patchscopes.questions import TwoHopQuestion, answers, find_question, load_questions, patch_positions
 from patchscopes.results import ChunkStore
@@ -138,6 +139,13 @@ class TestFile:
             ("[]", "has no questions"),
             (json.dumps(["a"]), "item 1: expected a whole number `id`"),
             (json.dumps([ROW, ROW | {"id": "8"}]), "item 2: .*`id` is missing"),
+            (json.dumps([ROW, ROW | {"id": -8}]), "item 2: .*`id` is missing"),
+            (json.dumps([ROW | {"hop2_answer": "¥"}]), "item 1: the answer '¥' has no letter"),
+            (json.dumps([ROW | {"hop2_answer": "\ud800"}]), "item 1: half a surrogate pair"),
+            (
+                json.dumps([ROW | {"hop1_prompt": "Whose capital is Tokyo?"}]),
+                "item 1: write .* so that the answer follows",
+            ),
             (json.dumps([ROW | {"hop1_answer": " "}]), "item 1: .*hop1_answer is missing"),
             (json.dumps([ROW | {"hop2_answer": 3}]), "item 1: .*hop2_answer is missing"),
             (json.dumps([ROW | {"category": 3}]), "item 1: .*category is missing"),
@@ -210,9 +218,9 @@ CONFIG = MultiHopConfig(layers=(0, 2, 3), target_layers=(0, 1, 3), max_new_token
 class TestExperiment:
     def test_a_grid_row_equals_the_same_pair_alone_with_plain_hooks(self, llama):
         question, other = own_questions(llama)[:2]
-        found = multi_hop.patchings(llama, question, other, CONFIG.layers, CONFIG.target_layers)
-        assert set(found) == set(multi_hop.PATCHED)
-        for method, (source, position, target, pairs) in found.items():
+        pairs = [(layer, target_layer) for layer in CONFIG.layers for target_layer in CONFIG.target_layers]
+        for method in multi_hop.PATCHED:
+            source, position, target = multi_hop.patching(llama, method, question, other)
             states = extract_representations(llama, [source], [position], CONFIG.layers)[0]
             texts = multi_hop.said_when_patched(llama, target, states, CONFIG.layers, pairs, question, CONFIG)
             for (layer, target_layer), text in zip(pairs, texts, strict=True):
@@ -229,26 +237,32 @@ class TestExperiment:
         """Of the real tokens."""
         question = next(one for one in QUESTIONS if "Tokyo" in one.combined_question)
         other = next(one for one in QUESTIONS if "Eiffel" in one.combined_question)
-        found = multi_hop.patchings(smollm, question, other, (0, 5, 9), (0, 5, 9))
+        found = {method: multi_hop.patching(smollm, method, question, other) for method in multi_hop.PATCHED}
 
         def token(ids, position) -> str:
             return smollm.tokenizer.decode(ids[position])
 
-        sources = {method: token(source, position) for method, (source, position, _, _) in found.items()}
+        sources = {method: token(source, position) for method, (source, position, _) in found.items()}
         assert sources == {
             "patchscope": " Tokyo",
             "control": " located",
             "placeholder": " Tokyo",
             "back_patch": " Tokyo",
         }
-        targets = {method: token(target.tokens, target.position) for method, (_, _, target, _) in found.items()}
+        targets = {method: token(target.tokens, target.position) for method, (_, _, target) in found.items()}
         assert targets == {"patchscope": " of", "control": " of", "placeholder": " x", "back_patch": " Tokyo"}
-        assert found["back_patch"][3] == [(5, 0), (9, 0), (9, 5)]
-        assert len(found["patchscope"][3]) == 9
+
+    def test_back_patching_goes_from_later_to_earlier_layers(self, llama):
+        question = own_questions(llama)[0]
+        config = MultiHopConfig(methods=("patchscope", "back_patch"))
+        found = multi_hop.patched(llama, question, None, (0, 1, 3), (0, 1, 3), config)["methods"]
+        assert set(found) == {"patchscope", "back_patch"}
+        assert (found["patchscope"]["n_pairs"], found["back_patch"]["n_pairs"]) == (9, 3)
+        assert all(layer > target_layer for layer, target_layer in found["back_patch"]["solved"])
 
     def test_patching_after_the_last_block_changes_nothing(self, llama):
         question = own_questions(llama)[0]
-        _, _, target, _ = multi_hop.patchings(llama, question, None, (0,), (3,))["patchscope"]
+        _, _, target = multi_hop.patching(llama, "patchscope", question, question)
         vectors = torch.randn(1, llama.cfg.d_model)
         own = llama(target.tokens[None])[:, -1]
         torch.testing.assert_close(patch_logits(target, vectors, [3]), own, atol=1e-4, rtol=1e-4)
@@ -279,24 +293,42 @@ class TestExperiment:
             )
             assert question["vanilla"]["text"] == said
 
-    def test_an_interrupted_run_goes_on(self, llama, tmp_path, monkeypatch):
+    def test_questions_that_cannot_be_patched_are_left_out(self, llama, tmp_path, monkeypatch):
+        questions = own_questions(llama, 8)
+        positions = multi_hop.patch_positions
+
+        def refusing(model, question):
+            if question.id == questions[0].id:
+                raise PatchscopesError("one token across the seam")
+            return positions(model, question)
+
+        monkeypatch.setattr(multi_hop, "patch_positions", refusing)
+        results, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path))
+        assert (results["n_questions"], results["n_unpatchable"]) == (8, 1)
+        assert all(one["id"] != questions[0].id for one in results["questions"])
+
+    @pytest.mark.parametrize("phase", ["hops", "unpatched", "patched"])
+    def test_an_interrupted_run_goes_on(self, llama, tmp_path, monkeypatch, phase):
+        monkeypatch.setattr(multi_hop, "CHUNK_QUESTIONS", 2)
         questions = own_questions(llama, 8)
         whole, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path / "whole"))
-        patched, calls = multi_hop.patched, []
+        save, refused = ChunkStore.save, []
 
-        def interrupted(*arguments):
-            calls.append(arguments)
-            if len(calls) == 2:
+        def interrupted(store, name, content):
+            if store.folder.name == phase and name == "00001" and not refused:
+                refused.append(name)
                 raise KeyboardInterrupt
-            return patched(*arguments)
+            save(store, name, content)
 
-        monkeypatch.setattr(multi_hop, "patched", interrupted)
+        monkeypatch.setattr(ChunkStore, "save", interrupted)
         store = ChunkStore(tmp_path / "stopped")
         with pytest.raises(KeyboardInterrupt):
             multi_hop.run(llama, questions, CONFIG, store)
+        assert [path.name for path in (store.folder / phase).iterdir()] == ["00000.json"]
+        first = (store.folder / phase / "00000.json").stat().st_mtime_ns
         again, _ = multi_hop.run(llama, questions, CONFIG, store)
         assert again == whole
-        assert len(calls) == 1 + whole["n_samples"]
+        assert (store.folder / phase / "00000.json").stat().st_mtime_ns == first
 
     def test_the_control_is_about_something_else(self):
         for question in QUESTIONS[::7]:
@@ -342,18 +374,30 @@ class TestStop:
                 assert torch.equal(row, of_whole)
 
 
+def test_without_an_end_of_sequence_no_row_is_stopped():
+    """There is nothing to pad it with."""
+    logits = torch.zeros(2, 5)
+    logits[:, 3] = 1.0
+    nothing = torch.tensor([], dtype=torch.long)
+    everyone = torch.ones(2, dtype=torch.bool)
+    tokens = generate(logits, lambda chosen, kept: logits, nothing, 4, 0.0, None, stop=lambda tokens: everyone)
+    assert (tokens == 3).all()
+
+
 class TestMeasures:
     def test_held_out_is_scored_on_the_half_that_did_not_choose(self):
-        """The best pair of each half solves nothing of the other."""
-        table = np.zeros((6, 2, 2), dtype=bool)
-        order = np.random.default_rng(0).permutation(6)
-        table[order[:3], 0, 1] = True
-        table[order[3:], 1, 0] = True
-        scores, pairs = multi_hop.held_out_accuracy(table, seed=0)
+        """The best pair of each half solves nothing of the other, in which questions of one group are together."""
+        groups = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+        table = np.zeros((8, 2, 2), dtype=bool)
+        first = np.isin(groups, np.random.default_rng(0).permutation(4)[:2])
+        table[first, 0, 1] = True
+        table[~first, 1, 0] = True
+        scores, pairs = multi_hop.held_out_accuracy(table, groups, seed=0)
         assert pairs == [(0, 1), (1, 0)]
         assert scores.sum() == 0
-        table[:, 1, 1] = True
-        scores, pairs = multi_hop.held_out_accuracy(np.concatenate([table, table]), seed=0)
+        table[:, 0, 0] = True
+        scores, pairs = multi_hop.held_out_accuracy(table, groups, seed=0)
+        assert pairs == [(0, 0), (0, 0)]
         assert scores.all()
 
     def test_by_hand(self):

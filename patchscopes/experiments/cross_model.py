@@ -101,7 +101,8 @@ class ModelPair:
         self, representations: Float[Tensor, "sample layer d_in"], pairs: Sequence[tuple[int, int]]
     ) -> Float[Tensor, "sample pair d_out"]:
         """f of the representations at ℓ, for each pair (ℓ, ℓ*)."""
-        at = {layer: representations[:, slot] for slot, layer in enumerate(self.layers)}
+        # In float32: what f gives may not fit into the source model's type.
+        at = {layer: representations[:, slot].float() for slot, layer in enumerate(self.layers)}
         if self.maps is None:
             return torch.stack([at[layer] for layer, _ in pairs], dim=1)
         return torch.stack([self.maps[MapKey(*pair)](at[pair[0]]) for pair in pairs], dim=1)
@@ -164,7 +165,7 @@ def run(
             positions at which both models have read the same.
     """
     pair = _checked_pair(source, target, config, maps)
-    drawn, pairs_in_texts, n_source_positions = _draw(source, target, texts, config)
+    drawn, pairs_in_texts, n_source_positions = draw_aligned(source, target, texts, config)
     chunks = [drawn[start : start + CHUNK_SAMPLES] for start in range(0, len(drawn), CHUNK_SAMPLES)]
     of_entities = [entities[start : start + CHUNK_ENTITIES] for start in range(0, len(entities), CHUNK_ENTITIES)]
     vocabularies = Vocabularies.of(source, target)
@@ -242,7 +243,7 @@ def _checked_pair(
     return pair
 
 
-def _draw(
+def draw_aligned(
     source: LensModel, target: LensModel, texts: TextSet, config: CrossModelConfig
 ) -> tuple[list[Sample], dict[int, list[tuple[int, int]]], int]:
     """Random positions at which both models have read the same, sorted by text; all such positions of each text; and
@@ -305,7 +306,7 @@ def _next_tokens(
     predictions = []
     for sample, (ids, position) in enumerate(zip(target_ids, target_positions, strict=True)):
         prompt = TargetPrompt(pair.target, ids[: position + 1], -1)
-        rows = torch.cat([own[sample], vectors[sample].to(own)]) if patched else own[sample]
+        rows = torch.cat([own[sample].float(), vectors[sample].to(own.device)]) if patched else own[sample]
         predictions.append(_most_likely(prompt, rows, layers, config.batch_size))
     predicted = torch.stack(predictions)
     alone = _compared(pair, predicted[:, :1], final_logits, vocabularies, shape=())
@@ -320,7 +321,7 @@ def _most_likely(
 ) -> Int[Tensor, " row"]:
     """The most likely token of each row; logits exist for one batch of rows at a time."""
     batches = patch_logits_in_batches(target, vectors, layers, batch_size=batch_size)
-    return torch.cat([logits.argmax(dim=-1) for logits in batches])
+    return torch.cat([checked_finite(target.model, logits).argmax(dim=-1) for logits in batches])
 
 
 def _compared(

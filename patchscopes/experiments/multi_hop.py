@@ -7,8 +7,8 @@ answer, " is". Only questions are counted whose hops the model answers one by on
 * `cot`: the query after "Let's think step by step." (Kojima et al. 2022), with room for more tokens;
 * `patchscope`: the paper's. Source = target = the query; the representation of the last token of π1 at layer ℓ is
   written over the last token of π2 at layer ℓ*;
-* `control`: the same with the representation of another question's π1, about something else. With as many tries as
-  there are pairs (ℓ, ℓ*), some answer is found by chance: this is how often;
+* `control`: the same with the representation of another question's π1, about something else and often of another kind.
+  With as many tries as there are pairs (ℓ, ℓ*), some answer is found whatever is written: this is how often;
 * `placeholder`: the representation of the last token of π1, read alone, is written over the x of "[π2] x is", the form
   of an earlier reproduction;
 * `back_patch`: a later layer's representation of the last token of π1 is written back into an earlier layer at the
@@ -55,8 +55,8 @@ CHUNK_QUESTIONS = 64
 # Texts that are kept of each question and method.
 N_TEXTS = 3
 
-# S and i, T with i*, and pairs (ℓ, ℓ*).
-Patching: TypeAlias = tuple[Int[Tensor, " pos"], int, TargetPrompt, list[tuple[int, int]]]
+# S and i, and T with i*.
+Patching: TypeAlias = tuple[Int[Tensor, " pos"], int, TargetPrompt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class MultiHopConfig:
     methods: tuple[str, ...] = METHODS
     layers: tuple[int, ...] | None = None
     target_layers: tuple[int, ...] | None = None
-    n_samples: int = 120
+    n_samples: int = 100
     max_new_tokens: int = 8
     cot_new_tokens: int = 32
     seed: int = 0
@@ -104,6 +104,8 @@ def run(
     if unknown:
         raise PatchscopesError(f"no method is called {unknown[0]!r}; choose from {', '.join(METHODS)}")
     layers, target_layers = layers_in_use(model, config)
+    n_given = len(questions)
+    questions = [question for question in questions if _can_be_patched(model, question)]
 
     def ask(asked: Sequence[TwoHopQuestion], names: Sequence[str], folder: str) -> tuple[list[Json], list[Json]]:
         chunks = [asked[start : start + CHUNK_QUESTIONS] for start in range(0, len(asked), CHUNK_QUESTIONS)]
@@ -119,7 +121,7 @@ def run(
     passed = [number for number, one in enumerate(hops) if one["hop1"]["solved"] and one["hop2"]["solved"]]
     if not passed:
         raise PatchscopesError(
-            f"{model.cfg.model_name!r} answers both hops of none of the {len(questions)} questions one by one: nothing "
+            f"{model.cfg.model_name!r} answers both hops of none of the {n_given} questions one by one: nothing "
             "can be said about their composition; give easier questions or a larger model"
         )
     drawn = sorted(np.random.default_rng(config.seed).permutation(passed)[: config.n_samples].tolist())
@@ -141,7 +143,8 @@ def run(
     results = {
         "layers": layers,
         "target_layers": target_layers,
-        "n_questions": len(questions),
+        "n_questions": n_given,
+        "n_unpatchable": n_given - len(questions),
         "n_passed": len(passed),
         "n_samples": len(drawn),
         "hops_alone": _hops_alone(questions, hops),
@@ -149,6 +152,15 @@ def run(
         "questions": [asdict(question) | one for question, one in zip(chosen, answered, strict=True)],
     }
     return results, summed_timing([*asked_hops, *asked_whole, *finished])
+
+
+def _can_be_patched(model: LensModel, question: TwoHopQuestion) -> bool:
+    """Whether a token ends where π2 ends."""
+    try:
+        patch_positions(model, question)
+    except PatchscopesError:
+        return False
+    return True
 
 
 def layers_in_use(model: LensModel, config: MultiHopConfig) -> tuple[list[int], list[int]]:
@@ -223,8 +235,13 @@ def patched(
     """
     methods: Json = {}
     seconds: dict[str, float] = {}
-    for method, (source, position, target, pairs) in patchings(model, question, other, layers, target_layers).items():
-        if method in config.methods and pairs:
+    grid = [(layer, target_layer) for layer in layers for target_layer in target_layers]
+    for method in PATCHED:
+        if method in config.methods and (other is not None or method != "control"):
+            source, position, target = patching(model, method, question, other or question)
+            pairs = [pair for pair in grid if method != "back_patch" or pair[0] > pair[1]]
+            if not pairs:
+                continue
             started = time.perf_counter()
             states = extract_representations(model, [source], [position], layers)[0]
             texts = said_when_patched(model, target, states, layers, pairs, question, config)
@@ -233,37 +250,28 @@ def patched(
     return {"methods": methods, "seconds": seconds}
 
 
-def patchings(
-    model: LensModel,
-    question: TwoHopQuestion,
-    other: TwoHopQuestion | None,
-    layers: Sequence[int],
-    target_layers: Sequence[int],
-) -> dict[str, Patching]:
-    """For each patching method: S and i, T with i*, and the pairs (ℓ, ℓ*)."""
-    grid = [(layer, target_layer) for layer in layers for target_layer in target_layers]
+def patching(model: LensModel, method: str, question: TwoHopQuestion, other: TwoHopQuestion) -> Patching:
+    """S and i, and T with i*, of one patching method.
+
+    Args:
+        other: whose representations the control writes.
+
+    Raises:
+        PatchscopesError: the placeholder is no token of its own.
+    """
     query = to_token_ids(model, question.combined_question)
     end_of_pi1, end_of_pi2 = patch_positions(model, question)
-    target = TargetPrompt(model, query, end_of_pi2)
-    made: dict[str, Patching] = {"patchscope": (query, end_of_pi1, target, grid)}
-    if other is not None:
+    if method == "patchscope":
+        return query, end_of_pi1, TargetPrompt(model, query, end_of_pi2)
+    if method == "control":
         end_of_other = patch_positions(model, other)[0]
-        made["control"] = (to_token_ids(model, other.combined_question), end_of_other, target, grid)
-    with_placeholder = f"{question.hop2_prompt_prefix} {PLACEHOLDER}{question.cue}"
+        return to_token_ids(model, other.combined_question), end_of_other, TargetPrompt(model, query, end_of_pi2)
+    if method == "back_patch":
+        return query, end_of_pi1, TargetPrompt(model, query, end_of_pi1)
     hop1 = question.hop1_prompt
-    made["placeholder"] = (
-        to_token_ids(model, hop1),
-        find_substring_token_position(model, hop1, hop1.removesuffix(question.cue)),
-        placeholder_target(model, with_placeholder, PLACEHOLDER),
-        grid,
-    )
-    made["back_patch"] = (
-        query,
-        end_of_pi1,
-        TargetPrompt(model, query, end_of_pi1),
-        [(layer, target_layer) for layer, target_layer in grid if layer > target_layer],
-    )
-    return made
+    end_of_hop1 = find_substring_token_position(model, hop1, hop1.removesuffix(question.cue))
+    prompt = f"{question.hop2_prompt_prefix} {PLACEHOLDER}{question.cue}"
+    return to_token_ids(model, hop1), end_of_hop1, placeholder_target(model, prompt, PLACEHOLDER)
 
 
 def said_when_patched(
@@ -329,7 +337,11 @@ def summary(
     target_layers: Sequence[int],
     config: MultiHopConfig,
 ) -> Json:
-    """All measures of all methods, with intervals over questions; those about the same thing are resampled together."""
+    """All measures of all methods, with intervals over questions; those about the same thing are resampled together.
+
+    The intervals of `held_out` take the chosen pairs as given. A patching method that could not be tried on every
+    question is left out.
+    """
     bridges = sorted({question.hop1_answer for question in questions})
     groups = np.array([bridges.index(question.hop1_answer) for question in questions])
 
@@ -348,7 +360,7 @@ def summary(
             continue
         table = solved_table([one[method]["solved"] for one in answered], layers, target_layers)
         upwards = np.array([[layer < target_layer for target_layer in target_layers] for layer in layers])
-        held_out, pairs = held_out_accuracy(table, config.seed)
+        held_out, pairs = held_out_accuracy(table, groups, config.seed)
         values[method] = {"any": table.any(axis=(1, 2)).astype(float), "held_out": held_out}
         if method != "back_patch":
             values[method]["any_upwards"] = (table & upwards).any(axis=(1, 2)).astype(float)
@@ -380,17 +392,18 @@ def solved_table(
 
 
 def held_out_accuracy(
-    table: Bool[np.ndarray, "question layer target_layer"], seed: int
+    table: Bool[np.ndarray, "question layer target_layer"], groups: Int[np.ndarray, " question"], seed: int
 ) -> tuple[Float[np.ndarray, " question"], list[tuple[int, int]]]:
     """Whether each question is solved by the pair that solves most of the other half, and the pairs of both halves.
 
-    The halves are drawn at random. Of pairs that solve equally many, the first counts.
+    The halves are drawn at random, once; questions of one group (about the same thing) are in the same half. Of pairs
+    that solve equally many, the first counts.
     """
-    order = np.random.default_rng(seed).permutation(len(table))
-    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    order = np.random.default_rng(seed).permutation(np.unique(groups))
+    in_first = np.isin(groups, order[: len(order) // 2])
     scores = np.zeros(len(table))
     pairs = []
-    for chosen_on, scored_on in (halves, halves[::-1]):
+    for chosen_on, scored_on in ((in_first, ~in_first), (~in_first, in_first)):
         best = int(table[chosen_on].sum(axis=0).argmax())
         row, column = divmod(best, table.shape[2])
         scores[scored_on] = table[scored_on, row, column]

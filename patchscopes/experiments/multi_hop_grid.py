@@ -6,7 +6,7 @@ from patchscopes.experiments.multi_hop import (
     CHAIN_OF_THOUGHT,
     MultiHopConfig,
     layers_in_use,
-    patchings,
+    patching,
     said_when_patched,
 )
 from patchscopes.extract import extract_representations
@@ -43,7 +43,7 @@ def run(
         )
         unpatched[method] = {"text": text, "solved": int(answers(text, question.accepted))}
         show_unpatched(method, text, answers(text, question.accepted))
-    source, position, target, _ = patchings(model, question, None, layers, target_layers)["patchscope"]
+    source, position, target = patching(model, "patchscope", question, question)
     states = extract_representations(model, [source], [position], layers)[0]
     texts, solved = [], []
     for slot, layer in enumerate(layers):
