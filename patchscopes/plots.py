@@ -345,7 +345,7 @@ def plot_multi_hop(document: Json) -> Figure:
     axes[0].grid(alpha=0.3, axis="x")
     for _, label, colour in styles:
         axes[0].barh([0], [0], color=colour, label=label)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0].legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     if "patchscope" in methods:
         table = np.array(methods["patchscope"]["accuracy"]["mean"])
         high = max(0.01, float(table.max()))

@@ -75,6 +75,8 @@ def main() -> None:
     started = time.perf_counter()
     with live:
         results = multi_hop_grid.run(model, question, config, show_unpatched, show_layer)
+    if not console.is_terminal:
+        print()
     found = results["methods"]["patchscope"]
     for layer, texts, solved in zip(results["layers"], found["texts"], found["solved"], strict=True):
         right = [pair for pair in zip(results["target_layers"], texts, solved, strict=True) if pair[2]]
