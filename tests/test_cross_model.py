@@ -230,7 +230,7 @@ class TestRotatedModel:
     def test_on_the_embedded_model(self, smollm):
         hf_model = transformers.AutoModelForCausalLM.from_pretrained(embedded_model_folder())
         other, rotation = rotated(hf_model, smollm.tokenizer)
-        layers = [2, 12, 24]
+        layers = [2, 6, 12]
         maps = fit_cross_model_maps(smollm, other, load_texts(split="train"), layers, layers, n_positions=3000)
         names = ["Diana, Princess of Wales", "Alexander the Great", "New York City"]
         states = extract_representations(smollm, names, [-1] * len(names), layers)

@@ -246,11 +246,11 @@ def test_the_cache_is_reused(llama, tmp_path, monkeypatch):
 def test_what_changes_the_tokens_or_the_model_is_not_taken_from_the_cache(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
     model = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer)
-    with_bos = cached_path("any", model, TEXTS, {}, [])
+    with_bos = cached_path("any", [model], TEXTS, {}, [])
     model.cfg.default_prepend_bos = False
-    assert cached_path("any", model, TEXTS, {}, []) != with_bos
+    assert cached_path("any", [model], TEXTS, {}, []) != with_bos
     model.cfg.default_prepend_bos = True
-    assert cached_path("any", model, TEXTS, {}, []) == with_bos
+    assert cached_path("any", [model], TEXTS, {}, []) == with_bos
     model.add_hook("blocks.0.hook_resid_post", lambda residual, hook: 0 * residual)
     with pytest.raises(PatchscopesError, match="take the hooks off"):
         cached_affine_maps(model, TEXTS)

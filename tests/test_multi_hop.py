@@ -445,7 +445,7 @@ class TestOneQuestion:
 
     def test_tokyo_on_the_embedded_model(self, smollm):
         question = next(one for one in QUESTIONS if "capital is Tokyo" in one.combined_question)
-        config = MultiHopConfig(layers=(0, 2, 3), target_layers=(14, 16))
+        config = MultiHopConfig(layers=(0, 2, 3), target_layers=(14, 16), cot_new_tokens=1)
         results = multi_hop_grid.run(smollm, question, config, lambda *_: None, lambda *_: None)
         assert not results["methods"]["vanilla"]["solved"]
         assert np.array(results["methods"]["patchscope"]["solved"]).any()

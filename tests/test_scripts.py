@@ -212,18 +212,19 @@ class TestEntity:
         assert "a [big] dog" in done.stdout
 
 
-class TestCrossModel:
-    @pytest.fixture(scope="class")
-    def other_folder(self, tmp_path_factory):
-        """A model of another family, width, depth and tokenizer."""
-        folder = tmp_path_factory.mktemp("tiny-gpt2")
-        config = CONFIGS["gpt2"]()
-        config.vocab_size, config.n_embd, config.n_layer = 1024, 24, 3
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        PreTrainedTokenizerFast(tokenizer_object=sentencepiece_like(), **SPECIAL).save_pretrained(folder)
-        return folder
+@pytest.fixture(scope="module")
+def other_folder(tmp_path_factory):
+    """A model of another family, width, depth and tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    config = CONFIGS["gpt2"]()
+    config.vocab_size, config.n_embd, config.n_layer = 1024, 24, 3
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=sentencepiece_like(), **SPECIAL).save_pretrained(folder)
+    return folder
 
+
+class TestCrossModel:
     def test_two_models(self, model_folder, other_folder, texts, tmp_path, output):
         names = tmp_path / "names.csv"
         names.write_text("entity,reference\nSyria,country in the Middle East\nWales,part of the United Kingdom\n")
@@ -247,18 +248,19 @@ class TestCrossModel:
         assert read(tmp_path / "out.json")["results"] == results
 
 
-class TestMultiHop:
-    @pytest.fixture(scope="class")
-    def questions(self, model_folder, tmp_path_factory):
-        """Of which the tiny model "knows" whatever it says."""
-        path = tmp_path_factory.mktemp("questions") / "own.json"
-        rows = []
-        for question in own_questions(load_model(str(model_folder)), 6):
-            row = {name: getattr(question, name) for name in ("id", "category", *TEXT_FIELDS)}
-            rows.append(row | {"aliases": {"hop2_answer": list(question.hop2_aliases)}})
-        path.write_text(json.dumps(rows))
-        return path
+@pytest.fixture(scope="module")
+def questions(model_folder, tmp_path_factory):
+    """Of which the tiny model "knows" whatever it says."""
+    path = tmp_path_factory.mktemp("questions") / "own.json"
+    rows = []
+    for question in own_questions(load_model(str(model_folder)), 6):
+        row = {name: getattr(question, name) for name in ("id", "category", *TEXT_FIELDS)}
+        rows.append(row | {"aliases": {"hop2_answer": list(question.hop2_aliases)}})
+    path.write_text(json.dumps(rows))
+    return path
 
+
+class TestMultiHop:
     def test_ones_own_questions(self, questions, model_folder, tmp_path, output):
         arguments = [questions, "--model", model_folder, "--samples", 3, "--max-new-tokens", 5, "--cot-new-tokens", 5]
         done = script("run_multi_hop.py", *arguments, "--target-layers", "0-1,3", *output)
