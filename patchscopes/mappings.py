@@ -23,7 +23,16 @@ from patchscopes.data import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
 from patchscopes.layers import check_layer
-from patchscopes.learned import Provenance, cached_path, check_model, from_cache, load_tensors, provenance, save_tensors
+from patchscopes.learned import (
+    Provenance,
+    cached_path,
+    check_model,
+    forget,
+    from_cache,
+    load_tensors,
+    provenance,
+    save_tensors,
+)
 from patchscopes.least_squares import RIDGE, Moments
 from patchscopes.lens_model import LensModel
 from patchscopes.tokens import to_token_ids
@@ -429,14 +438,14 @@ def cached_affine_maps(
     """
     options = {"ahead": list(ahead), "n_positions": n_positions, "ridge": ridge, "seed": seed}
     path = cached_path("affine", [model], texts, options, _MODULES)
-    cached = None if fresh else from_cache(path, load_maps)
-    if cached is not None:
-        return cached
-    maps = fit_affine_maps(
-        model, texts, ahead=ahead, n_positions=n_positions, ridge=ridge, seed=seed, progress=progress
+    if fresh:
+        forget(path)
+    return _kept(
+        path,
+        lambda: fit_affine_maps(
+            model, texts, ahead=ahead, n_positions=n_positions, ridge=ridge, seed=seed, progress=progress
+        ),
     )
-    save_maps(path, maps)
-    return maps
 
 
 def cached_cross_model_maps(
@@ -459,19 +468,26 @@ def cached_cross_model_maps(
     layers = {"source_layers": list(source_layers), "target_layers": list(target_layers)}
     options = layers | {"n_positions": n_positions, "ridge": ridge, "seed": seed}
     path = cached_path("affine", [source_model, target_model], texts, options, _MODULES)
-    cached = from_cache(path, load_maps)
-    if cached is not None:
-        return cached
-    maps = fit_cross_model_maps(
-        source_model,
-        target_model,
-        texts,
-        source_layers,
-        target_layers,
-        n_positions=n_positions,
-        ridge=ridge,
-        seed=seed,
-        progress=progress,
+    return _kept(
+        path,
+        lambda: fit_cross_model_maps(
+            source_model,
+            target_model,
+            texts,
+            source_layers,
+            target_layers,
+            n_positions=n_positions,
+            ridge=ridge,
+            seed=seed,
+            progress=progress,
+        ),
     )
-    save_maps(path, maps)
+
+
+def _kept(path: Path, fit: Callable[[], dict[MapKey, AffineMap]]) -> dict[MapKey, AffineMap]:
+    """The maps in a cached file, which is written first if it is not there."""
+    maps = from_cache(path, load_maps)
+    if maps is None:
+        maps = fit()
+        save_maps(path, maps)
     return maps

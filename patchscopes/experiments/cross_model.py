@@ -33,7 +33,15 @@ from patchscopes.baselines import logit_lens
 from patchscopes.data import Sample, TextSet, draw_samples
 from patchscopes.entities import Entity
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.entity import CHUNK_ENTITIES, EntityConfig, clear_prompt, generations, scored, summary
+from patchscopes.experiments.entity import (
+    CHUNK_ENTITIES,
+    EntityConfig,
+    clear_prompt,
+    generations,
+    said_of,
+    scored,
+    summary,
+)
 from patchscopes.experiments.sampling import (
     CHUNK_SAMPLES,
     checked_finite,
@@ -47,7 +55,7 @@ from patchscopes.learned import check_model
 from patchscopes.lens_model import LensModel
 from patchscopes.mappings import AffineMap, MapKey
 from patchscopes.metrics import surprisal
-from patchscopes.patch import generate_after, patch_generate, patch_logits_in_batches
+from patchscopes.patch import generate_after, patch_logits_in_batches
 from patchscopes.prompts import build_token_identity_prompt, placeholder_target
 from patchscopes.results import ChunkStore, Json
 from patchscopes.target import TargetPrompt
@@ -359,17 +367,8 @@ def _describe(
     names = [entity.name for entity in entities]
     started = time.perf_counter()
     representations = extract_representations(pair.source, names, [-1] * len(names), pair.layers)
-    vectors = pair.mapped(representations, pair.diagonal)
     where = [target_layer for _, target_layer in pair.diagonal]
-    rows = patch_generate(
-        target,
-        vectors.flatten(0, 1),
-        where * len(names),
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
-    texts = pair.target.tokenizer.batch_decode(rows, skip_special_tokens=True)
-    across = [texts[start : start + len(where)] for start in range(0, len(texts), len(where))]
+    across = said_of(target, pair.mapped(representations, pair.diagonal), where, config)
     after_across = time.perf_counter()
     same = generations(pair.source, own_target, names, pair.layers, pair.layers, config)
     after_same = time.perf_counter()

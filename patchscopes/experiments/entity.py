@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from patchscopes.entities import Entity, cut_description
 from patchscopes.errors import PatchscopesError
@@ -122,16 +124,25 @@ def generations(
     config: EntityConfig,
 ) -> list[list[str]]:
     """What the model says for the representation of each name's last token at each layer."""
-    representations = extract_representations(model, names, [-1] * len(names), layers)
+    return said_of(target, extract_representations(model, names, [-1] * len(names), layers), where, config)
+
+
+def said_of(
+    target: TargetPrompt,
+    vectors: Float[Tensor, "name row d_model"],
+    where: Sequence[int],
+    config: EntityConfig,
+) -> list[list[str]]:
+    """What the target model says for the vectors of each name, the r-th of them written at layer `where[r]`."""
     tokens = patch_generate(
         target,
-        representations.flatten(0, 1),
-        list(where) * len(names),
+        vectors.flatten(0, 1),
+        list(where) * len(vectors),
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
     )
-    texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return [texts[start : start + len(layers)] for start in range(0, len(texts), len(layers))]
+    texts = target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [texts[start : start + len(where)] for start in range(0, len(texts), len(where))]
 
 
 def _describe(
