@@ -22,7 +22,7 @@ from patchscopes.continuation import Continued, read_with_continuation
 from patchscopes.data import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
-from patchscopes.generation import Advance
+from patchscopes.generation import Advance, LogitsInParts
 from patchscopes.layers import EMBEDDING, check_layer
 from patchscopes.learned import (
     Provenance,
@@ -189,7 +189,7 @@ def _loss(
     layers: Sequence[int],
     samples: Int[np.ndarray, " row"],
     slots: Int[np.ndarray, " row"],
-    start: Callable[..., tuple[Tensor, Advance]] = fast.start,
+    start: Callable[..., tuple[LogitsInParts, Advance]] = fast.start,
 ) -> Tensor:
     """Mean KL over rows and tokens ahead; row r is sample `samples[r]` at layer `layers[slots[r]]`."""
     rows = torch.from_numpy(samples).to(source.tokens.device)
@@ -202,5 +202,5 @@ def _loss(
         if ahead > 0:
             logits = advance(source.tokens[rows, ahead - 1], everyone)
         own = torch.log_softmax(logit_lens(target.model, source.final[rows, ahead]).float(), dim=-1)
-        total = total + divergence(own, logits)
+        total = total + divergence(own, torch.cat(list(logits)))
     return total / (N_TOKENS * len(rows))

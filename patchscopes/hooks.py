@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from patchscopes.generation import Advance
+from patchscopes.generation import Advance, LogitsInParts
 from patchscopes.layers import EMBEDDING, hook_name
 from patchscopes.target import TargetPrompt
 
@@ -39,16 +39,16 @@ def first_logits(
 
 def start(
     target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
-) -> tuple[Float[Tensor, "row d_vocab"], Advance]:
+) -> tuple[LogitsInParts, Advance]:
     """First logits, and a way to go on that runs the whole sequence again for every token."""
     sequences = target.tokens.expand(len(vectors), -1)
 
-    def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_vocab"]:
+    def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> LogitsInParts:
         nonlocal sequences, vectors, layers
         sequences, vectors, layers = torch.cat([sequences[kept], chosen[:, None]], dim=1), vectors[kept], layers[kept]
-        return last_logits(target, sequences, vectors, layers)
+        return [last_logits(target, sequences, vectors, layers)]
 
-    return first_logits(target, vectors, layers), advance
+    return [first_logits(target, vectors, layers)], advance
 
 
 def last_logits(

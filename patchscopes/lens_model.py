@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -33,3 +34,8 @@ class LensModel(Protocol):
 def has_hooks(model: LensModel) -> bool:
     """Whether the user has put hooks on the model."""
     return any(point.has_hooks(including_permanent=True) for point in model.hook_dict.values())
+
+
+def is_16_bit(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type carry so few digits that rounding must be measured."""
+    return torch.finfo(dtype).bits < 32

@@ -121,10 +121,10 @@ def patch_logits_ahead_in_batches(
     def batches() -> Iterator[Float[Tensor, "batch n_tokens d_vocab"]]:
         for first in range(0, len(vectors), size):
             logits, advance = start(target, vectors[first : first + size], layers[first : first + size])
-            ahead = [logits]
-            everyone = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+            ahead = [torch.cat(list(logits))]
+            everyone = torch.ones(len(ahead[0]), dtype=torch.bool, device=ahead[0].device)
             while len(ahead) < n_tokens:
-                ahead.append(advance(ahead[-1].argmax(dim=-1), everyone))
+                ahead.append(torch.cat(list(advance(ahead[-1].argmax(dim=-1), everyone))))
             yield torch.stack(ahead, dim=1)
 
     return batches()
@@ -160,7 +160,7 @@ def patch_generate(
         raise PatchscopesError(f"temperature must be at least 0, got {temperature}")
     _check_length(target, max_new_tokens)
     chosen = chosen_engine(target, engine)
-    size = _batch_size(target, chosen, batch_size, max_new_tokens)
+    size = _batch_size(target, chosen, batch_size, max_new_tokens, unembedded=0)
     start = fast.start if chosen == "fast" else hooks.start
     draws = torch.rand(len(vectors), max_new_tokens) if temperature > 0 else None
     out = torch.empty(len(vectors), max_new_tokens, dtype=torch.long, device=vectors.device)
@@ -169,7 +169,8 @@ def patch_generate(
         logits, advance = start(target, vectors[rows], layers[rows])
         some_draws = None if draws is None else draws[rows]
         ends = end_tokens(target.model)
-        out[rows] = generate(logits, advance, ends, max_new_tokens, temperature, some_draws, stop=stop)
+        n_rows = len(vectors[rows])
+        out[rows] = generate(n_rows, logits, advance, ends, max_new_tokens, temperature, some_draws, stop=stop)
     return out
 
 
@@ -184,8 +185,8 @@ def generate_after(
 ) -> Int[Tensor, "prompt new_token"]:
     """What the model says after each prompt, greedily, with nothing patched: the baselines of a generating Patchscope.
 
-    The beginning that all prompts share is run once, for all of them; the rest of each is gone on with as if the model
-    had chosen it. A row that has produced an end-of-sequence token is padded with that token.
+    Prompts are run once as far as they begin alike: the beginning that all share, and then each different one, token by
+    token, as if the model had chosen its tokens. A row that has produced an end-of-sequence token is padded with it.
 
     Raises:
         PatchscopesError: a prompt has no room for the new tokens.
@@ -208,19 +209,21 @@ def generate_after(
     longest = max(map(len, own))
     target = TargetPrompt(model, ids[0][:n_shared], -1)
     _check_length(target, longest + max_new_tokens)
-    # A state that is written over itself changes nothing.
-    vectors = extract_representations(model, [target.tokens], [-1], [EMBEDDING])[0].expand(len(ids), -1)
-    layers = torch.full((len(ids),), EMBEDDING, device=vectors.device)
+    # A state that is written over itself changes nothing; and below the layer of the patch, rows share what they can.
+    last = model.cfg.n_layers - 1
+    vectors = extract_representations(model, [target.tokens], [-1], [last])[0].expand(len(ids), -1)
+    layers = torch.full((len(ids),), last, device=vectors.device)
     padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in own]
     forced = torch.tensor(padded, dtype=torch.long, device=vectors.device)
     chosen = chosen_engine(target, engine)
-    size = _batch_size(target, chosen, batch_size, longest + max_new_tokens)
+    size = _batch_size(target, chosen, batch_size, longest + max_new_tokens, unembedded=0)
     start = fast.start if chosen == "fast" else hooks.start
     out = torch.empty(len(ids), max_new_tokens, dtype=torch.long, device=vectors.device)
     for first in range(0, len(ids), size):
         rows = slice(first, first + size)
         logits, advance = start(target, vectors[rows], layers[rows])
-        said = generate(logits, advance, end_tokens(model), longest + max_new_tokens, 0.0, None, forced[rows])
+        n_rows, n_new = len(vectors[rows]), longest + max_new_tokens
+        said = generate(n_rows, logits, advance, end_tokens(model), n_new, 0.0, None, forced[rows])
         for row, tokens, of_row in zip(out[rows], said, own[rows], strict=True):
             row.copy_(tokens[len(of_row) : len(of_row) + max_new_tokens])
     return out
@@ -277,13 +280,13 @@ def rows_per_batch(model: LensModel, *, run: int = 1, unembedded: int = 1, cache
 
     Args:
         run: tokens that each row runs at once.
-        unembedded: tokens of each row that are unembedded.
+        unembedded: tokens of each row whose logits are held at once; none where they are only chosen from.
         cached: tokens of each row whose keys and values are kept.
     """
     cfg = model.cfg
     kv_width = 2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head
     by_tokens = fast.TOKENS_AT_A_TIME // run
-    by_logits = 2**26 // (cfg.d_vocab * unembedded)
+    by_logits = 2**26 // (cfg.d_vocab * unembedded) if unembedded > 0 else by_tokens
     by_cache = 2**28 // (cfg.n_layers * kv_width * max(1, cached))
     return max(1, min(by_tokens, by_logits, by_cache))
 

@@ -53,6 +53,16 @@ class PrefixLayer(DynamicLayer):
             self.lazy_initialization(*keys_values)
         self.keys, self.values = keys_values
 
+    def drop_own(self) -> KeysValues | None:
+        """Hand over what the rows added, and forget it."""
+        own, self.keys, self.values, self.is_initialized = self.own, None, None, False
+        return own
+
+    def keep_rows(self, rows: Int[Tensor, " kept_row"]) -> None:
+        """Keep only these rows, in this order."""
+        keys, values = cast(KeysValues, self.own)
+        self.own = keys[rows.to(keys.device)], values[rows.to(values.device)]
+
 
 class PrefixCache(Cache):
     """The keys and values of all blocks."""
@@ -60,25 +70,6 @@ class PrefixCache(Cache):
     def __init__(self, prefixes: Sequence[KeysValues | None], shared: bool) -> None:
         self.prefix_layers = [PrefixLayer(prefix, shared) for prefix in prefixes]
         super().__init__(layers=list(self.prefix_layers))
-
-    def keep_rows(self, rows: Int[Tensor, " kept_row"]) -> None:
-        """Keep only these rows, in this order."""
-        for layer in self.prefix_layers:
-            if layer.own is not None:
-                keys, values = layer.own
-                layer.own = keys[rows.to(keys.device)], values[rows.to(values.device)]
-
-    def append_rows(self, others: Sequence["PrefixCache"], order: Int[Tensor, " row"]) -> None:
-        """Add the rows of other caches behind the same prefixes, with as many tokens, and put all into this order.
-
-        The others are empty afterwards: memory never holds all rows of more than one block twice.
-        """
-        for number, layer in enumerate(self.prefix_layers):
-            owns = [cast(KeysValues, one.prefix_layers[number].own) for one in (self, *others)]
-            for other in others:
-                other.prefix_layers[number] = PrefixLayer(None, self.prefix_layers[number].shared)
-            keys, values = (torch.cat(part) for part in zip(*owns, strict=True))
-            layer.own = keys[order.to(keys.device)], values[order.to(values.device)]
 
 
 _cache_in_use: ContextVar[PrefixCache] = ContextVar("patchscopes_cache_in_use")

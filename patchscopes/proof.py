@@ -12,9 +12,9 @@ from torch import Tensor
 from patchscopes import fast, hooks
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
-from patchscopes.generation import Advance
+from patchscopes.generation import Advance, LogitsInParts
 from patchscopes.layers import EMBEDDING
-from patchscopes.lens_model import LensModel, has_hooks
+from patchscopes.lens_model import LensModel, has_hooks, is_16_bit
 from patchscopes.target import TargetPrompt
 from patchscopes.twin import REFUSALS
 
@@ -96,20 +96,14 @@ def _prove(target: TargetPrompt) -> str | None:
     return None
 
 
-def _two_steps(
-    started: tuple[Float[Tensor, "row d_vocab"], Advance], room_for_more: bool
-) -> list[Float[Tensor, "_ d_vocab"]]:
+def _two_steps(started: tuple[LogitsInParts, Advance], room_for_more: bool) -> list[Float[Tensor, "_ d_vocab"]]:
     """First logits, and those after one more token on all rows but the first, if the context has room for it."""
-    logits, advance = started
+    parts, advance = started
+    logits = torch.cat(list(parts))
     kept = torch.arange(len(logits), device=logits.device) > 0
     # The same token for both engines: their argmax may differ by rounding.
     tokens = torch.arange(len(logits), device=logits.device)[kept]
-    return [logits, advance(tokens, kept)] if room_for_more else [logits]
-
-
-def is_16_bit(dtype: torch.dtype) -> bool:
-    """Whether numbers of this type carry so few digits that rounding must be measured."""
-    return torch.finfo(dtype).bits < 32
+    return [logits, torch.cat(list(advance(tokens, kept)))] if room_for_more else [logits]
 
 
 def rounded_otherwise(vectors: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

@@ -143,14 +143,8 @@ def twin_of(model: LensModel) -> Twin:
     return _twins[model]
 
 
-def next_token_logits(twin: Twin, tokens: Int[Tensor, " row"], cache: PrefixCache) -> Float[Tensor, "row d_vocab"]:
-    """One decoding step: append one token to each row of the cache."""
-    with using(cache):
-        return twin.causal_lm(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
-
-
 def next_token_residual(twin: Twin, tokens: Int[Tensor, " row"], cache: PrefixCache) -> Float[Tensor, "row d_model"]:
-    """`next_token_logits` before the final norm: what `unembed` makes the logits of."""
+    """One decoding step: append one token to each row of the cache; its final residual, for `unembed`."""
     residuals: list[Tensor] = []
     *others, last = (block.forward for block in twin.blocks)
 
@@ -170,18 +164,20 @@ def unembed(twin: Twin, residual: Float[Tensor, "row d_model"]) -> Float[Tensor,
     The blocks hand the residual through, so nothing of what the family does after them is written again here.
     """
 
-    def output(hidden: Tensor) -> Any:
-        return (hidden,) if twin.blocks_return_tuples else hidden
-
     def inject(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return output(residual[:, None].to(hidden))
+        return block_output(twin, residual[:, None].to(hidden))
 
     def pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return output(hidden)
+        return block_output(twin, hidden)
 
     any_tokens = torch.zeros(len(residual), 1, dtype=torch.long, device=twin.device)
     with block_forwards(twin, [inject] + [pass_on] * (len(twin.blocks) - 1)):
         return twin.causal_lm(input_ids=any_tokens, use_cache=False).logits[:, -1]
+
+
+def block_output(twin: Twin, hidden: Tensor) -> Any:
+    """Hidden states in the form in which this family's blocks return them."""
+    return (hidden,) if twin.blocks_return_tuples else hidden
 
 
 # --- The clean run ------------------------------------------------------------------------------------------
@@ -217,9 +213,35 @@ def for_rows(value: Any, n_rows: int, cache: PrefixCache) -> Any:
     return value
 
 
-def hidden_states(block_output: Any) -> Tensor:
+def hidden_states(output: Any) -> Tensor:
     """The hidden states in what a block returned: alone, or first in a tuple."""
-    return block_output[0] if isinstance(block_output, tuple) else block_output
+    return output[0] if isinstance(output, tuple) else output
+
+
+def begin_step(
+    twin: Twin, tokens: Int[Tensor, " row"], cache: PrefixCache
+) -> tuple[Float[Tensor, "row 1 d_model"], list[BlockCall]]:
+    """What enters block 0 for a new token of each row, and how the family's forward calls the blocks for one of them.
+
+    The blocks do not run: the caller calls them, with rows of his own.
+    """
+
+    def entered_and_called(new_tokens: Int[Tensor, " new"]) -> tuple[list[Tensor], list[BlockCall]]:
+        hiddens: list[Tensor] = []
+        calls: list[BlockCall] = []
+
+        def pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            hiddens.append(hidden)
+            calls.append(BlockCall(args, kwargs, twin.blocks_return_tuples))
+            return block_output(twin, hidden)
+
+        with using(cache), block_forwards(twin, [pass_on] * len(twin.blocks)):
+            twin.causal_lm.base_model(input_ids=new_tokens[:, None], past_key_values=cache, use_cache=True)
+        return hiddens, calls
+
+    hiddens, _ = entered_and_called(tokens)
+    _, calls = entered_and_called(tokens[:1])
+    return hiddens[0], calls
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from patchscopes.baselines import logit_lens
-from patchscopes.data import TextSet, draw_samples, load_texts
+from patchscopes.data import DATA_FOLDER, TextSet, draw_samples, load_texts
+from patchscopes.experiments.multi_hop import MultiHopConfig, patching
 from patchscopes.model import load_model
 from patchscopes.patch import TargetPrompt, extract_representations, patch_generate, patch_logits
 from patchscopes.plots import plot_benchmark, save_png
 from patchscopes.prompts import build_token_identity_prompt, placeholder_target
+from patchscopes.questions import load_questions
 from patchscopes.results import environment, result_document, write_json
 from patchscopes.tokens import to_token_ids
 
@@ -36,6 +38,8 @@ ENTITY_PROMPT = (
     "Syria: Country in the Middle East, Leonardo DiCaprio: American actor, Samsung: South Korean multinational major "
     "appliance and consumer electronics corporation, x"
 )
+# Of the answers of the two-hop question, as in `run_multi_hop.py`.
+GRID_NEW_TOKENS = MultiHopConfig().max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,36 @@ def generation_task(model: nn.Module, n_new_tokens: int) -> dict:
     return measured_task(f"{n_new_tokens} tokens, 10 entities × 10 layers", len(rows), ways, model, note)
 
 
+def grid_task(model: nn.Module, n_new_tokens: int) -> dict:
+    """The answers of one two-hop question, patched at every pair (ℓ, ℓ*)."""
+    question = load_questions(DATA_FOLDER / "multihop_examples.json")[0]
+    layers = list(range(model.cfg.n_layers))
+    source, position, target = patching(model, "patchscope", question, question)
+    states = extract_representations(model, [source], [position], layers)[0]
+    vectors, rows = states.repeat_interleave(len(layers), dim=0), layers * len(layers)
+
+    def generate(engine: str, batch_size: int | None) -> Tensor:
+        return patch_generate(target, vectors, rows, max_new_tokens=n_new_tokens, engine=engine, batch_size=batch_size)
+
+    def note(answers: dict[str, Tensor]) -> dict:
+        fast, hooks = answers["fast engine"], answers["hooks, batches of 32"]
+        return {"same_generations": (fast == hooks).all(dim=1).float().mean().item()}
+
+    ways = [
+        Way("fast engine", lambda: generate("fast", None), runs=3),
+        Way("hooks, batches of 32", lambda: generate("hooks", 32), runs=1),
+    ]
+    title = f"{n_new_tokens} tokens, one question at {len(layers)} × {len(layers)} pairs of layers"
+    return measured_task(title, len(rows), ways, model, note)
+
+
 def print_tasks(results: dict) -> None:
     for task in results["tasks"]:
         print(f"\n{task['title']} ({task['n_rows']} rows)")
         for way in task["ways"]:
             ms, times = way["ms_per_row"], way["times_fast_engine"]
-            print(f"  {way['name']:<30} {ms:>10.3f} ms per row {times:>8.2f} × fast engine")
+            seconds = ms * task["n_rows"] / 1000
+            print(f"  {way['name']:<30} {ms:>10.3f} ms per row {seconds:>8.1f} s {times:>8.2f} × fast engine")
         for name, value in task.items():
             if isinstance(value, float):
                 print(f"  {name.replace('_', ' '):<30} {value:>10.3g}")
@@ -141,7 +169,7 @@ def print_tasks(results: dict) -> None:
 
 def main() -> None:
     parser = common_parser(
-        __doc__, "bench", methods=("next_token", "generation"), unused=("layers", "batch-size", "fresh")
+        __doc__, "bench", methods=("next_token", "generation", "grid"), unused=("layers", "batch-size", "fresh")
     )
     parser.set_defaults(samples=16, max_new_tokens=20)
     parser.add_argument("--threads", type=positive, metavar="N", help="torch threads (default: torch's own choice)")
@@ -154,6 +182,7 @@ def main() -> None:
     tasks = {
         "next_token": lambda: sweep_task(model, texts, options.samples, options.seed),
         "generation": lambda: generation_task(model, options.max_new_tokens),
+        "grid": lambda: grid_task(model, GRID_NEW_TOKENS),
     }
     results = {"tasks": [tasks[name]() for name in options.methods]}
     config = {

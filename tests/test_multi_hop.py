@@ -380,7 +380,7 @@ def test_without_an_end_of_sequence_no_row_is_stopped():
     logits[:, 3] = 1.0
     nothing = torch.tensor([], dtype=torch.long)
     everyone = torch.ones(2, dtype=torch.bool)
-    tokens = generate(logits, lambda chosen, kept: logits, nothing, 4, 0.0, None, stop=lambda tokens: everyone)
+    tokens = generate(2, [logits], lambda chosen, kept: [logits], nothing, 4, 0.0, None, stop=lambda tokens: everyone)
     assert (tokens == 3).all()
 
 

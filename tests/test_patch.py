@@ -361,20 +361,27 @@ class TestWhichEngine:
         assert torch.equal(in_parts, at_once)
         assert torch.equal(in_parts, patch_generate(target, vectors, layers, max_new_tokens=5, engine="hooks"))
 
-    @pytest.mark.parametrize("broken", ["patched", "in_first_order", "complete_cache"])
+    @pytest.mark.parametrize("broken", ["patched", "in_first_order", "decoding_cache", "decode_step"])
     @pytest.mark.parametrize("prompt", [TOKENS, TOKENS[:2], TOKENS[:1]])
     def test_the_proof_finds_a_broken_part(self, tokenizer, monkeypatch, broken, prompt):
-        complete_cache = fast.complete_cache
+        decoding_cache, decode_step = fast.decoding_cache, fast.decode_step
 
-        def reversing(clean, cache, n_rows):
-            complete_cache(clean, cache, n_rows)
-            cache.keep_rows(torch.arange(n_rows).flip(0))
+        def reversing(*args):
+            cache = decoding_cache(*args)
+            for layer in cache.prefix_layers:
+                layer.keep_rows(torch.arange(len(layer.own[0])).flip(0))
+            return cache
+
+        def dropping_others(twin, cache, before, kept, tokens):
+            return decode_step(twin, cache, before, torch.arange(len(kept)), tokens)
 
         replacements = {
-            # Rows are not patched at all; rows come back in the wrong order; caches stay in the wrong order.
+            # Rows are not patched at all; rows come back in the wrong order; caches are in the wrong order; another
+            # row is dropped than the one to drop.
             "patched": lambda residual, vectors: residual.expand(len(vectors), -1, -1).clone(),
             "in_first_order": lambda rows, order: rows,
-            "complete_cache": reversing,
+            "decoding_cache": reversing,
+            "decode_step": dropping_others,
         }
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
         assert fast_engine_failure(TargetPrompt(model, prompt)) is None

@@ -237,7 +237,7 @@ class TestSoftPrompt:
 
     def test_a_model_that_the_fast_engine_cannot_run_is_refused(self, tokenizer, monkeypatch):
         model = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer)
-        monkeypatch.setattr(fast, "complete_cache", lambda clean, cache, n_rows: None)
+        monkeypatch.setattr(fast, "nothing_yet", lambda layers: None)
         with (
             pytest.warns(UserWarning, match="slow hooks engine"),
             pytest.raises(PatchscopesError, match="trained with the fast engine"),
