@@ -70,7 +70,7 @@ bench: $(READY)
 	$(RUN) scripts/bench_engine.py
 
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(READY)
 	$(RUN) -m ruff format --check .

@@ -4,6 +4,9 @@ import os
 
 # No test may reach for the hub: what is not local fails at once instead of after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests that run side by side, and the scripts that they start, have a core each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from jaxtyping import install_import_hook
 

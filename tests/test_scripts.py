@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: in a process of their own, on a tiny saved model and the user's own texts."""
+"""The scripts, on a tiny saved model and the user's own texts; some as a user runs them, in a process of their own."""
 
 import json
 import runpy
@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentTypeError
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -28,9 +30,24 @@ MULTI_HOP = ("run_multi_hop.py", "run_multi_hop_interactive.py")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+def in_a_process(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    """A script as the user runs it."""
     command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    """A script in this process, which spares its imports; anything but an orderly exit fails the test."""
+    printed, error, status = StringIO(), StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(error):
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        try:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        except SystemExit as ended:
+            # As the interpreter does with a message.
+            status = ended.code if isinstance(ended.code, int) else 1
+            error.write("" if isinstance(ended.code, int) else str(ended.code))
+    return subprocess.CompletedProcess(name, status, printed.getvalue(), error.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +97,7 @@ def read(path) -> dict:
 
 class TestFig2:
     def test_writes_the_figure_and_all_numbers(self, fig2_arguments, tmp_path, model_folder):
-        done = script("run_fig2.py", *fig2_arguments, "--layers", "0,2-3", "--seed", 3)
+        done = in_a_process("run_fig2.py", *fig2_arguments, "--layers", "0,2-3", "--seed", 3)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "out.png").read_bytes().startswith(PNG)
         document = read(tmp_path / "out.json")
@@ -107,11 +124,11 @@ class TestFig2:
             assert not (tmp_path / "out.json").exists()
         kept = {path.name: path.stat().st_mtime_ns for path in chunks.glob("*/*.json")}
         assert len(kept) >= 4
-        assert script("run_fig2.py", *fig2_arguments).returncode == 0
+        assert in_a_process("run_fig2.py", *fig2_arguments).returncode == 0
         resumed = read(tmp_path / "out.json")
         # The chunks that were there have not been computed again.
         assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in chunks.glob("*/*.json")}.items()
-        assert script("run_fig2.py", *fig2_arguments, "--fresh").returncode == 0
+        assert in_a_process("run_fig2.py", *fig2_arguments, "--fresh").returncode == 0
         uninterrupted = read(tmp_path / "out.json")
         assert resumed["results"] == uninterrupted["results"]
         assert kept.items().isdisjoint({path.name: path.stat().st_mtime_ns for path in chunks.glob("*/*.json")}.items())
@@ -309,9 +326,10 @@ def test_bench(model_folder, texts, tmp_path):
         "bench_engine.py", "--model", model_folder, "--dataset", texts, "--samples", 4, "--max-new-tokens", 3, *output
     )
     assert done.returncode == 0, done.stderr
-    sweep, generation = read(tmp_path / "out.json")["results"]["tasks"]
+    sweep, generation, grid = read(tmp_path / "out.json")["results"]["tasks"]
     assert sweep["largest_logit_difference"] < 1e-3
-    assert sweep["same_argmax"] == generation["same_generations"] == 1.0
+    assert sweep["same_argmax"] == generation["same_generations"] == grid["same_generations"] == 1.0
+    assert grid["n_rows"] == 16
     assert (tmp_path / "out.png").read_bytes().startswith(PNG)
 
 
@@ -321,28 +339,17 @@ def test_list_models():
     assert all(alias in done.stdout for alias in MODELS)
 
 
-def run_here(name: str, arguments: list[str], monkeypatch, capsys) -> tuple[object, str]:
-    """A script in this process, which spares the seconds of its imports: its exit status and what it printed.
-
-    Anything but an orderly exit fails the test.
-    """
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-    return ended.value.code, "".join(capsys.readouterr())
-
-
 @pytest.mark.parametrize(
     "name", ["run_fig2.py", "demo_fig1.py", "bench_engine.py", "list_models.py", *LEARNING, *ENTITY, *MULTI_HOP]
 )
-def test_help(name, monkeypatch, capsys):
-    status, printed = run_here(name, ["--help"], monkeypatch, capsys)
-    assert status == 0
-    assert "usage" in printed
+def test_help(name):
+    done = script(name, "--help")
+    assert done.returncode == 0
+    assert "usage" in done.stdout
 
 
 def test_a_wrong_option_as_the_user_sees_it():
-    done = script("run_fig2.py", "--layers", "0-50", "--samples", 2)
+    done = in_a_process("run_fig2.py", "--layers", "0-50", "--samples", 2)
     assert done.returncode == 1
     assert "error: layer 30 does not exist" in done.stderr
     assert "Traceback" not in done.stderr
@@ -390,10 +397,10 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("demo_fig1.py", ["--layers", "0-50"], "layer 30 does not exist"),
     ],
 )
-def test_a_wrong_option_is_one_line(name, arguments, message, monkeypatch, capsys):
-    status, printed = run_here(name, arguments, monkeypatch, capsys)
-    assert status != 0
-    assert message in f"{status} {printed}"
+def test_a_wrong_option_is_one_line(name, arguments, message):
+    done = script(name, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
 
 
 class TestOptions:
