@@ -23,8 +23,8 @@ from patchscopes.twin import CleanRun, Twin, twin_of, unembed
 
 # More tokens than this at a time fall out of the caches of a processor.
 TOKENS_AT_A_TIME = 1024
-# Logits of more rows are slow to allocate and to read again (two cores, bfloat16, 900 rows of 49,152 logits: 160 ms
-# instead of 205).
+# Logits of more rows are slow to allocate and to read again (two cores, bfloat16, 49,152 tokens, 900 rows, eight times:
+# 1.34 s instead of 1.61 with all rows together).
 ROWS_UNEMBEDDED_AT_A_TIME = 256
 
 

@@ -444,8 +444,15 @@ def plot_layer_readout(document: Json) -> Figure:
 def plot_benchmark(document: Json) -> Figure:
     """Time per row of each way to compute the same thing, on a logarithmic axis."""
     results = document["results"]
+    # A bar is as high in every task.
+    heights = [len(task["ways"]) + 1.5 for task in results["tasks"]]
     figure, axes = plt.subplots(
-        1, len(results["tasks"]), figsize=(5.5 * len(results["tasks"]), 3.2), layout="constrained"
+        len(heights),
+        1,
+        figsize=(8, 0.5 + 0.36 * sum(heights)),
+        height_ratios=heights,
+        sharex=True,
+        layout="constrained",
     )
     for axis, task in zip(np.atleast_1d(axes), results["tasks"], strict=True):
         ways = task["ways"]
@@ -455,12 +462,13 @@ def plot_benchmark(document: Json) -> Figure:
         bars = axis.barh([way["name"] for way in ways], milliseconds, color=colours)
         labels = [f"{significant(ms)} ms ({significant(ms / fastest)}×)" for ms in milliseconds]
         axis.bar_label(bars, labels, padding=4, fontsize=8)
-        axis.set(xscale="log", xlabel="Milliseconds per row (logarithmic)", title=task["title"])
-        axis.title.set_fontsize(9)
-        # Bars on a logarithmic axis have no natural foot: a decade below the shortest, so that it is visible.
-        axis.set_xlim(min(milliseconds) / 10, max(milliseconds) * 40)
-        axis.invert_yaxis()
+        axis.set_title(task["title"], fontsize=9, loc="left")
+        axis.set_ylim(len(ways) - 0.4, -0.6)
         axis.spines[["top", "right"]].set_visible(False)
+    # Bars on a logarithmic axis have no natural foot: a decade below the shortest, so that it is visible.
+    everything = [way["ms_per_row"] for task in results["tasks"] for way in task["ways"]]
+    axis.set(xscale="log", xlabel="Milliseconds per row (logarithmic)")
+    axis.set_xlim(min(everything) / 10, max(everything) * 40)
     environment = document["environment"]
     figure.suptitle(
         "{model[id]}, {dtype}, {device}, {threads} threads".format_map(environment),

@@ -5,6 +5,8 @@ import warnings
 import pytest
 import torch
 from conftest import CONTEXT, FAMILIES, VOCABULARY, make_hf_model
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patchscopes import fast
 from patchscopes.baselines import logit_lens
@@ -230,8 +232,8 @@ class TestSingleCalls:
 
     def test_text_and_its_token_ids_are_the_same(self, llama):
         ids = llama.to_tokens("some text")[0]
-        for given in (ids, ids.tolist(), ids[None]):
-            assert torch.equal(TargetPrompt(llama, given).tokens, TargetPrompt(llama, "some text").tokens)
+        for text in (ids, ids.tolist(), ids[None]):
+            assert torch.equal(TargetPrompt(llama, text).tokens, TargetPrompt(llama, "some text").tokens)
 
 
 class TestEndOfSequence:
@@ -360,6 +362,16 @@ class TestWhichEngine:
         in_parts = patch_generate(target, vectors, layers, max_new_tokens=5, engine="fast")
         assert torch.equal(in_parts, at_once)
         assert torch.equal(in_parts, patch_generate(target, vectors, layers, max_new_tokens=5, engine="hooks"))
+
+    @given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=6), most=st.integers(1, 12))
+    def test_parts_end_where_layers_end(self, counts, most):
+        layers = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        sizes = fast.part_sizes(layers, most)
+        assert sum(sizes) == len(layers)
+        assert 0 < min(sizes) <= max(sizes) <= most
+        for part in layers.split(sizes):
+            for layer in part.unique().tolist():
+                assert (part == layer).sum() == counts[layer] or counts[layer] > most
 
     @pytest.mark.parametrize("broken", ["patched", "in_first_order", "decoding_cache", "decode_step"])
     @pytest.mark.parametrize("prompt", [TOKENS, TOKENS[:2], TOKENS[:1]])
