@@ -47,8 +47,12 @@ def main() -> None:
         live.refresh()
 
     started = time.perf_counter()
-    with Live(table, console=Console(markup=False), auto_refresh=False) as live:
+    console = Console(markup=False)
+    with Live(table, console=console, auto_refresh=False) as live:
         results = entity_layers.run(model, options.name, config, show)
+    if not console.is_terminal:
+        # Without a terminal a live table ends without a newline.
+        print()
     print("what it says of these words in clear:")
     for ending in results["endings"]:
         print(f"  {ending['ending']}: {visible(ending['description'])}")

@@ -76,6 +76,7 @@ def main() -> None:
     with live:
         results = multi_hop_grid.run(model, question, config, show_unpatched, show_layer)
     if not console.is_terminal:
+        # Without a terminal a live table ends without a newline.
         print()
     found = results["methods"]["patchscope"]
     for layer, texts, solved in zip(results["layers"], found["texts"], found["solved"], strict=True):
