@@ -22,7 +22,7 @@ from patchscopes.twin import CleanRun, Twin, begin_step
 
 @dataclass(frozen=True)
 class Generated:
-    """What the rows have generated so far. They are in the order of their target layers.
+    """What the rows have generated so far. They are in the order of their target layers. (On the CPU, all of it.)
 
     Attributes:
         layers: the target layer ℓ* of each row, ascending.
@@ -89,7 +89,7 @@ def decode_step(
         of_texts = n_rows_before[number] + parents[: n_texts[number]]
         layer.keep_rows(filled_up(torch.cat([kept[: n_rows[number]], of_texts]), twin))
 
-    entering, calls = begin_step(twin, new_tokens, cache)
+    entering, calls = begin_step(twin, new_tokens.to(twin.device), cache)
     rows, texts = entering[now.texts[: n_rows[0]].to(entering.device)], entering[: n_texts[0]]
     with using(cache):
         for number, (block, call) in enumerate(zip(twin.blocks, calls, strict=True)):
@@ -122,4 +122,5 @@ def filled_up(rows: Tensor, twin: Twin) -> Tensor:
     if twin.device.type != "cpu" or not is_16_bit(twin.causal_lm.dtype):
         return rows
     unit = max(1, 2 ** (len(rows).bit_length() - 5))
-    return torch.cat([rows, rows[:1].expand(-len(rows) % unit, *rows.shape[1:])])
+    n_spare = -len(rows) % unit
+    return torch.cat([rows, rows[:1].expand(n_spare, *rows.shape[1:])]) if n_spare > 0 else rows

@@ -45,15 +45,19 @@ def start(
     Prompts are read for some rows at a time, those with near target layers together; all rows then go on together.
     """
     twin, clean = twin_of(target.model), target.clean_run
-    order = torch.argsort(layers, stable=True)
-    sizes = part_sizes(layers[order], max(1, TOKENS_AT_A_TIME // target.suffix_length))
+    # Which row is where is worked out on the CPU: it takes no time, and operations that not every device has.
+    on_cpu = layers.cpu()
+    order = torch.argsort(on_cpu, stable=True)
+    sizes = part_sizes(on_cpu[order], max(1, TOKENS_AT_A_TIME // target.suffix_length))
+    rows_of_parts = [rows.to(layers.device) for rows in order.split(sizes)]
     # In order of their layers already, so the order that comes back is this one.
-    parts = [staggered_forward(twin, clean, vectors[rows], layers[rows]) for rows in order.split(sizes)]
+    parts = [staggered_forward(twin, clean, vectors[rows], layers[rows]) for rows in rows_of_parts]
     cache = decoding_cache(twin, clean, [part_cache for _, part_cache, _ in parts])
-    generated = nothing_yet(layers[order])
+    generated = nothing_yet(on_cpu[order])
 
     def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> LogitsInParts:
         nonlocal order, generated
+        chosen, kept = chosen.cpu(), kept.cpu()
         positions = kept[order].nonzero()[:, 0]
         order = (kept.cumsum(dim=0) - 1)[order[positions]]
         residual, generated = decode_step(twin, cache, generated, positions, chosen[order])
@@ -105,7 +109,7 @@ def staggered_forward(
 
 
 def in_first_order(rows: Float[Tensor, "row d_model"], order: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
-    """Undo the reordering of `staggered_forward`."""
+    """Rows that are in this `order`, in their first order again."""
     return rows[order.argsort().to(rows.device)]
 
 

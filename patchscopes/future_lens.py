@@ -50,7 +50,8 @@ N_HELD_OUT_SAMPLES = 96
 SOFT_PROMPT_TRAINING = TrainingConfig(
     optimizer="adamw", learning_rate=1e-2, weight_decay=1e-5, n_steps=120, batch_size=32, evaluate_every=20
 )
-_MODULES = ["future_lens", "tuned_lens", "training", "continuation", "baselines", "target", "twin", "fast", "prefix"]
+_MODULES = ["future_lens", "tuned_lens", "training", "continuation", "baselines", "target"]
+_MODULES += ["twin", "fast", "decoding", "prefix"]
 
 
 def fixed_prompt_target(model: LensModel, prompt: str = FIXED_PROMPT) -> TargetPrompt:

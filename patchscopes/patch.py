@@ -185,8 +185,9 @@ def generate_after(
 ) -> Int[Tensor, "prompt new_token"]:
     """What the model says after each prompt, greedily, with nothing patched: the baselines of a generating Patchscope.
 
-    Prompts are run once as far as they begin alike: the beginning that all share, and then each different one, token by
-    token, as if the model had chosen its tokens. A row that has produced an end-of-sequence token is padded with it.
+    The fast engine runs prompts once as far as they begin alike: the beginning that all share, and then, within a
+    batch, each different one, token by token, as if the model had chosen its tokens. A row that has produced an
+    end-of-sequence token is padded with it.
 
     Raises:
         PatchscopesError: a prompt has no room for the new tokens.

@@ -59,9 +59,10 @@ class PrefixLayer(DynamicLayer):
         return own
 
     def keep_rows(self, rows: Int[Tensor, " kept_row"]) -> None:
-        """Keep only these rows, in this order."""
+        """Keep only these rows, in this order (indices on the CPU)."""
         keys, values = cast(KeysValues, self.own)
-        self.own = keys[rows.to(keys.device)], values[rows.to(values.device)]
+        if not torch.equal(rows, torch.arange(len(keys))):
+            self.own = keys[rows.to(keys.device)], values[rows.to(values.device)]
 
 
 class PrefixCache(Cache):

@@ -52,7 +52,7 @@ def fast_engine_failure(target: TargetPrompt) -> str | None:
     """Why `engine="auto"` does not use the fast engine on this model, or None if it does.
 
     On first use for a model (and again after TransformerLens's compatibility mode was switched), a few rows run
-    through both engines, at i* and at an inner position, for the first token and for one generated on the cache.
+    through both engines, at i* and at an inner position, for the first token and for two generated on the cache.
     A failure is also given as a warning, once.
     """
     model = target.model
@@ -76,19 +76,19 @@ def _prove(target: TargetPrompt) -> str | None:
     middle, last = model.cfg.n_layers // 2, model.cfg.n_layers - 1
     vectors = extract_representations(model, [target.tokens], [-1], [last, middle, EMBEDDING, last, middle])[0]
     layers = torch.tensor([middle, last, middle, EMBEDDING, 0], device=vectors.device)
-    room_for_more = len(target.tokens) < model.cfg.n_ctx
+    n_more = min(2, model.cfg.n_ctx - len(target.tokens))
     for position in {target.position, len(target.tokens) // 2}:
         trial = TargetPrompt(model, target.tokens, position, soft_prompt=target.soft_prompt)
         try:
-            fast_answers = _two_steps(fast.start(trial, vectors, layers), room_for_more)
+            fast_answers = _first_steps(fast.start(trial, vectors, layers), n_more)
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:
             return f"the fast engine cannot run it ({type(error).__name__}: {error})"
-        hooks_answers = _two_steps(hooks.start(trial, vectors, layers), room_for_more)
+        hooks_answers = _first_steps(hooks.start(trial, vectors, layers), n_more)
         rounded_answers = hooks_answers
         if is_16_bit(model.cfg.dtype):
-            rounded_answers = _two_steps(hooks.start(trial, rounded_otherwise(vectors), layers), room_for_more)
+            rounded_answers = _first_steps(hooks.start(trial, rounded_otherwise(vectors), layers), n_more)
         for answers in zip(fast_answers, hooks_answers, rounded_answers, strict=True):
             difference = disagreement(*answers, model.cfg.dtype)
             if difference is not None:
@@ -96,14 +96,17 @@ def _prove(target: TargetPrompt) -> str | None:
     return None
 
 
-def _two_steps(started: tuple[LogitsInParts, Advance], room_for_more: bool) -> list[Float[Tensor, "_ d_vocab"]]:
-    """First logits, and those after one more token on all rows but the first, if the context has room for it."""
+def _first_steps(started: tuple[LogitsInParts, Advance], n_more: int) -> list[Float[Tensor, "_ d_vocab"]]:
+    """First logits, and those after each of `n_more` tokens on all rows but the first."""
     parts, advance = started
-    logits = torch.cat(list(parts))
-    kept = torch.arange(len(logits), device=logits.device) > 0
-    # The same token for both engines: their argmax may differ by rounding.
-    tokens = torch.arange(len(logits), device=logits.device)[kept]
-    return [logits, torch.cat(list(advance(tokens, kept)))] if room_for_more else [logits]
+    logits = [torch.cat(list(parts))]
+    kept = torch.arange(len(logits[0]), device=logits[0].device) > 0
+    # The same tokens for both engines, since their argmax may differ by rounding; two rows say the same.
+    tokens = torch.arange(len(kept), device=kept.device)[kept] % 3
+    for _ in range(n_more):
+        logits.append(torch.cat(list(advance(tokens, kept))))
+        kept = kept[kept]
+    return logits
 
 
 def rounded_otherwise(vectors: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

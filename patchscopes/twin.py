@@ -223,7 +223,8 @@ def begin_step(
 ) -> tuple[Float[Tensor, "row 1 d_model"], list[BlockCall]]:
     """What enters block 0 for a new token of each row, and how the family's forward calls the blocks for one of them.
 
-    The blocks do not run: the caller calls them, with rows of his own.
+    The blocks do not run: the caller calls them, with rows of his own. What a block is called with, hidden states
+    aside, must not depend on the token (the proof, whose tokens differ, finds a family where it does).
     """
 
     def entered_and_called(new_tokens: Int[Tensor, " new"]) -> tuple[list[Tensor], list[BlockCall]]:

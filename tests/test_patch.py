@@ -8,7 +8,7 @@ from conftest import CONTEXT, FAMILIES, VOCABULARY, make_hf_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchscopes import fast
+from patchscopes import decoding, fast
 from patchscopes.baselines import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.generation import choose
@@ -373,10 +373,10 @@ class TestWhichEngine:
             for layer in part.unique().tolist():
                 assert (part == layer).sum() == counts[layer] or counts[layer] > most
 
-    @pytest.mark.parametrize("broken", ["patched", "in_first_order", "decoding_cache", "decode_step"])
+    @pytest.mark.parametrize("broken", ["patched", "in_first_order", "decoding_cache", "decode_step", "appended"])
     @pytest.mark.parametrize("prompt", [TOKENS, TOKENS[:2], TOKENS[:1]])
     def test_the_proof_finds_a_broken_part(self, tokenizer, monkeypatch, broken, prompt):
-        decoding_cache, decode_step = fast.decoding_cache, fast.decode_step
+        decoding_cache, decode_step, appended = fast.decoding_cache, fast.decode_step, decoding.appended
 
         def reversing(*args):
             cache = decoding_cache(*args)
@@ -395,10 +395,19 @@ class TestWhichEngine:
             "decoding_cache": reversing,
             "decode_step": dropping_others,
         }
+
+        def forgetting(before, kept, tokens):
+            now, parents, new_tokens = appended(before, kept, tokens)
+            return now, torch.zeros_like(parents), new_tokens
+
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
         assert fast_engine_failure(TargetPrompt(model, prompt)) is None
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
-        monkeypatch.setattr(fast, broken, replacements[broken])
+        if broken == "appended":
+            # Every text goes on from the first one.
+            monkeypatch.setattr(decoding, broken, forgetting)
+        else:
+            monkeypatch.setattr(fast, broken, replacements[broken])
         with pytest.warns(UserWarning, match="differ"):
             assert fast_engine_failure(TargetPrompt(model, prompt)) is not None
 
@@ -470,6 +479,8 @@ class TestWhichEngine:
             atol=1e-3,
             rtol=0,
         )
+        said = [patch_generate(target, vectors, layers, max_new_tokens=4, engine=e) for e in ("fast", "hooks")]
+        assert torch.equal(*said)
 
 
 class TestDisagreement:
