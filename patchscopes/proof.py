@@ -125,8 +125,8 @@ def disagreement(
 
     In float32 and float64 no logit may be off by 1e-3 or more, relative to the largest logit where that exceeds
     10. In 16-bit types rounding is amplified on the way through the network, on some vectors a hundredfold; so a
-    row's error (root mean square, as part of the spread of its logits) may be 10 %, or twice the largest change
-    that rounding the vectors otherwise makes to any row.
+    row's error (root mean square, as part of the spread of its logits) may be 25 % (rounding alone has come to 18 %),
+    or twice the largest change that rounding the vectors otherwise makes to any row.
 
     Args:
         rounded: `expected` for vectors rounded otherwise; only looked at in 16-bit types.
@@ -142,5 +142,5 @@ def disagreement(
     def largest_change(other: Float[Tensor, "row d_vocab"]) -> float:
         return ((other - expected).square().mean(dim=-1).sqrt() / expected.std(dim=-1)).max().item()
 
-    change, allowed = largest_change(logits), max(0.1, 2 * largest_change(rounded))
+    change, allowed = largest_change(logits), max(0.25, 2 * largest_change(rounded))
     return None if change < allowed else f"a row is off by {change:.0%} of its spread, {allowed:.0%} is allowed"

@@ -493,7 +493,7 @@ class TestDisagreement:
         assert "spread" in disagreement(logits.flip(0).to(half), logits.to(half), logits.to(half), half)
         # What rounding the vectors alone does is no disagreement.
         assert disagreement(logits * 1.15, logits, logits * 0.9, half) is None
-        assert "20% is allowed" in disagreement(logits * 1.3, logits, logits * 0.9, half)
+        assert "25% is allowed" in disagreement(logits * 1.3, logits, logits * 0.9, half)
         assert "finite" in disagreement(logits / 0, logits, logits, single)
 
 
