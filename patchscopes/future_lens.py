@@ -22,7 +22,7 @@ from patchscopes.continuation import Continued, read_with_continuation
 from patchscopes.data import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
-from patchscopes.generation import Advance, LogitsInParts
+from patchscopes.generation import Advance, LogitsInParts, whole
 from patchscopes.layers import EMBEDDING, check_layer
 from patchscopes.learned import (
     Provenance,
@@ -203,5 +203,5 @@ def _loss(
         if ahead > 0:
             logits = advance(source.tokens[rows, ahead - 1], everyone)
         own = torch.log_softmax(logit_lens(target.model, source.final[rows, ahead]).float(), dim=-1)
-        total = total + divergence(own, torch.cat(list(logits)))
+        total = total + divergence(own, whole(logits))
     return total / (N_TOKENS * len(rows))

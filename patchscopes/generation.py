@@ -17,6 +17,11 @@ LogitsInParts: TypeAlias = Iterable[Float[Tensor, "_ d_vocab"]]
 Advance: TypeAlias = Callable[[Int[Tensor, " kept_row"], Bool[Tensor, " row"]], LogitsInParts]
 
 
+def whole(parts: LogitsInParts) -> Float[Tensor, "row d_vocab"]:
+    """The logits of all rows at once, for those who need them."""
+    return torch.cat(list(parts))
+
+
 def generate(
     n_rows: int,
     logits: LogitsInParts,

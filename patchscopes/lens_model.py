@@ -37,5 +37,5 @@ def has_hooks(model: LensModel) -> bool:
 
 
 def is_16_bit(dtype: torch.dtype) -> bool:
-    """Whether numbers of this type carry so few digits that rounding must be measured."""
+    """Whether numbers of this type take 16 bits or fewer: other kernels, and so few digits that rounding matters."""
     return torch.finfo(dtype).bits < 32

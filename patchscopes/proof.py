@@ -12,7 +12,7 @@ from torch import Tensor
 from patchscopes import fast, hooks
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
-from patchscopes.generation import Advance, LogitsInParts
+from patchscopes.generation import Advance, LogitsInParts, whole
 from patchscopes.layers import EMBEDDING
 from patchscopes.lens_model import LensModel, has_hooks, is_16_bit
 from patchscopes.target import TargetPrompt
@@ -99,12 +99,12 @@ def _prove(target: TargetPrompt) -> str | None:
 def _first_steps(started: tuple[LogitsInParts, Advance], n_more: int) -> list[Float[Tensor, "_ d_vocab"]]:
     """First logits, and those after each of `n_more` tokens on all rows but the first."""
     parts, advance = started
-    logits = [torch.cat(list(parts))]
+    logits = [whole(parts)]
     kept = torch.arange(len(logits[0]), device=logits[0].device) > 0
     # The same tokens for both engines, since their argmax may differ by rounding; two rows say the same.
     tokens = torch.arange(len(kept), device=kept.device)[kept] % 3
     for _ in range(n_more):
-        logits.append(torch.cat(list(advance(tokens, kept))))
+        logits.append(whole(advance(tokens, kept)))
         kept = kept[kept]
     return logits
 

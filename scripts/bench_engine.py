@@ -118,18 +118,8 @@ def generation_task(model: nn.Module, n_new_tokens: int) -> dict:
     rows = layers * len(ENTITIES)
     target: TargetPrompt = placeholder_target(model, ENTITY_PROMPT, "x")
 
-    def generate(engine: str, batch_size: int | None) -> Tensor:
-        return patch_generate(target, vectors, rows, max_new_tokens=n_new_tokens, engine=engine, batch_size=batch_size)
-
-    def note(answers: dict[str, Tensor]) -> dict:
-        fast, loop = answers["fast engine"], answers["recomputing loop, one by one"]
-        return {"same_generations": (fast == loop).all(dim=1).float().mean().item()}
-
-    ways = [
-        Way("fast engine", lambda: generate("fast", None), runs=3),
-        Way("recomputing loop, one by one", lambda: generate("hooks", 1), runs=1),
-    ]
-    return measured_task(f"{n_new_tokens} tokens, 10 entities × 10 layers", len(rows), ways, model, note)
+    title = f"{n_new_tokens} tokens, 10 entities × 10 layers"
+    return measured_generation(title, target, vectors, rows, n_new_tokens, ("recomputing loop, one by one", 1))
 
 
 def grid_task(model: nn.Module, n_new_tokens: int) -> dict:
@@ -140,19 +130,29 @@ def grid_task(model: nn.Module, n_new_tokens: int) -> dict:
     states = extract_representations(model, [source], [position], layers)[0]
     vectors, rows = states.repeat_interleave(len(layers), dim=0), layers * len(layers)
 
+    title = f"{n_new_tokens} tokens, one question at {len(layers)} × {len(layers)} pairs of layers"
+    return measured_generation(title, target, vectors, rows, n_new_tokens, ("hooks, batches of 32", 32))
+
+
+def measured_generation(
+    title: str, target: TargetPrompt, vectors: Tensor, layers: list[int], n_new_tokens: int, plain: tuple[str, int]
+) -> dict:
+    """Time generation by the fast engine beside plain hooks (their name and batch size); how many rows say the same."""
+    plain_name, plain_batch_size = plain
+
     def generate(engine: str, batch_size: int | None) -> Tensor:
-        return patch_generate(target, vectors, rows, max_new_tokens=n_new_tokens, engine=engine, batch_size=batch_size)
+        return patch_generate(
+            target, vectors, layers, max_new_tokens=n_new_tokens, engine=engine, batch_size=batch_size
+        )
 
     def note(answers: dict[str, Tensor]) -> dict:
-        fast, hooks = answers["fast engine"], answers["hooks, batches of 32"]
-        return {"same_generations": (fast == hooks).all(dim=1).float().mean().item()}
+        return {"same_generations": (answers["fast engine"] == answers[plain_name]).all(dim=1).float().mean().item()}
 
     ways = [
         Way("fast engine", lambda: generate("fast", None), runs=3),
-        Way("hooks, batches of 32", lambda: generate("hooks", 32), runs=1),
+        Way(plain_name, lambda: generate("hooks", plain_batch_size), runs=1),
     ]
-    title = f"{n_new_tokens} tokens, one question at {len(layers)} × {len(layers)} pairs of layers"
-    return measured_task(title, len(rows), ways, model, note)
+    return measured_task(title, len(layers), ways, target.model, note)
 
 
 def print_tasks(results: dict) -> None:
