@@ -277,7 +277,7 @@ def rows_per_batch(model: LensModel, *, run: int = 1, unembedded: int = 1, cache
     """Rows to compute at a time: enough to keep matrix products efficient, few enough to fit into memory.
 
     Measured on two cores with a 135M model, time per row falls until about 500 rows and is flat from there. The
-    bounds are 1,024 tokens, 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
+    bounds are 2,048 tokens, 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
 
     Args:
         run: tokens that each row runs at once.

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -26,6 +27,10 @@ from patchscopes.model import load_model
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
+
+# How long one example takes tells more about the machine than about the code.
+settings.register_profile("patchscopes", deadline=None)
+settings.load_profile("patchscopes")
 
 VOCABULARY = 300
 CONTEXT = 256

@@ -97,7 +97,7 @@ class TestAlignment:
         found = {texts[0][position] for position, _ in aligned_positions(source, target, MIXED)}
         assert found == common
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40))
     def test_any_text(self, pair, text):
         source, target = pair

@@ -6,7 +6,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchscopes.data import DATA_FOLDER, Sample, draw_samples, load_texts, split_of
@@ -138,7 +138,6 @@ class TestStreamed:
 
 
 class TestDraws:
-    @settings(deadline=None)
     @given(
         st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda lengths: max(lengths) > 1),
         st.integers(0, 100),

@@ -68,7 +68,7 @@ class TestMoments:
         torch.testing.assert_close(weights, torch.zeros_like(weights), atol=1e-6, rtol=0)
         torch.testing.assert_close(biases[0, 0], y[:, 0].mean(dim=0))
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(parts=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
     def test_streaming_is_one_shot(self, parts, seed):
         torch.manual_seed(seed)
@@ -146,7 +146,7 @@ class TestFit:
 
 
 class TestAffineMap:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(batch=st.lists(st.integers(0, 4), max_size=3), d_in=st.integers(1, 9), d_out=st.integers(1, 9))
     def test_maps_the_last_dimension(self, batch, d_in, d_out):
         affine = random_map(d_in, d_out)

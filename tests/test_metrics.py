@@ -31,7 +31,6 @@ def test_the_models_own_token_has_the_lowest_surprisal():
         assert (own <= surprisal(torch.full((50,), token), logits)).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.integers(0, 5))
 def test_the_interval_encloses_the_mean_within_the_data(values, seed):
     values = np.array(values)
@@ -67,7 +66,7 @@ def test_perfect_precision_is_exactly_one():
     assert mean_with_interval(np.ones((7, 2))).as_json() == {"mean": [1.0, 1.0], "ci95": [[1.0, 1.0], [1.0, 1.0]]}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12))
 def test_the_rank_is_the_place_among_the_sorted(seed, n_rows, n_tokens):
     torch.manual_seed(seed)

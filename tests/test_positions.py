@@ -85,7 +85,7 @@ def test_only_spaces_belong_to_the_token_that_follows(model):
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]), min_size=1, max_size=30)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXT, data=st.data())
 def test_any_substring_of_any_text_is_found(model, text, data):
     begin = data.draw(st.integers(0, len(text) - 1))

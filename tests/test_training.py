@@ -123,7 +123,7 @@ class TestTrain:
         with pytest.raises(PatchscopesError, match=r"out is damaged, .* remove it"):
             self.run(tmp_path / "out", TrainingConfig())
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(seed=st.integers(0, 999), n_rows=st.integers(1, 5), n_tokens=st.integers(1, 9))
     def test_divergence_is_that_of_the_definition(self, seed, n_rows, n_tokens):
         torch.manual_seed(seed)

@@ -286,8 +286,11 @@ def said_when_patched(
     """What the model says for each pair (ℓ, ℓ*); a row that has answered says no more."""
 
     def answered(tokens: Int[Tensor, "row new_token"]) -> Bool[Tensor, " row"]:
-        texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return torch.tensor([answers(text, question.accepted, closed=True) for text in texts], device=tokens.device)
+        # On the CPU, and each text once: rows say few different things.
+        different, which = tokens.cpu().unique(dim=0, return_inverse=True)
+        texts = model.tokenizer.batch_decode(different, skip_special_tokens=True)
+        answer = torch.tensor([answers(text, question.accepted, closed=True) for text in texts])
+        return answer[which].to(tokens.device)
 
     slots = {layer: slot for slot, layer in enumerate(layers)}
     tokens = patch_generate(
