@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from patchscopes.data import PASSAGES, STREAMED
 from patchscopes.errors import PatchscopesError
+from patchscopes.memory import keep_freed_memory
 from patchscopes.plots import save_png
 from patchscopes.registry import EMBEDDED_MODEL
 from patchscopes.results import ChunkStore, Json, write_json
@@ -205,6 +206,7 @@ def print_files(options: argparse.Namespace, document: Json) -> None:
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a user's mistake ends it with one line instead of a traceback."""
+    keep_freed_memory()
     try:
         main()
     except PatchscopesError as error:

@@ -1,0 +1,28 @@
+"""Memory that is freed, kept for the next tensor."""
+
+import ctypes
+import platform
+
+# Of glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+
+KEPT_BYTES = 512 * 2**20
+LARGEST_KEPT_BYTES = 64 * 2**20
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep freed memory instead of giving it back to the operating system; whether it could.
+
+    Left alone, glibc gives back the memory of a batch's activations when they are freed, and the operating system
+    hands out empty pages for the next ones: a grid of 900 rows takes 70,000 to 150,000 page faults, and 5 to 10 %
+    longer (embedded model, bfloat16, two cores). Up to 512 MiB are kept, of tensors up to 64 MiB each.
+
+    It sets something for the whole process, so the scripts call it, and importing the library does not. Where the C
+    library is not glibc it does nothing. Memory of a GPU is not concerned.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    # Each of the two would otherwise follow from what is freed; setting one alone fixes the other where it stands.
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES) and libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
