@@ -387,27 +387,24 @@ class TestWhichEngine:
         def dropping_others(twin, cache, before, kept, tokens):
             return decode_step(twin, cache, before, torch.arange(len(kept)), tokens)
 
-        replacements = {
-            # Rows are not patched at all; rows come back in the wrong order; caches are in the wrong order; another
-            # row is dropped than the one to drop.
-            "patched": lambda residual, vectors: residual.expand(len(vectors), -1, -1).clone(),
-            "in_first_order": lambda rows, order: rows,
-            "decoding_cache": reversing,
-            "decode_step": dropping_others,
-        }
-
         def forgetting(before, kept, tokens):
             now, parents, new_tokens = appended(before, kept, tokens)
             return now, torch.zeros_like(parents), new_tokens
 
+        # Rows are not patched at all; rows come back in the wrong order; caches are in the wrong order; another row is
+        # dropped than the one to drop; every text goes on from the first one.
+        module, replacement = {
+            "patched": (fast, lambda residual, vectors: residual.expand(len(vectors), -1, -1).clone()),
+            "in_first_order": (fast, lambda rows, order: rows),
+            "decoding_cache": (fast, reversing),
+            "decode_step": (fast, dropping_others),
+            "appended": (decoding, forgetting),
+        }[broken]
+
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
         assert fast_engine_failure(TargetPrompt(model, prompt)) is None
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
-        if broken == "appended":
-            # Every text goes on from the first one.
-            monkeypatch.setattr(decoding, broken, forgetting)
-        else:
-            monkeypatch.setattr(fast, broken, replacements[broken])
+        monkeypatch.setattr(module, broken, replacement)
         with pytest.warns(UserWarning, match="differ"):
             assert fast_engine_failure(TargetPrompt(model, prompt)) is not None
 
