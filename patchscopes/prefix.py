@@ -8,12 +8,14 @@ from typing import Any, TypeAlias, cast
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import eager_mask
 
 SHARED_PREFIX_ATTENTION = "patchscopes_shared_prefix"
+# A CPU takes less than 16 keys one by one (two cores, 17,010 rows of 10 scores: 1.5 ms; with six more, 0.24).
+FEWEST_KEYS = 16
 
 # Keys and values of some tokens in one block, `[row, kv_head, token, d_head]` each.
 KeysValues: TypeAlias = tuple[Tensor, Tensor]
@@ -35,8 +37,7 @@ class PrefixLayer(DynamicLayer):
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         if self.shared or self.prefix is None:
             return keys, values
-        prefix_keys, prefix_values = (part.expand(len(keys), -1, -1, -1) for part in self.prefix)
-        return torch.cat([prefix_keys, keys], dim=-2), torch.cat([prefix_values, values], dim=-2)
+        return with_prefix(self.prefix, (keys, values))
 
     def get_seq_length(self) -> int:
         """Tokens so far, the prefix included: masks and positions of new tokens follow from it."""
@@ -105,15 +106,19 @@ def shared_prefix_attention(
     """
     n_kv_heads, n_queries = key.shape[1], query.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query = rearrange(query, "row (kv group) query d -> row kv (group query) d", kv=n_kv_heads) * scaling
-    scores = query @ key.transpose(-1, -2)
+    query = rearrange(query * scaling, "row (kv group) query d -> row kv (group query) d", kv=n_kv_heads)
 
     prefix = _cache_in_use.get().prefix_layers[module.layer_idx].prefix
-    per_row = {"gq": query.shape[2]}
+    if prefix is not None and prefix[0].shape[-2] + key.shape[-2] <= query.shape[-2]:
+        # Copying few keys for many queries costs less than adding up two results.
+        key, value = with_prefix(prefix, (key, value))
+        prefix = None
+
+    scores = query @ key.transpose(-1, -2)
     if prefix is not None:
         prefix_key, prefix_value = (part[0] for part in prefix)
         prefix_scores = rearrange(query, "row kv gq d -> kv (row gq) d") @ prefix_key.transpose(-1, -2)
-        prefix_scores = rearrange(prefix_scores, "kv (row gq) key -> row kv gq key", **per_row)
+        prefix_scores = rearrange(prefix_scores, "kv (row gq) key -> row kv gq key", row=len(query))
         scores = torch.cat([prefix_scores, scores], dim=-1)
 
     if softcap is not None:
@@ -121,15 +126,33 @@ def shared_prefix_attention(
     if attention_mask is not None:
         scores = rearrange(scores, "row kv (group query) key -> row kv group query key", query=n_queries)
         scores = rearrange(scores + attention_mask[:, :, None], "row kv group query key -> row kv (group query) key")
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = softmax_over_keys(scores).to(value.dtype)
 
     if prefix is None:
         out = weights @ value
     else:
         prefix_weights, own_weights = weights.split([prefix_key.shape[-2], key.shape[-2]], dim=-1)
         prefix_out = rearrange(prefix_weights, "row kv gq key -> kv (row gq) key") @ prefix_value
-        out = rearrange(prefix_out, "kv (row gq) d -> row kv gq d", **per_row) + own_weights @ value
+        out = rearrange(prefix_out, "kv (row gq) d -> row kv gq d", row=len(query)) + own_weights @ value
     return rearrange(out, "row kv (group query) d -> row query (kv group) d", query=n_queries), None
+
+
+def softmax_over_keys(scores: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
+    """The softmax over the last dimension, in float32."""
+    n_keys = scores.shape[-1]
+    if scores.device.type == "cpu" and n_keys < FEWEST_KEYS:
+        padded = nn.functional.pad(scores.float(), (0, FEWEST_KEYS - n_keys), value=-torch.inf)
+        return torch.softmax(padded, dim=-1)[..., :n_keys]
+    return torch.softmax(scores, dim=-1, dtype=torch.float32)
+
+
+def with_prefix(prefix: KeysValues, own: KeysValues) -> KeysValues:
+    """Keys and values of the prefix, the same for each row, and then the rows' own."""
+    keys, values = (
+        torch.cat([shared.expand(len(of_rows), -1, -1, -1), of_rows], dim=-2)
+        for shared, of_rows in zip(prefix, own, strict=True)
+    )
+    return keys, values
 
 
 AttentionInterface.register(SHARED_PREFIX_ATTENTION, shared_prefix_attention)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from patchscopes import decoding, fast
 from patchscopes.baselines import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.generation import choose
+from patchscopes.generation import choose, most_likely
 from patchscopes.layers import hook_name
 from patchscopes.model import load_model
 from patchscopes.patch import (
@@ -294,6 +294,19 @@ class TestSampling:
         vectors, layers = random_rows(llama, 5)
         greedy = patch_generate(target, vectors, layers, max_new_tokens=3)
         assert torch.equal(patch_generate(target, vectors, layers, max_new_tokens=3, temperature=1e-6), greedy)
+
+
+@given(
+    n_tokens=st.sampled_from([1, 7, 511, 512, 513, 1024, 1500]),
+    # Few different values: most rows have their largest more than once.
+    n_values=st.integers(1, 300),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 1000),
+)
+def test_the_most_likely_token_is_the_first_with_the_largest_logit(n_tokens, n_values, dtype, seed):
+    logits = torch.randint(-n_values, 0, (5, n_tokens), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert most_likely(logits).tolist() == expected
 
 
 class HookedOnly:
