@@ -11,6 +11,7 @@ from torch import Tensor
 from patchscopes.baselines import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representations
+from patchscopes.generation import most_likely
 from patchscopes.lens_model import LensModel
 from patchscopes.proof import Engine, chosen_engine
 from patchscopes.target import TargetPrompt
@@ -106,14 +107,14 @@ def _read_text(
     read = [clean.residuals[layer + 1][0, last_tokens] for layer in layers]
     representations = torch.stack([states.to(read[0].device) for states in read], dim=1)
     final = [clean.residuals[-1][0, last_tokens]]
-    tokens = [logit_lens(model, final[-1]).argmax(dim=-1)]
+    tokens = [most_likely(logit_lens(model, final[-1]))]
     caches = [
         twin.new_cache([(keys[:, :, :end], values[:, :, :end]) for keys, values in clean.suffixes]) for end in ends
     ]
     while len(tokens) < n_tokens:
         going_on = zip(tokens[-1].split(1), caches, strict=True)
         final.append(torch.cat([next_token_residual(twin, token, cache) for token, cache in going_on]))
-        tokens.append(logit_lens(model, final[-1]).argmax(dim=-1))
+        tokens.append(most_likely(logit_lens(model, final[-1])))
     return representations, torch.stack(tokens, dim=1), torch.stack(final, dim=1)
 
 
@@ -127,6 +128,6 @@ def _read_plainly(
     tokens: list[Tensor] = []
     for _ in range(n_tokens):
         final.append(extract_representations(model, runs, [-1] * len(runs), [model.cfg.n_layers - 1])[:, 0])
-        tokens.append(logit_lens(model, final[-1]).argmax(dim=-1))
+        tokens.append(most_likely(logit_lens(model, final[-1])))
         runs = [torch.cat([run, token]) for run, token in zip(runs, tokens[-1].split(1), strict=True)]
     return Continued(representations, torch.stack(tokens, dim=1), torch.stack(final, dim=1))

@@ -24,7 +24,7 @@ from torch import Tensor
 from patchscopes import fast, hooks
 from patchscopes.errors import PatchscopesError
 from patchscopes.extract import extract_representation, extract_representations
-from patchscopes.generation import Stop, generate, whole
+from patchscopes.generation import Stop, generate, most_likely, whole
 from patchscopes.layers import EMBEDDING, check_layer
 from patchscopes.lens_model import LensModel
 from patchscopes.proof import Engine, chosen_engine
@@ -124,7 +124,7 @@ def patch_logits_ahead_in_batches(
             ahead = [whole(logits)]
             everyone = torch.ones(len(ahead[0]), dtype=torch.bool, device=ahead[0].device)
             while len(ahead) < n_tokens:
-                ahead.append(whole(advance(ahead[-1].argmax(dim=-1), everyone)))
+                ahead.append(whole(advance(most_likely(ahead[-1]), everyone)))
             yield torch.stack(ahead, dim=1)
 
     return batches()
