@@ -22,7 +22,7 @@ from patchscopes.target import TargetPrompt
 from patchscopes.twin import CleanRun, Twin, twin_of, unembed
 
 # More tokens than this at a time fall out of the caches of a processor; fewer spend more time between the operations
-# (reading the prompts of three grids of 900 rows, two cores, bfloat16, mean: 2.8 s with 2,048 or 3,072, 3.1 with 1,024).
+# (reading the prompts of a grid of 900 rows, two cores, bfloat16: 2.8 s with 2,048 or 3,072, 3.1 with 1,024).
 TOKENS_AT_A_TIME = 2048
 # Logits of more rows take memory and hardly less time (two cores, 49,152 tokens, 3,075 rows in four steps: 0.55 s in
 # bfloat16 and 1.51 in float32, 0.53 and 1.52 with 1,024 at a time, 0.66 and 1.84 with 128).
