@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from patchscopes.lens_model import LensModel
-from patchscopes.positions import token_spans
-from patchscopes.tokens import token_texts
+from patchscopes.model.lens_model import LensModel
+from patchscopes.positions import find_token_spans
+from patchscopes.tokens import decode_each_token
 
 # What part of a character is shown as: such tokens have no text of their own.
 PARTIAL = "\N{REPLACEMENT CHARACTER}"
 
 
-def aligned_positions(source_model: LensModel, target_model: LensModel, text: str) -> list[tuple[int, int]]:
+def align_positions(source_model: LensModel, target_model: LensModel, text: str) -> list[tuple[int, int]]:
     """Pairs of positions, in the tokens of the two models, at which both have read exactly the same part of `text`.
 
     Both tokenizers end a token at the same character there. Of several tokens that end at one character (each a part of
@@ -31,7 +31,7 @@ def aligned_positions(source_model: LensModel, target_model: LensModel, text: st
 
 def _ends(model: LensModel, text: str) -> dict[int, int]:
     """The last position that ends at each character; tokens that stand for no character (BOS) end nowhere."""
-    spans = token_spans(model, text, truncate=True)
+    spans = find_token_spans(model, text, truncate=True)
     ends = {end: position for position, (start, end) in enumerate(spans) if end > start}
     if spans and len(spans) == model.cfg.n_ctx:
         # The context may have cut the text inside a character.
@@ -39,11 +39,11 @@ def _ends(model: LensModel, text: str) -> dict[int, int]:
     return ends
 
 
-def vocabulary_by_text(model: LensModel) -> dict[str, int]:
+def map_vocabulary_by_text(model: LensModel) -> dict[str, int]:
     """The model's tokens by their text; of several with the same text the last that is no single byte."""
     by_name = sorted(model.tokenizer.get_vocab().items(), key=lambda item: (not _is_byte(item[0]), item[1]))
     ids = [token for _, token in by_name]
-    texts = token_texts(model, ids)
+    texts = decode_each_token(model, ids)
     return {text: token for token, text in zip(ids, texts, strict=True) if text and PARTIAL not in text}
 
 
@@ -52,7 +52,7 @@ def _is_byte(name: str) -> bool:
     return re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name) is not None
 
 
-def longest_beginning(text: str, vocabulary: dict[str, int]) -> int | None:
+def find_longest_beginning(text: str, vocabulary: dict[str, int]) -> int | None:
     """The token that is the longest beginning of `text`, if any is: the token itself where the vocabulary has it."""
     beginnings = (text[:length] for length in range(len(text), 0, -1))
     return next((vocabulary[beginning] for beginning in beginnings if beginning in vocabulary), None)
@@ -74,7 +74,7 @@ class Vocabularies:
     def of(cls, source: LensModel, target: LensModel) -> "Vocabularies":
         """Those of two models."""
         shared = source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
-        return cls(source, target, None if shared else vocabulary_by_text(source))
+        return cls(source, target, None if shared else map_vocabulary_by_text(source))
 
     def same(self, model: LensModel, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """For tokens of either model, the source model's token with the same text, or -1 where it has none."""
@@ -86,12 +86,12 @@ class Vocabularies:
         """For tokens of the target model, the longest token of the source model that their text begins with, or -1."""
         if self.by_text is None:
             return self.same(self.target, tokens)
-        return self._replaced(self.target, tokens, longest_beginning)
+        return self._replaced(self.target, tokens, find_longest_beginning)
 
     def _replaced(
         self, model: LensModel, tokens: Int[Tensor, "*batch"], find: Callable[[str, dict[str, int]], int | None]
     ) -> Int[Tensor, "*batch"]:
         assert self.by_text is not None
         ids, places = tokens.unique(return_inverse=True)
-        found = [find(text, self.by_text) for text in token_texts(model, ids)]
+        found = [find(text, self.by_text) for text in decode_each_token(model, ids)]
         return torch.tensor([-1 if one is None else one for one in found], device=tokens.device)[places]

@@ -15,49 +15,22 @@ Future Lens, a prompt  `PatchscopeLens` on hooks   T = the prompt, i* = its end,
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.errors import PatchscopesError
-from patchscopes.lens_model import LensModel
-from patchscopes.mappings import LayerMapping
+from patchscopes.engine.proof import Engine
+from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.unembedding import logit_lens
+from patchscopes.learned.mappings import LayerMapping
+from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_logits
-from patchscopes.proof import Engine
-from patchscopes.target import TargetPrompt
 from patchscopes.tokens import Text
-from patchscopes.twin import twin_of, unembed
 
 # Logits of the next token, from the representation of row r at `layers[r]`.
 Lens: TypeAlias = Callable[[Float[Tensor, "row d_model"], Int[Tensor, " row"]], Float[Tensor, "row d_vocab"]]
-
-
-@torch.no_grad()
-def logit_lens(model: LensModel, representations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
-    """Read a representation of any layer as if it were the last one's: final norm, then unembedding.
-
-    The logit lens (nostalgebraist 2020). Applied to the last layer it gives the model's own prediction, output
-    scaling or capping included. Hooks on the model do not fire.
-    """
-    rows = representations.reshape(-1, representations.shape[-1])
-    return unembedded(model, rows).reshape(*representations.shape[:-1], -1)
-
-
-def unembedded(model: LensModel, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-    """`logit_lens` of rows, with gradients if the rows have any."""
-    try:
-        return unembed(twin_of(model), rows)
-    except PatchscopesError:
-        return _plain_unembed(model, rows)
-
-
-def _plain_unembed(model: Any, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-    """The same from TransformerLens's own modules, for a HookedTransformer or a family that has no twin."""
-    logits = model.unembed(model.ln_final(rows[:, None]))[:, 0]
-    cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,28 +8,29 @@ when vector r is written at (i*, layer r)?*
 Layer ℓ means the residual stream after block ℓ (`blocks.{ℓ}.hook_resid_post`); `EMBEDDING` is what enters block 0.
 Vectors come from `extract_representations`; any function of them (the mapping f) can be applied in between.
 
-Two engines answer. `"hooks"` (`patchscopes.hooks`) is the plain one: a full forward pass with TransformerLens hooks
-for each batch of rows. `"fast"` (`patchscopes.fast`) computes the same and skips what rows have in common. `"auto"`
-uses the fast engine once it has given the same answers as hooks on this model (`patchscopes.proof`), and otherwise
+Two engines answer. `"hooks"` (`patchscopes.engine.hooks`) is the plain one: a full forward pass with TransformerLens hooks
+for each batch of rows. `"fast"` (`patchscopes.engine.fast`) computes the same and skips what rows have in common. `"auto"`
+uses the fast engine once it has given the same answers as hooks on this model (`patchscopes.engine.proof`), and otherwise
 warns and uses hooks.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes import fast, hooks
+from patchscopes.engine import fast, hooks
+from patchscopes.engine.batching import check_length, choose_batch_size, rows_per_batch
+from patchscopes.engine.extract import extract_representation, extract_representations
+from patchscopes.engine.generation import Stop, concatenate_logits, find_most_likely, generate
+from patchscopes.engine.proof import Engine, choose_engine
+from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
-from patchscopes.extract import extract_representation, extract_representations
-from patchscopes.generation import Stop, generate, most_likely, whole
-from patchscopes.layers import EMBEDDING, check_layer
-from patchscopes.lens_model import LensModel
-from patchscopes.proof import Engine, chosen_engine
-from patchscopes.target import TargetPrompt
-from patchscopes.tokens import Text, end_tokens, to_token_ids, token_texts
+from patchscopes.model.layers import EMBEDDING, check_layer
+from patchscopes.model.lens_model import LensModel
+from patchscopes.tokens import Text, decode_each_token, get_end_tokens
 
 __all__ = [
     "EMBEDDING",
@@ -42,6 +43,7 @@ __all__ = [
     "patch_logits",
     "patch_logits_ahead_in_batches",
     "patch_logits_in_batches",
+    "placeholder_target",
     "rows_per_batch",
     "run_with_patch",
 ]
@@ -86,8 +88,8 @@ def patch_logits_in_batches(
 ) -> Iterator[Float[Tensor, "batch d_vocab"]]:
     """`patch_logits`, one batch of rows at a time: for more rows than their logits would fit into memory."""
     vectors, layers = _checked_rows(target, vectors, layers)
-    chosen = chosen_engine(target, engine)
-    size = _batch_size(target, chosen, batch_size, new_tokens=0)
+    chosen = choose_engine(target, engine)
+    size = choose_batch_size(target, chosen, batch_size, new_tokens=0)
     ask = fast.first_logits if chosen == "fast" else hooks.first_logits
 
     @torch.no_grad()
@@ -112,19 +114,19 @@ def patch_logits_ahead_in_batches(
     An end-of-sequence token is gone on from like any other. Args and errors: as for `patch_logits`.
     """
     vectors, layers = _checked_rows(target, vectors, layers)
-    _check_length(target, n_tokens)
-    chosen = chosen_engine(target, engine)
-    size = _batch_size(target, chosen, batch_size, n_tokens, unembedded=n_tokens)
-    start = fast.start if chosen == "fast" else hooks.start
+    check_length(target, n_tokens)
+    chosen = choose_engine(target, engine)
+    size = choose_batch_size(target, chosen, batch_size, n_tokens, unembedded=n_tokens)
+    start_generation = fast.start_generation if chosen == "fast" else hooks.start_generation
 
     @torch.no_grad()
     def batches() -> Iterator[Float[Tensor, "batch n_tokens d_vocab"]]:
         for first in range(0, len(vectors), size):
-            logits, advance = start(target, vectors[first : first + size], layers[first : first + size])
-            ahead = [whole(logits)]
+            logits, advance = start_generation(target, vectors[first : first + size], layers[first : first + size])
+            ahead = [concatenate_logits(logits)]
             everyone = torch.ones(len(ahead[0]), dtype=torch.bool, device=ahead[0].device)
             while len(ahead) < n_tokens:
-                ahead.append(whole(advance(most_likely(ahead[-1]), everyone)))
+                ahead.append(concatenate_logits(advance(find_most_likely(ahead[-1]), everyone)))
             yield torch.stack(ahead, dim=1)
 
     return batches()
@@ -158,75 +160,19 @@ def patch_generate(
     vectors, layers = _checked_rows(target, vectors, layers)
     if temperature < 0:
         raise PatchscopesError(f"temperature must be at least 0, got {temperature}")
-    _check_length(target, max_new_tokens)
-    chosen = chosen_engine(target, engine)
-    size = _batch_size(target, chosen, batch_size, max_new_tokens, unembedded=0)
-    start = fast.start if chosen == "fast" else hooks.start
+    check_length(target, max_new_tokens)
+    chosen = choose_engine(target, engine)
+    size = choose_batch_size(target, chosen, batch_size, max_new_tokens, unembedded=0)
+    start_generation = fast.start_generation if chosen == "fast" else hooks.start_generation
     draws = torch.rand(len(vectors), max_new_tokens) if temperature > 0 else None
     out = torch.empty(len(vectors), max_new_tokens, dtype=torch.long, device=vectors.device)
     for first in range(0, len(vectors), size):
         rows = slice(first, first + size)
-        logits, advance = start(target, vectors[rows], layers[rows])
+        logits, advance = start_generation(target, vectors[rows], layers[rows])
         some_draws = None if draws is None else draws[rows]
-        ends = end_tokens(target.model)
+        ends = get_end_tokens(target.model)
         n_rows = len(vectors[rows])
         out[rows] = generate(n_rows, logits, advance, ends, max_new_tokens, temperature, some_draws, stop=stop)
-    return out
-
-
-@torch.no_grad()
-def generate_after(
-    model: LensModel,
-    prompts: Sequence[Text],
-    *,
-    max_new_tokens: int = 20,
-    engine: Engine = "auto",
-    batch_size: int | None = None,
-) -> Int[Tensor, "prompt new_token"]:
-    """What the model says after each prompt, greedily, with nothing patched: the baselines of a generating Patchscope.
-
-    The fast engine runs prompts once as far as they begin alike: the beginning that all share, and then, within a
-    batch, each different one, token by token, as if the model had chosen its tokens. A row that has produced an
-    end-of-sequence token is padded with it.
-
-    Raises:
-        PatchscopesError: a prompt has no room for the new tokens.
-    """
-    ids = [to_token_ids(model, prompt).tolist() for prompt in prompts]
-    if not ids:
-        return torch.empty(0, max_new_tokens, dtype=torch.long, device=model.cfg.device)
-    n_shared = next((n for n, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1), min(map(len, ids)))
-    if n_shared == 0:
-        # Without a BOS token prompts may have nothing in common: those that do go together.
-        out = torch.empty(len(ids), max_new_tokens, dtype=torch.long, device=model.cfg.device)
-        for first in sorted({tokens[0] for tokens in ids}):
-            alike = [number for number, tokens in enumerate(ids) if tokens[0] == first]
-            some = [ids[number] for number in alike]
-            out[alike] = generate_after(
-                model, some, max_new_tokens=max_new_tokens, engine=engine, batch_size=batch_size
-            )
-        return out
-    own = [tokens[n_shared:] for tokens in ids]
-    longest = max(map(len, own))
-    target = TargetPrompt(model, ids[0][:n_shared], -1)
-    _check_length(target, longest + max_new_tokens)
-    # A state that is written over itself changes nothing; and below the layer of the patch, rows share what they can.
-    last = model.cfg.n_layers - 1
-    vectors = extract_representations(model, [target.tokens], [-1], [last])[0].expand(len(ids), -1)
-    layers = torch.full((len(ids),), last, device=vectors.device)
-    padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in own]
-    forced = torch.tensor(padded, dtype=torch.long, device=vectors.device)
-    chosen = chosen_engine(target, engine)
-    size = _batch_size(target, chosen, batch_size, longest + max_new_tokens, unembedded=0)
-    start = fast.start if chosen == "fast" else hooks.start
-    out = torch.empty(len(ids), max_new_tokens, dtype=torch.long, device=vectors.device)
-    for first in range(0, len(ids), size):
-        rows = slice(first, first + size)
-        logits, advance = start(target, vectors[rows], layers[rows])
-        n_rows, n_new = len(vectors[rows]), longest + max_new_tokens
-        said = generate(n_rows, logits, advance, end_tokens(model), n_new, 0.0, None, forced[rows])
-        for row, tokens, of_row in zip(out[rows], said, own[rows], strict=True):
-            row.copy_(tokens[len(of_row) : len(of_row) + max_new_tokens])
     return out
 
 
@@ -267,61 +213,10 @@ def generate_with_patch(
     target = TargetPrompt(model, target_text, target_position)
     rows = patch_generate(target, source_vec[None], [layer], max_new_tokens=max_new_tokens, temperature=temperature)
     tokens = rows[0]
-    ended = torch.isin(tokens, end_tokens(model)).nonzero()
+    ended = torch.isin(tokens, get_end_tokens(model)).nonzero()
     if len(ended) > 0:
         tokens = tokens[: int(ended[0]) + 1]
-    return token_texts(model, tokens), tokens
-
-
-def rows_per_batch(model: LensModel, *, run: int = 1, unembedded: int = 1, cached: int = 0) -> int:
-    """Rows to compute at a time: enough to keep matrix products efficient, few enough to fit into memory.
-
-    Measured on two cores with a 135M model, time per row falls until about 500 rows and is flat from there. The
-    bounds are 2,048 tokens, 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
-
-    Args:
-        run: tokens that each row runs at once.
-        unembedded: tokens of each row whose logits are held at once; none where they are only chosen from.
-        cached: tokens of each row whose keys and values are kept.
-    """
-    cfg = model.cfg
-    kv_width = 2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head
-    by_tokens = fast.TOKENS_AT_A_TIME // run
-    by_logits = 2**26 // (cfg.d_vocab * unembedded) if unembedded > 0 else by_tokens
-    by_cache = 2**28 // (cfg.n_layers * kv_width * max(1, cached))
-    return max(1, min(by_tokens, by_logits, by_cache))
-
-
-def _check_length(target: TargetPrompt, new_tokens: int) -> None:
-    """Refuse to generate nothing, or more than the model's context holds."""
-    if new_tokens < 1:
-        raise PatchscopesError(f"at least 1 token must be generated, got {new_tokens}")
-    if len(target.tokens) + new_tokens - 1 > target.model.cfg.n_ctx:
-        raise PatchscopesError(
-            f"the target prompt's {len(target.tokens)} tokens and {new_tokens} new ones do not fit the model's "
-            f"context of {target.model.cfg.n_ctx}; shorten either"
-        )
-
-
-def _batch_size(
-    target: TargetPrompt,
-    engine: Literal["fast", "hooks"],
-    batch_size: int | None,
-    new_tokens: int,
-    unembedded: int = 1,
-) -> int:
-    """The given batch size, if it is one, or the one that suits the engine."""
-    if batch_size is not None and batch_size < 1:
-        raise PatchscopesError(f"batch_size must be at least 1, or None to choose by size; got {batch_size}")
-    if batch_size is not None:
-        return batch_size
-    if engine == "hooks":
-        whole = len(target.tokens) + new_tokens
-        return rows_per_batch(target.model, run=whole, unembedded=whole)
-    if new_tokens == 0:
-        return rows_per_batch(target.model, run=target.suffix_length, unembedded=unembedded)
-    # The engine itself reads the prompts in smaller parts.
-    return rows_per_batch(target.model, unembedded=unembedded, cached=target.suffix_length + new_tokens)
+    return decode_each_token(model, tokens), tokens
 
 
 def _checked_rows(

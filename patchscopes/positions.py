@@ -1,11 +1,11 @@
 """Where a word stands in a text, counted in the model's tokens (BOS included)."""
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.lens_model import LensModel
-from patchscopes.tokens import to_token_ids, token_texts
+from patchscopes.model.lens_model import LensModel
+from patchscopes.tokens import decode_each_token, to_token_ids
 
 
-def token_spans(model: LensModel, text: str, *, truncate: bool = False) -> list[tuple[int, int]]:
+def find_token_spans(model: LensModel, text: str, *, truncate: bool = False) -> list[tuple[int, int]]:
     """For each token of `text`, the span of characters it stands for; special tokens have an empty one.
 
     A character whose bytes are spread over several tokens belongs to each of them.
@@ -47,11 +47,11 @@ def find_substring_token_position(
     if not -len(starts) <= occurrence < len(starts):
         raise PatchscopesError(
             f"occurrence {occurrence} of {substring!r} is not in the text, which has {len(starts)}; its tokens are "
-            f"{token_texts(model, to_token_ids(model, text))}"
+            f"{decode_each_token(model, to_token_ids(model, text))}"
         )
     begin = starts[occurrence]
     end = begin + len(substring)
-    spans = token_spans(model, text)
+    spans = find_token_spans(model, text)
     inside = [position for position, span in enumerate(spans) if span[0] < end and span[1] > begin]
     if inside:
         return inside[-1 if last else 0]
@@ -60,7 +60,7 @@ def find_substring_token_position(
     if following:
         return following[0]
     raise PatchscopesError(
-        f"no token stands for {substring!r}; the tokens are {token_texts(model, to_token_ids(model, text))}"
+        f"no token stands for {substring!r}; the tokens are {decode_each_token(model, to_token_ids(model, text))}"
     )
 
 
@@ -77,12 +77,12 @@ def find_token_position(model: LensModel, text: str, token: str | int, *, occurr
     if isinstance(token, int):
         positions = (ids == token).nonzero()[:, 0].tolist()
     else:
-        texts = token_texts(model, ids)
+        texts = decode_each_token(model, ids)
         positions = [position for position, other in enumerate(texts) if other in (token, f" {token}")]
     if not -len(positions) <= occurrence < len(positions):
         raise PatchscopesError(
             f"occurrence {occurrence} of the token {token!r} is not in the text, which has {len(positions)}; its "
-            f"tokens are {token_texts(model, ids)}"
+            f"tokens are {decode_each_token(model, ids)}"
         )
     return positions[occurrence]
 

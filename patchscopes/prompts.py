@@ -2,12 +2,6 @@
 
 from collections.abc import Sequence
 
-from patchscopes.errors import PatchscopesError
-from patchscopes.lens_model import LensModel
-from patchscopes.positions import find_substring_token_position, token_spans
-from patchscopes.target import TargetPrompt
-from patchscopes.tokens import to_token_ids, token_texts
-
 # The demonstrations and the placeholder of the paper's published code.
 TOKEN_IDENTITY_DEMOS = ("cat", "1135", "hello")
 PLACEHOLDER = "?"
@@ -48,23 +42,3 @@ def build_entity_description_prompt(
     placeholder.
     """
     return separator.join([*(f"{name}: {description}" for name, description in examples), placeholder])
-
-
-def placeholder_target(model: LensModel, prompt: str, placeholder: str = PLACEHOLDER) -> TargetPrompt:
-    """The prompt with i* at the last occurrence of its placeholder.
-
-    Raises:
-        PatchscopesError: the placeholder is not in the prompt, or not one token of its own there.
-    """
-    if not placeholder or placeholder not in prompt:
-        raise PatchscopesError(f"the target prompt {prompt!r} has no placeholder {placeholder!r}; put one into it")
-    first, last = (
-        find_substring_token_position(model, prompt, placeholder, last=last, occurrence=-1) for last in (False, True)
-    )
-    span = token_spans(model, prompt)[last]
-    if first != last or prompt[slice(*span)].strip() != placeholder.strip():
-        raise PatchscopesError(
-            f"the placeholder {placeholder!r} is not one token of its own in the target prompt {prompt!r}: its tokens "
-            f"are {token_texts(model, to_token_ids(model, prompt))}; choose another placeholder or put spaces around it"
-        )
-    return TargetPrompt(model, prompt, last)

@@ -3,25 +3,17 @@
 import hashlib
 import json
 import os
-import platform
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-
 import patchscopes
-from patchscopes.data import TextSet
 from patchscopes.errors import PatchscopesError
-from patchscopes.lens_model import LensModel
-from patchscopes.model import weights_sha256
 
 SCHEMA_VERSION = 1
 
@@ -95,34 +87,6 @@ def code_sha256(modules: Sequence[str] | None = None) -> str:
     return digest.hexdigest()
 
 
-def environment(model: LensModel, texts: TextSet | None = None) -> Json:
-    """What a result depends on beside its configuration: versions, device, model and data with their hashes."""
-    packages = ("patchscopes", "torch", "transformers", "transformer-lens", "datasets", "numpy")
-    dataset = None if texts is None else {"name": texts.name, "split": texts.split, "sha256": texts.sha256}
-    return {
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
-        "device": str(model.cfg.device),
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "model": {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)},
-        "dataset": dataset,
-        "code_sha256": code_sha256(),
-        "git_commit": git_commit(),
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that the package is run from, or None if it is run from none."""
-    checkout = Path(patchscopes.__file__).parent.parent
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
 def peak_memory_gib() -> float:
     """The largest resident memory of this process so far."""
     # macOS counts in bytes, Linux in kilobytes.
@@ -130,7 +94,7 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def result_document(experiment: str, config: Json, environment: Json, results: Json, timing: Json) -> dict[str, Json]:
+def build_document(experiment: str, config: Json, environment: Json, results: Json, timing: Json) -> dict[str, Json]:
     """The frame of every result file; the memory that the run took joins its `timing`."""
     return {
         "experiment": experiment,

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.lens_model import LensModel
+from patchscopes.model.lens_model import LensModel
 
 Text: TypeAlias = str | Sequence[int] | Int[Tensor, "..."]
 
@@ -56,7 +56,7 @@ def resolve_position(n_tokens: int, position: int) -> int:
     return position % n_tokens
 
 
-def end_tokens(model: LensModel) -> Int[Tensor, " end_token"]:
+def get_end_tokens(model: LensModel) -> Int[Tensor, " end_token"]:
     """The ids that end a generation: the tokenizer's end-of-sequence token and those of the generation config."""
     ids = {getattr(model.tokenizer, "eos_token_id", None)}
     generation_config = getattr(getattr(model, "original_model", None), "generation_config", None)
@@ -65,7 +65,7 @@ def end_tokens(model: LensModel) -> Int[Tensor, " end_token"]:
     return torch.tensor(sorted(token for token in ids if token is not None), device=model.cfg.device, dtype=torch.long)
 
 
-def token_texts(model: LensModel, ids: Sequence[int] | Int[Tensor, " pos"]) -> list[str]:
+def decode_each_token(model: LensModel, ids: Sequence[int] | Int[Tensor, " pos"]) -> list[str]:
     """Each token as text, leading space included; one that is only part of a character shows as the replacement one.
 
     Tokens are decoded behind another one: some decoders (Llama 2's) strip the space in front of the first.

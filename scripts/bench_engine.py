@@ -10,15 +10,20 @@ from options import common_parser, positive, run_script
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchscopes.baselines import logit_lens
-from patchscopes.data import DATA_FOLDER, TextSet, draw_samples, load_texts
-from patchscopes.experiments.multi_hop import MultiHopConfig, patching
-from patchscopes.model import load_model
-from patchscopes.patch import TargetPrompt, extract_representations, patch_generate, patch_logits
-from patchscopes.plots import plot_benchmark, save_png
-from patchscopes.prompts import build_token_identity_prompt, placeholder_target
-from patchscopes.questions import load_questions
-from patchscopes.results import environment, result_document, write_json
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.data.questions import load_questions
+from patchscopes.data.texts import TextSet, draw_samples, load_texts
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.unembedding import logit_lens
+from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.experiments.multi_hop_patching import build_patching
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.plots.all import plot_benchmark, save_png
+from patchscopes.prompts import build_token_identity_prompt
+from patchscopes.results import build_document, write_json
 from patchscopes.tokens import to_token_ids
 
 # Well and little known names, for the generation benchmark.
@@ -126,7 +131,7 @@ def grid_task(model: nn.Module, n_new_tokens: int) -> dict:
     """The answers of one two-hop question, patched at every pair (ℓ, ℓ*)."""
     question = load_questions(DATA_FOLDER / "multihop_examples.json")[0]
     layers = list(range(model.cfg.n_layers))
-    source, position, target = patching(model, "patchscope", question, question)
+    source, position, target = build_patching(model, "patchscope", question, question)
     states = extract_representations(model, [source], [position], layers)[0]
     vectors, rows = states.repeat_interleave(len(layers), dim=0), layers * len(layers)
 
@@ -194,7 +199,7 @@ def main() -> None:
         "methods": options.methods,
     }
     timing = {"seconds": {"total": time.perf_counter() - started}}
-    document = result_document("bench", config, environment(model, texts), results, timing)
+    document = build_document("bench", config, describe_environment(model, texts), results, timing)
     write_json(options.output_json, document)
     save_png(plot_benchmark(document), options.output_plot)
     print_tasks(results)

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from options import common_parser, positive, run_script, write_results
 
 from patchscopes.experiments import layer_readout
-from patchscopes.experiments.layer_readout import LayerReadoutConfig
-from patchscopes.model import load_model
-from patchscopes.plots import plot_layer_readout
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import LayerReadoutConfig
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.plots.all import plot_layer_readout
+from patchscopes.results import build_document
 
 
 def main() -> None:
@@ -38,7 +39,9 @@ def main() -> None:
     results = layer_readout.run(model, config)
     seconds = {"total": time.perf_counter() - started}
     described = {"model": options.model, **asdict(config)}
-    document = result_document("layer_readout", described, environment(model), results, timing={"seconds": seconds})
+    document = build_document(
+        "layer_readout", described, describe_environment(model), results, timing={"seconds": seconds}
+    )
     write_results(options, document, plot_layer_readout)
     print_table(document)
     print(f"wrote {options.output_plot} and {options.output_json}")

@@ -10,14 +10,15 @@ from typing import Any
 from options import file_name, positive
 from tqdm import tqdm
 
-from patchscopes.data import TextSet, load_texts
+from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
-from patchscopes.future_lens import N_TOKENS, SOFT_PROMPT_TRAINING, SoftPrompt, train_soft_prompt
-from patchscopes.learned import Provenance
-from patchscopes.lens_model import LensModel
-from patchscopes.mappings import AffineMap, MapKey, cached_affine_maps, load_maps
-from patchscopes.training import TrainingConfig
-from patchscopes.tuned_lens import train_tuned_lens
+from patchscopes.learned.config import N_TOKENS, SOFT_PROMPT_TRAINING, TrainingConfig
+from patchscopes.learned.fitting import fit_or_load_affine_maps
+from patchscopes.learned.future_lens import SoftPrompt, train_soft_prompt
+from patchscopes.learned.mappings import AffineMap, MapKey, load_maps
+from patchscopes.learned.provenance import Provenance
+from patchscopes.learned.tuned_lens import train_tuned_lens
+from patchscopes.model.lens_model import LensModel
 
 # Texts of a streamed data set to learn from.
 STREAMED_TRAIN_TEXTS = 400
@@ -59,7 +60,7 @@ def tuned_lens(
         return maps_of(file, "kl" if method == "tuned_lens_kl" else "least_squares")
     texts = train_texts(options.dataset)
     if method == "tuned_lens":
-        return cached_affine_maps(
+        return fit_or_load_affine_maps(
             model, texts, n_positions=options.train_positions, seed=options.seed, progress=bar("fitting the Tuned Lens")
         )
     config = TrainingConfig(seed=options.seed)
@@ -79,7 +80,7 @@ def linear_future_lens(model: LensModel, options: argparse.Namespace, file: Path
     """The maps to the last layer of the same token and of the next two."""
     if file is not None:
         return maps_of(file, "least_squares")
-    return cached_affine_maps(
+    return fit_or_load_affine_maps(
         model,
         train_texts(options.dataset),
         ahead=tuple(range(N_TOKENS)),

@@ -2,9 +2,7 @@
 
 import argparse
 
-import torch
-
-from patchscopes.registry import EXPLAINED_BY, MODELS
+from patchscopes.model.registry import EXPLAINED_BY, MODELS
 
 
 def main() -> None:
@@ -13,7 +11,7 @@ def main() -> None:
     for info in MODELS.values():
         print(
             f"{info.alias:<22} {info.hub_id:<36} {info.n_layers:>6} {info.n_parameters / 1e6:>9,.0f} M "
-            f"{info.memory_gib(torch.float32):>5.1f} GiB {info.memory_gib(torch.bfloat16):>5.1f} GiB  "
+            f"{info.memory_gib(4):>5.1f} GiB {info.memory_gib(2):>5.1f} GiB  "
             f"{'yes' if info.gated else 'no'}"
         )
     print("explained by, in run_cross_model.py:", ", ".join(f"{one} → {other}" for one, other in EXPLAINED_BY.items()))

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from patchscopes.data import PASSAGES, STREAMED
+from patchscopes.data.texts import PASSAGES, STREAMED
+from patchscopes.engine.memory import keep_freed_memory
 from patchscopes.errors import PatchscopesError
-from patchscopes.memory import keep_freed_memory
-from patchscopes.plots import save_png
-from patchscopes.registry import EMBEDDED_MODEL
+from patchscopes.model.registry import EMBEDDED_MODEL
+from patchscopes.plots.all import save_png
 from patchscopes.results import ChunkStore, Json, write_json
 
 FIGURES = Path(__file__).parent.parent / "figures"

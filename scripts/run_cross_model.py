@@ -7,16 +7,18 @@ from pathlib import Path
 from learned import bar, described, train_texts
 from options import chunk_store, common_parser, layer_list, positive, print_files, run_script, write_results
 
-from patchscopes.data import DATA_FOLDER, load_texts
-from patchscopes.entities import load_entities
+from patchscopes.data.entities import load_entities
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.data.texts import load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import cross_model
-from patchscopes.experiments.entity import EntityConfig
-from patchscopes.mappings import cached_cross_model_maps
-from patchscopes.model import load_model
-from patchscopes.plots import plot_cross_model
-from patchscopes.registry import EXPLAINED_BY
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import CrossModelConfig, EntityConfig
+from patchscopes.learned.fitting import fit_or_load_cross_model_maps
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.model.registry import EXPLAINED_BY
+from patchscopes.plots.all import plot_cross_model
+from patchscopes.results import build_document
 
 # Of the options of the entity experiment, those that have an effect here.
 DESCRIBED = ("target_prompt", "placeholder", "separator", "max_new_tokens")
@@ -35,7 +37,7 @@ def main() -> None:
     # The one that may not be there first.
     target = load_model(target_name, device=options.device, dtype=options.dtype)
     source = load_model(options.source_model, device=options.device, dtype=options.dtype)
-    config = cross_model.CrossModelConfig(
+    config = CrossModelConfig(
         methods=options.methods,
         n_samples=options.samples,
         layers=options.layers,
@@ -48,13 +50,13 @@ def main() -> None:
     # Too few positions are refused before f is fitted for minutes.
     cross_model.draw_aligned(source, target, texts, config)
     maps = None
-    surroundings = environment(source, texts) | {"target_model": environment(target)["model"]}
+    surroundings = describe_environment(source, texts) | {"target_model": describe_environment(target)["model"]}
     if options.mapping == "affine":
-        maps = cached_cross_model_maps(
+        maps = fit_or_load_cross_model_maps(
             source,
             target,
             train_texts(options.dataset),
-            *cross_model.layers_in_use(source, target, config),
+            *cross_model.resolve_layer_grid(source, target, config),
             n_positions=options.train_positions,
             seed=options.seed,
             progress=bar("fitting f"),
@@ -74,7 +76,7 @@ def main() -> None:
     )
     # Every entity stands with its results already.
     chosen["entities"] = options.entities.name
-    document = result_document("cross_model", chosen, surroundings, results, timing)
+    document = build_document("cross_model", chosen, surroundings, results, timing)
     write_results(options, document, plot_cross_model)
     print_table(document)
     print_files(options, document)
@@ -82,7 +84,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = common_parser(
-        __doc__, "cross_model", methods=cross_model.METHODS, samples=200, models=("source-model", "target-model")
+        __doc__, "cross_model", methods=CrossModelConfig.METHODS, samples=200, models=("source-model", "target-model")
     )
     parser.set_defaults(target_model=None, max_new_tokens=20)
     own = parser.add_argument_group("two models")
@@ -92,12 +94,12 @@ def parser() -> argparse.ArgumentParser:
         default="all",
         metavar="LAYERS",
         help="target layers ℓ*, as --layers; of both, `all` takes some at equal distances "
-        f"({cross_model.N_SOURCE_LAYERS} and {cross_model.N_TARGET_LAYERS})",
+        f"({CrossModelConfig.N_SOURCE_LAYERS} and {CrossModelConfig.N_TARGET_LAYERS})",
     )
     own.add_argument(
         "--mapping",
-        choices=cross_model.MAPPINGS,
-        default=cross_model.CrossModelConfig.mapping,
+        choices=CrossModelConfig.MAPPINGS,
+        default=CrossModelConfig.mapping,
         help="f (default: %(default)s; the identity needs models of one width)",
     )
     own.add_argument(
@@ -120,7 +122,7 @@ def print_table(document: dict) -> None:
     """The best pair of layers of each method, and the descriptions."""
     results = document["results"]
     of_tokens = results["next_token"]
-    shared = of_tokens["aligned_positions"] / of_tokens["source_positions"]
+    shared = of_tokens["align_positions"] / of_tokens["source_positions"]
     print(f"both models have read the same at {shared:.0%} of the source model's positions in these texts")
     fitted = document["environment"].get("learned", {}).get("f")
     if fitted is not None:

@@ -7,19 +7,21 @@ from pathlib import Path
 from learned import bar
 from options import chunk_store, common_parser, print_files, run_script, write_results
 
-from patchscopes.data import DATA_FOLDER
-from patchscopes.entities import load_entities
+from patchscopes.data.entities import load_entities
+from patchscopes.data.files import DATA_FOLDER
 from patchscopes.experiments import entity
-from patchscopes.model import load_model
-from patchscopes.plots import plot_entity
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import EntityConfig
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.plots.all import plot_entity
+from patchscopes.results import build_document
 
 
 def main() -> None:
     options = parser().parse_args()
     entities = load_entities(options.entities)[: options.samples]
     model = load_model(options.model, device=options.device, dtype=options.dtype)
-    config = entity.EntityConfig(
+    config = EntityConfig(
         layers=options.layers,
         target_layer=options.target_layer,
         max_new_tokens=options.max_new_tokens,
@@ -32,12 +34,12 @@ def main() -> None:
         "entities": [asdict(one) for one in entities],
         **asdict(config),
     }
-    surroundings = environment(model)
+    surroundings = describe_environment(model)
     store = chunk_store(options, described, surroundings)
     results, timing = entity.run(model, entities, config, store, progress=bar("entity"))
     # Every entity stands with its results already.
     del described["entities"]
-    document = result_document("entity", described, surroundings, results, timing)
+    document = build_document("entity", described, surroundings, results, timing)
     write_results(options, document, plot_entity)
     print_table(document)
     print_files(options, document)
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument(
         "--target-layer",
-        default=entity.EntityConfig.target_layer,
+        default=EntityConfig.target_layer,
         help="ℓ*: same, embedding, last or a number (default: %(default)s)",
     )
     return parser

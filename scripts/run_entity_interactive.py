@@ -9,10 +9,11 @@ from rich.live import Live
 from rich.table import Table
 
 from patchscopes.experiments import entity_layers
-from patchscopes.experiments.entity import EntityConfig
-from patchscopes.model import load_model
-from patchscopes.plots import plot_entity_layers, visible
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import EntityConfig
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.plots.all import plot_entity_layers, show_whitespace
+from patchscopes.results import build_document
 
 
 def main() -> None:
@@ -38,12 +39,12 @@ def main() -> None:
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
     )
-    entity_layers.name_endings(options.name)
+    entity_layers.list_name_endings(options.name)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     table = Table("layer", "what the model says", "words resolved", title=options.name, title_justify="left")
 
     def show(one: entity_layers.LayerDescription) -> None:
-        table.add_row(str(one.layer), visible(one.description), one.resolved or "-")
+        table.add_row(str(one.layer), show_whitespace(one.description), one.resolved or "-")
         live.refresh()
 
     started = time.perf_counter()
@@ -55,10 +56,10 @@ def main() -> None:
         print()
     print("what it says of these words in clear:")
     for ending in results["endings"]:
-        print(f"  {ending['ending']}: {visible(ending['description'])}")
+        print(f"  {ending['ending']}: {show_whitespace(ending['description'])}")
     seconds = {"total": time.perf_counter() - started}
     described = {"model": options.model, "name": options.name, **asdict(config)}
-    document = result_document("entity_layers", described, environment(model), results, {"seconds": seconds})
+    document = build_document("entity_layers", described, describe_environment(model), results, {"seconds": seconds})
     write_results(options, document, plot_entity_layers)
     print(f"wrote {options.output_plot} and {options.output_json}")
 

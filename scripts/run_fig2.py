@@ -6,20 +6,22 @@ from learned import add_learned_options, described, tuned_lens
 from options import chunk_store, common_parser, print_files, run_script, write_results
 from tqdm import tqdm
 
-from patchscopes.data import load_texts
+from patchscopes.data.texts import load_texts
 from patchscopes.experiments import next_token
-from patchscopes.experiments.sampling import chosen_layers
-from patchscopes.model import load_model
-from patchscopes.plots import plot_next_token
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import NextTokenConfig
+from patchscopes.experiments.sampling import resolve_layers
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.plots.all import plot_next_token
+from patchscopes.results import build_document
 
 
 def main() -> None:
     parser = common_parser(
         __doc__,
         "fig2",
-        methods=next_token.METHODS,
-        default_methods=next_token.DEFAULT_METHODS,
+        methods=NextTokenConfig.METHODS,
+        default_methods=NextTokenConfig.methods,
         samples=1000,
         unused=("max-new-tokens",),
     )
@@ -28,8 +30,8 @@ def main() -> None:
     texts = load_texts(options.dataset, limit=options.samples)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     # Before anything is learned, which takes longer than to see a mistake.
-    chosen_layers(model, options.layers)
-    config = next_token.NextTokenConfig(
+    resolve_layers(model, options.layers)
+    config = NextTokenConfig(
         methods=options.methods,
         n_samples=options.samples,
         layers=options.layers,
@@ -41,14 +43,14 @@ def main() -> None:
         method: tuned_lens(model, options, method, file) for method, file in files.items() if method in options.methods
     }
     options_described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
-    surroundings = environment(model, texts) | described(
+    surroundings = describe_environment(model, texts) | described(
         {method: next(iter(of_method.values())).provenance for method, of_method in maps.items()}
     )
     store = chunk_store(options, options_described, surroundings)
     results, timing = next_token.run(
         model, texts, config, store, maps=maps, progress=lambda chunks: tqdm(chunks, desc="fig2", unit="chunk")
     )
-    document = result_document("next_token", options_described, surroundings, results, timing)
+    document = build_document("next_token", options_described, surroundings, results, timing)
     write_results(options, document, plot_next_token)
     print_table(document)
     print_files(options, document)

@@ -5,23 +5,27 @@ from dataclasses import asdict
 from learned import add_learned_options, bar, described, linear_future_lens, soft_prompt
 from options import chunk_store, common_parser, print_files, run_script, write_results
 
-from patchscopes.data import load_texts
+from patchscopes.data.texts import load_texts
 from patchscopes.experiments import future_lens
-from patchscopes.experiments.sampling import chosen_layers
-from patchscopes.model import load_model
-from patchscopes.plots import plot_future_lens
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import FutureLensConfig
+from patchscopes.experiments.sampling import resolve_layers
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.plots.all import plot_future_lens
+from patchscopes.results import build_document
 
 
 def main() -> None:
-    parser = common_parser(__doc__, "future_lens", methods=future_lens.METHODS, samples=200, unused=("max-new-tokens",))
+    parser = common_parser(
+        __doc__, "future_lens", methods=FutureLensConfig.METHODS, samples=200, unused=("max-new-tokens",)
+    )
     add_learned_options(parser, "linear-maps", "soft-prompt")
     options = parser.parse_args()
     texts = load_texts(options.dataset, limit=options.samples)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     # Before anything is learned, which takes longer than to see a mistake.
-    chosen_layers(model, options.layers)
-    config = future_lens.FutureLensConfig(
+    resolve_layers(model, options.layers)
+    config = FutureLensConfig(
         methods=options.methods,
         n_samples=options.samples,
         layers=options.layers,
@@ -33,12 +37,12 @@ def main() -> None:
     made = {"linear": next(iter(maps.values())).provenance} if maps else {}
     made |= {"learned_prompt": prompt.provenance} if prompt else {}
     options_described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
-    surroundings = environment(model, texts) | described(made)
+    surroundings = describe_environment(model, texts) | described(made)
     store = chunk_store(options, options_described, surroundings)
     results, timing = future_lens.run(
         model, texts, config, store, maps=maps, soft_prompt=prompt, progress=bar("future_lens")
     )
-    document = result_document("future_lens", options_described, surroundings, results, timing)
+    document = build_document("future_lens", options_described, surroundings, results, timing)
     write_results(options, document, plot_future_lens)
     print_table(document)
     print_files(options, document)

@@ -5,19 +5,21 @@ from dataclasses import asdict
 from learned import add_learned_options, bar, described, soft_prompt, tuned_lens
 from options import chunk_store, common_parser, natural, print_files, run_script, write_results
 
-from patchscopes.data import load_texts
+from patchscopes.data.texts import load_texts
 from patchscopes.experiments import lenses
-from patchscopes.experiments.sampling import chosen_layers
-from patchscopes.model import load_model
-from patchscopes.plots import plot_lenses
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import LensesConfig
+from patchscopes.experiments.sampling import resolve_layers
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.plots.all import plot_lenses
+from patchscopes.results import build_document
 
 
 def main() -> None:
     parser = common_parser(
         __doc__,
         "lenses",
-        methods=lenses.METHODS,
+        methods=LensesConfig.METHODS,
         samples=100,
         unused=("methods", "batch-size", "max-new-tokens"),
     )
@@ -39,8 +41,8 @@ def main() -> None:
     texts = load_texts(options.dataset, limit=options.samples)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     # Before anything is learned, which takes longer than to see a mistake.
-    chosen_layers(model, options.layers)
-    config = lenses.LensesConfig(
+    resolve_layers(model, options.layers)
+    config = LensesConfig(
         future_lens=options.future_lens,
         n_samples=options.samples,
         n_checked_with_hooks=options.checked_with_hooks,
@@ -54,10 +56,10 @@ def main() -> None:
         prompt = soft_prompt(model, options, options.soft_prompt)
         made["learned_prompt"] = prompt.provenance
     options_described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
-    surroundings = environment(model, texts) | described(made)
+    surroundings = describe_environment(model, texts) | described(made)
     store = chunk_store(options, options_described, surroundings)
     results, timing = lenses.run(model, texts, config, store, maps=maps, soft_prompt=prompt, progress=bar("lenses"))
-    document = result_document("lenses", options_described, surroundings, results, timing)
+    document = build_document("lenses", options_described, surroundings, results, timing)
     write_results(options, document, plot_lenses)
     print_twins(document)
     print_files(options, document)

@@ -7,12 +7,14 @@ from pathlib import Path
 from learned import bar
 from options import chunk_store, common_parser, layer_list, positive, print_files, run_script, write_results
 
-from patchscopes.data import DATA_FOLDER
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.data.questions import load_questions
 from patchscopes.experiments import multi_hop
-from patchscopes.model import load_model
-from patchscopes.plots import plot_multi_hop
-from patchscopes.questions import load_questions
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.plots.all import plot_multi_hop
+from patchscopes.results import build_document
 
 
 def main() -> None:
@@ -20,7 +22,7 @@ def main() -> None:
     questions = load_questions(options.questions)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     every = tuple(range(model.cfg.n_layers)) if options.full_grid else None
-    config = multi_hop.MultiHopConfig(
+    config = MultiHopConfig(
         methods=options.methods,
         layers=options.layers or every,
         target_layers=options.target_layers or every,
@@ -36,19 +38,19 @@ def main() -> None:
         "questions": [asdict(one) for one in questions],
         **asdict(config),
     }
-    surroundings = environment(model)
+    surroundings = describe_environment(model)
     store = chunk_store(options, described, surroundings)
     results, timing = multi_hop.run(model, questions, config, store, progress=bar("multi-hop"))
     # Those that were patched stand with their results already.
     del described["questions"]
-    document = result_document("multi_hop", described, surroundings, results, timing)
+    document = build_document("multi_hop", described, surroundings, results, timing)
     write_results(options, document, plot_multi_hop)
     print_table(document)
     print_files(options, document)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = common_parser(__doc__, "multi_hop", methods=multi_hop.METHODS, samples=100, unused=("dataset",))
+    parser = common_parser(__doc__, "multi_hop", methods=MultiHopConfig.METHODS, samples=100, unused=("dataset",))
     own = parser.add_argument_group("multi-hop")
     own.add_argument(
         "questions",
@@ -63,13 +65,13 @@ def parser() -> argparse.ArgumentParser:
         type=layer_list,
         metavar="LAYERS",
         help="target layers ℓ*, as --layers; of both, `all` takes some at equal distances "
-        f"({multi_hop.N_LAYERS}) unless there is --full-grid",
+        f"({MultiHopConfig.N_LAYERS}) unless there is --full-grid",
     )
     own.add_argument("--full-grid", action="store_true", help="every pair of layers (ℓ, ℓ*)")
     own.add_argument(
         "--cot-new-tokens",
         type=positive,
-        default=multi_hop.MultiHopConfig.cot_new_tokens,
+        default=MultiHopConfig.cot_new_tokens,
         metavar="N",
         help="length of a chain of thought with its answer (default: %(default)s)",
     )

@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from patchscopes.data import DATA_FOLDER
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.data.questions import CUE, TwoHopQuestion, check_question, find_question, load_questions
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import multi_hop, multi_hop_grid
-from patchscopes.model import load_model
-from patchscopes.plots import plot_multi_hop_grid, shortened, visible
-from patchscopes.questions import CUE, TwoHopQuestion, checked_question, find_question, load_questions
-from patchscopes.results import environment, result_document
+from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.model.environment import describe_environment
+from patchscopes.model.loading import load_model
+from patchscopes.plots.all import plot_multi_hop_grid, shorten, show_whitespace
+from patchscopes.results import build_document
 
 # With more target layers than this, a cell holds a sign instead of words.
 COLUMNS_WITH_WORDS = 10
@@ -41,12 +43,12 @@ def main() -> None:
     own.add_argument("--answer", default="", metavar="TEXT", help="... 'yen' (answers with it are marked)")
     own.add_argument("--layer-range", dest="layers", type=layer_list, metavar="LAYERS", help="the same as --layers")
     own.add_argument("--target-layers", type=layer_list, metavar="LAYERS", help="ℓ* (default: some at equal distances)")
-    own.add_argument("--cot-new-tokens", type=positive, default=multi_hop.MultiHopConfig.cot_new_tokens, metavar="N")
+    own.add_argument("--cot-new-tokens", type=positive, default=MultiHopConfig.cot_new_tokens, metavar="N")
     options = parser.parse_args()
     question = asked(options.hop2, options.hop1, options.answer, options.questions, options.example_id)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
-    spread = multi_hop.layers_in_use(model, multi_hop.MultiHopConfig())[0]
-    config = multi_hop.MultiHopConfig(
+    spread = multi_hop.resolve_layer_grid(model, MultiHopConfig())[0]
+    config = MultiHopConfig(
         layers=options.layers,
         target_layers=options.target_layers or tuple(spread),
         max_new_tokens=options.max_new_tokens,
@@ -57,7 +59,7 @@ def main() -> None:
     print(question.combined_question)
 
     def show_unpatched(method: str, text: str, solved: bool) -> None:
-        print(f"{method:>8} {'✓' if solved else ' '} {visible(text)}")
+        print(f"{method:>8} {'✓' if solved else ' '} {show_whitespace(text)}")
 
     with_words = len(config.target_layers) <= COLUMNS_WITH_WORDS
     table = Table("ℓ", *map(str, config.target_layers), title="patched, by target layer ℓ*", title_justify="left")
@@ -66,7 +68,7 @@ def main() -> None:
     def show_layer(layer: int, texts: list[str], solved: list[bool]) -> None:
         signs = ["✓" if right else "·" for right in solved]
         words = [
-            f"{'✓ ' if right else ''}{shortened(visible(text.strip()), 16)}"
+            f"{'✓ ' if right else ''}{shorten(show_whitespace(text.strip()), 16)}"
             for text, right in zip(texts, solved, strict=True)
         ]
         table.add_row(str(layer), *(words if with_words else signs))
@@ -82,11 +84,11 @@ def main() -> None:
     for layer, texts, solved in zip(results["layers"], found["texts"], found["solved"], strict=True):
         right = [pair for pair in zip(results["target_layers"], texts, solved, strict=True) if pair[2]]
         if right:
-            print(f"ℓ = {layer}, ℓ* = {right[0][0]}: {visible(right[0][1])}")
+            print(f"ℓ = {layer}, ℓ* = {right[0][0]}: {show_whitespace(right[0][1])}")
     used = ("layers", "target_layers", "max_new_tokens", "cot_new_tokens", "batch_size")
     described = {"model": options.model, "question": asdict(question)} | {name: getattr(config, name) for name in used}
     seconds = {"total": time.perf_counter() - started}
-    document = result_document("multi_hop_grid", described, environment(model), results, {"seconds": seconds})
+    document = build_document("multi_hop_grid", described, describe_environment(model), results, {"seconds": seconds})
     write_results(options, document, plot_multi_hop_grid)
     print(f"wrote {options.output_plot} and {options.output_json}")
 
@@ -106,7 +108,7 @@ def asked(hop2: str | None, hop1: str | None, answer: str, path: Path, example_i
         hop2_answer=answer,
         combined_question=f"{hop2} {hop1}{CUE}",
     )
-    return checked_question(question, "--hop2, --hop1, --answer")
+    return check_question(question, "--hop2, --hop1, --answer")
 
 
 if __name__ == "__main__":

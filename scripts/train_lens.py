@@ -19,18 +19,19 @@ from options import (
 )
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.future_lens import (
+from patchscopes.learned.config import (
     FIXED_PROMPT,
     N_TOKENS,
     N_TRAIN_SAMPLES,
+    RIDGE,
     SOFT_PROMPT_TRAINING,
-    train_soft_prompt,
+    TrainingConfig,
 )
-from patchscopes.least_squares import RIDGE
-from patchscopes.mappings import cached_affine_maps, save_maps
-from patchscopes.model import load_model
-from patchscopes.training import TrainingConfig
-from patchscopes.tuned_lens import train_tuned_lens
+from patchscopes.learned.fitting import fit_or_load_affine_maps
+from patchscopes.learned.future_lens import train_soft_prompt
+from patchscopes.learned.mappings import save_maps
+from patchscopes.learned.tuned_lens import train_tuned_lens
+from patchscopes.model.loading import load_model
 
 LENSES = {
     "tuned_lens": "affine maps to the last layer, by least squares",
@@ -56,7 +57,7 @@ def main() -> None:
     texts = train_texts(options.dataset)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     if options.lens in ("tuned_lens", "linear"):
-        maps = cached_affine_maps(
+        maps = fit_or_load_affine_maps(
             model,
             texts,
             ahead=tuple(range(N_TOKENS)) if options.lens == "linear" else (0,),

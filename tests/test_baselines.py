@@ -4,13 +4,15 @@ import pytest
 import torch
 from conftest import FAMILIES, make_hf_model
 
-from patchscopes.baselines import AffineLens, LogitLens, PatchscopeLens, logit_lens, source_patchscope
-from patchscopes.data import TextSet, load_texts
+from patchscopes.baselines import AffineLens, LogitLens, PatchscopeLens, source_patchscope
+from patchscopes.data.texts import TextSet, load_texts
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.extract import extract_representations
-from patchscopes.future_lens import fixed_prompt_target
-from patchscopes.mappings import LayerMapping, fit_affine_maps
-from patchscopes.model import load_model
+from patchscopes.learned.fitting import fit_affine_maps
+from patchscopes.learned.future_lens import build_fixed_prompt_target
+from patchscopes.learned.mappings import LayerMapping
+from patchscopes.model.loading import load_model
 
 TEXTS = TextSet("made up", "train", tuple(f"number {n} is {n * n}, not {n + 1}" for n in range(8)))
 SOURCE, POSITION = "the source prompt", 6
@@ -43,7 +45,7 @@ class TestTwins:
 
 
 def test_future_lens_by_hooks_and_by_the_engine(model, rows):
-    target = fixed_prompt_target(model)
+    target = build_fixed_prompt_target(model)
     plain, twin = PatchscopeLens(target, engine="hooks"), PatchscopeLens(target)
     torch.testing.assert_close(plain(rows, LAYERS), twin(rows, LAYERS), atol=1e-3, rtol=0)
 
@@ -62,7 +64,7 @@ def test_tokens_after_the_position_have_no_part(llama):
 
 def test_fixed_target_layer_and_mapping_come_before_writing(llama):
     mapping = LayerMapping.to_last(llama, fit_affine_maps(llama, TEXTS))
-    target = fixed_prompt_target(llama)
+    target = build_fixed_prompt_target(llama)
     rows = torch.randn(4, 32)
     mapped = PatchscopeLens(target, 1, mapping)(rows, LAYERS)
     plain = PatchscopeLens(target)(mapping(rows, LAYERS), torch.ones(4, dtype=torch.long))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from patchscopes.continuation import read_with_continuation
+from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
-from patchscopes.extract import extract_representations
-from patchscopes.patch import EMBEDDING
+from patchscopes.learned.continuation import read_with_continuation
+from patchscopes.model.layers import EMBEDDING
 
 TEXTS = ["a first text, with more", "another", "a first text, with more", "a first text, with more"]
 POSITIONS = [3, -1, -2, 12]

@@ -11,22 +11,28 @@ from conftest import make_hf_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from patchscopes.alignment import Vocabularies, aligned_positions, longest_beginning, vocabulary_by_text
-from patchscopes.data import TextSet, load_texts
-from patchscopes.embedded import embedded_model_folder
-from patchscopes.entities import Entity
+from patchscopes.alignment import (
+    Vocabularies,
+    align_positions,
+    find_longest_beginning,
+    map_vocabulary_by_text,
+)
+from patchscopes.data.entities import Entity
+from patchscopes.data.texts import TextSet, load_texts
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import cross_model, entity
-from patchscopes.experiments.cross_model import METHODS, CrossModelConfig
-from patchscopes.experiments.entity import EntityConfig
-from patchscopes.extract import extract_representations
-from patchscopes.layers import spread_layers
-from patchscopes.mappings import MapKey, cached_cross_model_maps, fit_affine_maps, fit_cross_model_maps
-from patchscopes.model import load_model
-from patchscopes.patch import TargetPrompt, patch_generate, patch_logits
-from patchscopes.prompts import build_entity_description_prompt, build_token_identity_prompt, placeholder_target
+from patchscopes.experiments.config import CrossModelConfig, EntityConfig
+from patchscopes.learned.fitting import fit_affine_maps, fit_cross_model_maps, fit_or_load_cross_model_maps
+from patchscopes.learned.mappings import MapKey
+from patchscopes.model.embedded import unpack_embedded_model
+from patchscopes.model.layers import spread_layers
+from patchscopes.model.loading import load_model
+from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.prompts import build_entity_description_prompt, build_token_identity_prompt
 from patchscopes.results import ChunkStore
-from patchscopes.tokens import to_token_ids, token_texts
+from patchscopes.tokens import decode_each_token, to_token_ids
 
 MIXED = "Zoë naïvely paid 25 € in Москва, then 東京 and 서울 🙂👩‍🚀; ﷺ done.\nשלום  two  spaces"
 TRAIN = TextSet("made up", "train", tuple(f"text {n}: {n * 7919 % 1000} dogs and {n**3 % 101} cats" for n in range(40)))
@@ -77,7 +83,7 @@ class TestAlignment:
     @pytest.mark.parametrize("text", [MIXED, "plain words only", "  spaces  ", "東京", "🙂", "e\u0301"])
     def test_both_have_read_the_same_characters(self, pair, text):
         source, target = pair
-        aligned = aligned_positions(source, target, text)
+        aligned = align_positions(source, target, text)
         assert aligned == sorted(set(aligned))
         for source_position, target_position in aligned:
             read = [
@@ -94,27 +100,27 @@ class TestAlignment:
         source, target = pair
         texts = [[text.lstrip() for text in prefixes(model, MIXED)] for model in pair]
         common = {text for text in set(texts[0]) & set(texts[1]) if text and "\ufffd" not in text}
-        found = {texts[0][position] for position, _ in aligned_positions(source, target, MIXED)}
+        found = {texts[0][position] for position, _ in align_positions(source, target, MIXED)}
         assert found == common
 
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40))
     def test_any_text(self, pair, text):
         source, target = pair
-        ends = [source_position for source_position, _ in aligned_positions(source, target, text)]
+        ends = [source_position for source_position, _ in align_positions(source, target, text)]
         assert ends == sorted(set(ends))
 
     def test_with_itself_every_token_that_ends_a_character(self, smollm):
         text = "The quick brown fox, déjà vu"
         n_tokens = len(to_token_ids(smollm, text))
-        aligned = aligned_positions(smollm, smollm, text)
+        aligned = align_positions(smollm, smollm, text)
         assert all(source == target for source, target in aligned)
         assert {source for source, _ in aligned} == set(range(1, n_tokens))
 
     def test_a_text_longer_than_a_context_is_cut(self, pair):
         source, target = pair
         text = "dogs and cats " * 200
-        aligned = aligned_positions(source, target, text)
+        aligned = align_positions(source, target, text)
         assert max(position for position, _ in aligned) < source.cfg.n_ctx
         assert max(position for _, position in aligned) < target.cfg.n_ctx
         assert len(aligned) > 50
@@ -129,28 +135,28 @@ def prefixes(model, text: str) -> list[str]:
 class TestVocabularies:
     def test_tokens_by_text(self, smollm, pair):
         for model in (smollm, *pair):
-            vocabulary = vocabulary_by_text(model)
+            vocabulary = map_vocabulary_by_text(model)
             sample = list(vocabulary.items())[::97]
-            assert token_texts(model, [token for _, token in sample]) == [text for text, _ in sample]
+            assert decode_each_token(model, [token for _, token in sample]) == [text for text, _ in sample]
 
     def test_bytes_do_not_stand_for_letters(self, pair):
         target = pair[1]
         for letter in ("e", ":"):
-            assert target.tokenizer.convert_ids_to_tokens(vocabulary_by_text(target)[letter]) == letter
+            assert target.tokenizer.convert_ids_to_tokens(map_vocabulary_by_text(target)[letter]) == letter
 
     def test_a_later_byte_does_not_replace_a_token(self, pair, monkeypatch):
         """As the newline of Gemma 3, whose byte comes after it in the vocabulary: here the two names change places."""
         tokenizer = pair[1].tokenizer
         first, second = sorted(tokenizer.convert_tokens_to_ids(["e", "<0x65>"]))
         monkeypatch.setattr(tokenizer, "get_vocab", lambda: {"e": first, "<0x65>": second})
-        assert vocabulary_by_text(pair[1]) == {"e": first}
+        assert map_vocabulary_by_text(pair[1]) == {"e": first}
 
     def test_longest_beginning(self):
         vocabulary = {" cap": 1, " capital": 2, "c": 3}
-        assert longest_beginning(" capital", vocabulary) == 2
-        assert longest_beginning(" capitals", vocabulary) == 2
-        assert longest_beginning(" cape", vocabulary) == 1
-        assert longest_beginning("東", vocabulary) is None
+        assert find_longest_beginning(" capital", vocabulary) == 2
+        assert find_longest_beginning(" capitals", vocabulary) == 2
+        assert find_longest_beginning(" cape", vocabulary) == 1
+        assert find_longest_beginning("東", vocabulary) is None
 
     def test_one_vocabulary_is_compared_as_it_is(self, llama):
         """Also its bytes, which have no text."""
@@ -199,16 +205,16 @@ class TestFit:
     def test_the_cache_is_reused(self, pair, tmp_path, monkeypatch):
         monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
         source, target = pair
-        first = cached_cross_model_maps(source, target, TRAIN, [0, 1], [2], n_positions=200)
+        first = fit_or_load_cross_model_maps(source, target, TRAIN, [0, 1], [2], n_positions=200)
 
         def never(groups):
             raise AssertionError("fitted again")
 
-        again = cached_cross_model_maps(source, target, TRAIN, [0, 1], [2], n_positions=200, progress=never)
+        again = fit_or_load_cross_model_maps(source, target, TRAIN, [0, 1], [2], n_positions=200, progress=never)
         assert all(torch.equal(first[key].weight, again[key].weight) for key in first)
         for other in ((target, source), (source, source)):
             with pytest.raises(AssertionError, match="fitted again"):
-                cached_cross_model_maps(*other, TRAIN, [0, 1], [2], n_positions=200, progress=never)
+                fit_or_load_cross_model_maps(*other, TRAIN, [0, 1], [2], n_positions=200, progress=never)
 
 
 class TestRotatedModel:
@@ -228,7 +234,7 @@ class TestRotatedModel:
         assert torch.equal(patch_generate(theirs, mapped, layers), patch_generate(ours, states, layers))
 
     def test_on_the_embedded_model(self, smollm):
-        hf_model = transformers.AutoModelForCausalLM.from_pretrained(embedded_model_folder())
+        hf_model = transformers.AutoModelForCausalLM.from_pretrained(unpack_embedded_model())
         other, rotation = rotated(hf_model, smollm.tokenizer)
         layers = [2, 6, 12]
         maps = fit_cross_model_maps(smollm, other, load_texts(split="train"), layers, layers, n_positions=3000)
@@ -264,8 +270,11 @@ class TestExperiment:
         """One sample after the other, one pair of layers after the other, with plain hooks."""
         source, target = pair
         results = run(pair, tmp_path, maps=maps)
-        by_text = vocabulary_by_text(source)
-        tables = {method: {"precision_at_1": np.zeros((3, 2)), "surprisal": np.zeros((3, 2))} for method in METHODS}
+        by_text = map_vocabulary_by_text(source)
+        tables = {
+            method: {"precision_at_1": np.zeros((3, 2)), "surprisal": np.zeros((3, 2))}
+            for method in CrossModelConfig.METHODS
+        }
         samples, aligned, _ = cross_model.draw_aligned(source, target, EVALUATION, CONFIG)
         for sample in samples:
             text = EVALUATION.texts[sample.text]
@@ -283,8 +292,8 @@ class TestExperiment:
                 vector = maps[MapKey(layer, target_layer)](states[row])[None]
                 for method, prompt in prompts.items():
                     logits = patch_logits(prompt, vector, [target_layer], engine="hooks")
-                    (said,) = token_texts(target, logits.argmax(dim=-1))
-                    closest = longest_beginning(said, by_text)
+                    (said,) = decode_each_token(target, logits.argmax(dim=-1))
+                    closest = find_longest_beginning(said, by_text)
                     of = tables[method]
                     of["precision_at_1"][row, column] += by_text.get(said) == int(own.argmax())
                     of["surprisal"][row, column] -= float(own.min() if closest is None else own[closest])
@@ -298,7 +307,7 @@ class TestExperiment:
         config = CrossModelConfig(n_samples=30, layers=(0, 1, 2, 3), target_layers=(0, 1, 2, 3), mapping="identity")
         results = run((llama, llama), tmp_path, config)
         methods = results["next_token"]["methods"]
-        assert results["next_token"]["aligned_positions"] <= results["next_token"]["source_positions"]
+        assert results["next_token"]["align_positions"] <= results["next_token"]["source_positions"]
         assert methods["target_model_alone"]["precision_at_1"]["mean"] > 0.9
         # T = S and ℓ* = ℓ patches a state over itself.
         own = np.diagonal(methods["source_prompt"]["surprisal"]["mean"])
@@ -366,12 +375,12 @@ class TestExperiment:
 
 def test_predictions_of_different_vocabularies_are_compared_by_text(pair):
     source, target = pair
-    vocabulary = vocabulary_by_text(source)
-    predicted = torch.tensor([[vocabulary_by_text(target)[" the"], target.tokenizer.eos_token_id]])
+    vocabulary = map_vocabulary_by_text(source)
+    predicted = torch.tensor([[map_vocabulary_by_text(target)[" the"], target.tokenizer.eos_token_id]])
     logits = torch.zeros(1, 1024)
     logits[0, vocabulary[" the"]] = 5.0
     two = cross_model.ModelPair(source, target, [0], [0, 1], None)
-    compared = cross_model._compared(two, predicted, logits, Vocabularies.of(source, target))
+    compared = cross_model._compare_predictions(two, predicted, logits, Vocabularies.of(source, target))
     assert compared["precision_at_1"] == [[[1, 0]]]
     own = torch.log_softmax(logits, dim=-1)[0, vocabulary[" the"]]
     assert compared["surprisal"][0][0][0] == pytest.approx(-float(own))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchscopes.data import DATA_FOLDER, Sample, draw_samples, load_texts, split_of
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.data.texts import Sample, assign_split, draw_samples, load_texts
 from patchscopes.errors import PatchscopesError
 
 TEXTS = [f"text number {number} of a made-up file" for number in range(20)]
@@ -41,7 +42,7 @@ class TestPassages:
     def test_all_registers_in_both_splits(self):
         registers = {"encyclopedic", "news", "narrative", "how-to", "dialogue", "technical"}
         for split in ("train", "evaluation"):
-            assert {row["register"] for row in self.rows() if split_of(row["text"]) == split} == registers
+            assert {row["register"] for row in self.rows() if assign_split(row["text"]) == split} == registers
 
     def test_train_and_evaluation_share_nothing(self):
         train, evaluation = (set(load_texts(split=split).texts) for split in ("train", "evaluation"))
@@ -55,7 +56,7 @@ def test_files(tmp_path, suffix):
     path = write(tmp_path, suffix)
     found = [load_texts(str(path), split).texts for split in ("train", "evaluation")]
     assert sorted(sum(found, ())) == sorted(TEXTS)
-    assert all(split_of(text) == "train" for text in found[0])
+    assert all(assign_split(text) == "train" for text in found[0])
 
 
 def test_order_and_hash_do_not_depend_on_the_format(tmp_path):
@@ -99,7 +100,7 @@ def test_unusable_files_are_named(tmp_path, name, content, message):
 
 def test_unicode_line_separators_and_byte_order_marks(tmp_path):
     text = "one\u2028two\x0bthree is an evaluation text number"
-    text += next(str(number) for number in range(99) if split_of(text + str(number)) == "evaluation")
+    text += next(str(number) for number in range(99) if assign_split(text + str(number)) == "evaluation")
     for suffix, content in ((".jsonl", json.dumps({"text": text}, ensure_ascii=False)), (".csv", f"text\n{text}")):
         path = tmp_path / f"texts{suffix}"
         path.write_text("\ufeff" + content, encoding="utf-8")

@@ -6,12 +6,14 @@ from conftest import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchscopes import decoding, fast
-from patchscopes.decoding import Generated, appended, n_below, nothing_yet
-from patchscopes.extract import extract_representations
-from patchscopes.layers import EMBEDDING
-from patchscopes.patch import TargetPrompt, generate_after, patch_generate
-from patchscopes.twin import twin_of
+from patchscopes.engine import decoding, fast
+from patchscopes.engine.building import get_twin
+from patchscopes.engine.decoding import Generation, append_tokens, count_below, empty_generation
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.unpatched import generate_after
+from patchscopes.model.layers import EMBEDDING
+from patchscopes.patch import patch_generate
 
 TOKENS = torch.tensor([0, 50, 9, 77, 31, 5, 68, 12])
 
@@ -47,15 +49,15 @@ class TestFamilies:
         vectors, layers = vectors.repeat(4, 1), layers * 4
         plain = patch_generate(target, vectors, layers, max_new_tokens=5, engine="fast")
         sizes = []
-        filled_up = decoding.filled_up
+        pad_rows = decoding.pad_rows
 
         def noting(rows, twin):
-            filled = filled_up(rows, twin)
+            filled = pad_rows(rows, twin)
             sizes.append((len(rows), len(filled)))
             return filled
 
         monkeypatch.setattr(decoding, "is_16_bit", lambda dtype: True)
-        monkeypatch.setattr(decoding, "filled_up", noting)
+        monkeypatch.setattr(decoding, "pad_rows", noting)
         assert torch.equal(patch_generate(target, vectors, layers, max_new_tokens=5, engine="fast"), plain)
         assert any(filled > rows for rows, filled in sizes)
 
@@ -76,7 +78,7 @@ class TestWork:
 
         def noting(twin, cache, *args):
             residual, generated = decode_step(twin, cache, *args)
-            sizes.append([len(layer.own[0]) for layer in cache.prefix_layers])
+            sizes.append([len(layer.of_rows[0]) for layer in cache.prefix_layers])
             return residual, generated
 
         monkeypatch.setattr(fast, "decode_step", noting)
@@ -114,39 +116,39 @@ def test_texts_are_those_of_a_plain_loop(data):
     """Steps of random tokens and random losses of rows, against texts kept as lists."""
     n_layers = data.draw(st.integers(1, 4))
     layers = sorted(data.draw(st.lists(st.integers(EMBEDDING, n_layers - 1), min_size=1, max_size=12)))
-    now = nothing_yet(torch.tensor(layers))
+    now = empty_generation(torch.tensor(layers))
     plain = [(layer, ()) for layer in layers]
     texts = [()]
     for _ in range(data.draw(st.integers(1, 4))):
         kept = sorted(data.draw(st.sets(st.sampled_from(range(len(plain))), min_size=1)))
         tokens = data.draw(st.lists(st.integers(0, 2), min_size=len(kept), max_size=len(kept)))
-        now, parents, new_tokens = appended(now, torch.tensor(kept), torch.tensor(tokens))
+        now, parents, new_tokens = append_tokens(now, torch.tensor(kept), torch.tensor(tokens))
         texts = [(*texts[parent], token) for parent, token in zip(parents.tolist(), new_tokens.tolist(), strict=True)]
         plain = [(plain[row][0], (*plain[row][1], token)) for row, token in zip(kept, tokens, strict=True)]
         assert len(texts) == len(set(texts))
-        assert [texts[text] for text in now.texts.tolist()] == [text for _, text in plain]
+        assert [texts[text] for text in now.continuations.tolist()] == [text for _, text in plain]
         assert now.layers.tolist() == [layer for layer, _ in plain]
         highest = [max(layer for layer, text in plain if text == one) for one in texts]
-        assert now.highest.tolist() == highest == sorted(highest, reverse=True)
+        assert now.highest_layers.tolist() == highest == sorted(highest, reverse=True)
         assert now.rows_in_blocks(n_layers) == [
             sum(layer < block for layer, _ in plain) for block in range(n_layers + 1)
         ]
-        assert now.texts_in_blocks(n_layers) == [sum(one >= block for one in highest) for block in range(n_layers + 1)]
+        assert now.continuations_in_blocks(n_layers) == [sum(one >= block for one in highest) for block in range(n_layers + 1)]
 
 
 def test_counts():
-    assert n_below(torch.tensor([-1, 0, 0, 2]), 3) == [1, 3, 3, 4]
+    assert count_below(torch.tensor([-1, 0, 0, 2]), 3) == [1, 3, 3, 4]
     layers = torch.tensor([2, 1, EMBEDDING])
-    assert Generated(torch.tensor([0]), torch.tensor([0]), layers).texts_in_blocks(3) == [2, 2, 1, 0]
+    assert Generation(torch.tensor([0]), torch.tensor([0]), layers).continuations_in_blocks(3) == [2, 2, 1, 0]
 
 
 def test_round_sizes_are_few_and_near(llama, monkeypatch):
-    twin = twin_of(llama)
+    twin = get_twin(llama)
     rows = torch.arange(1000)
-    assert len(decoding.filled_up(rows[:333], twin)) == 333
+    assert len(decoding.pad_rows(rows[:333], twin)) == 333
     monkeypatch.setattr(decoding, "is_16_bit", lambda dtype: True)
-    sizes = {n: len(decoding.filled_up(rows[:n], twin)) for n in range(1, 1001)}
+    sizes = {n: len(decoding.pad_rows(rows[:n], twin)) for n in range(1, 1001)}
     assert all(n <= size <= n * 17 / 16 for n, size in sizes.items())
     assert len({size for n, size in sizes.items() if n >= 512}) <= 17
-    filled = decoding.filled_up(rows[1:334], twin)
+    filled = decoding.pad_rows(rows[1:334], twin)
     assert filled.tolist() == [*range(1, 334), *[1] * (len(filled) - 333)]

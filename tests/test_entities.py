@@ -8,15 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchscopes.data import DATA_FOLDER
-from patchscopes.entities import Entity, cut_description, load_entities
+from patchscopes.data.entities import Entity, cut_description, load_entities
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import placeholder_target
+from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import entity, entity_layers
-from patchscopes.experiments.entity import EntityConfig
-from patchscopes.extract import extract_representations
+from patchscopes.experiments.config import EntityConfig
 from patchscopes.metrics import rouge
-from patchscopes.patch import generate_after, patch_generate
-from patchscopes.prompts import build_entity_description_prompt, placeholder_target
+from patchscopes.patch import patch_generate
+from patchscopes.prompts import build_entity_description_prompt
 from patchscopes.results import ChunkStore
 
 ENTITIES = tuple(
@@ -271,20 +273,20 @@ class TestGenerateAfter:
 
 class TestLayerByLayer:
     def test_endings_begin_with_words(self):
-        assert entity_layers.name_endings("Diana, Princess of Wales") == [
+        assert entity_layers.list_name_endings("Diana, Princess of Wales") == [
             "Wales",
             "of Wales",
             "Princess of Wales",
             "Diana, Princess of Wales",
         ]
         with pytest.raises(PatchscopesError, match="name is empty"):
-            entity_layers.name_endings("  ")
+            entity_layers.list_name_endings("  ")
 
     def test_the_ending_that_is_most_alike(self):
         meanings = {"Wales": "Country in Europe", "Diana of Wales": "British royal", "of Wales": "Country in Europe"}
-        assert entity_layers.most_alike("country in Europe", meanings) == ("Wales", 1.0)
-        assert entity_layers.most_alike("the British royal", meanings)[0] == "Diana of Wales"
-        resolved, likeness = entity_layers.most_alike("British national rugby union team", meanings)
+        assert entity_layers.find_most_alike("country in Europe", meanings) == ("Wales", 1.0)
+        assert entity_layers.find_most_alike("the British royal", meanings)[0] == "Diana of Wales"
+        resolved, likeness = entity_layers.find_most_alike("British national rugby union team", meanings)
         assert resolved == ""
         assert 0 < likeness < 1 / 3
 

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from patchscopes.data import TextSet, load_texts
+from patchscopes.data.texts import TextSet, load_texts
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import future_lens, layer_readout, lenses, next_token
-from patchscopes.experiments.future_lens import FutureLensConfig
-from patchscopes.experiments.layer_readout import LayerReadoutConfig
-from patchscopes.experiments.lenses import LensesConfig
-from patchscopes.experiments.next_token import NextTokenConfig
-from patchscopes.future_lens import SoftPrompt, fixed_prompt_target
-from patchscopes.layers import target_layers
-from patchscopes.learned import provenance
-from patchscopes.mappings import LayerMapping, fit_affine_maps
-from patchscopes.patch import EMBEDDING, TargetPrompt, extract_representations, patch_generate, patch_logits
+from patchscopes.experiments.config import FutureLensConfig, LayerReadoutConfig, LensesConfig, NextTokenConfig
+from patchscopes.learned.fitting import fit_affine_maps
+from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
+from patchscopes.learned.mappings import LayerMapping
+from patchscopes.learned.provenance import describe_provenance
+from patchscopes.model.layers import EMBEDDING, resolve_target_layers
+from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore
 
@@ -39,9 +39,9 @@ def maps(llama):
 @pytest.fixture(scope="module")
 def soft_prompt(llama):
     """Not learned, but a prompt of vectors all the same."""
-    made = provenance("kl", llama, TRAIN, 0, {})
+    made = describe_provenance("kl", llama, TRAIN, 0, {})
     torch.manual_seed(0)
-    tokens = fixed_prompt_target(llama).tokens
+    tokens = build_fixed_prompt_target(llama).tokens
     return SoftPrompt(tokens, torch.randn(len(tokens), 32), made)
 
 
@@ -139,7 +139,7 @@ class TestFutureLens:
     def test_shape_of_the_results(self, llama, store, maps, soft_prompt):
         results, timing = future_lens.run(llama, TEXTS, self.CONFIG, store, maps=maps, soft_prompt=soft_prompt)
         assert (results["layers"], results["ahead"]) == ([0, 1, 2, 3], [1, 2, 3])
-        assert tuple(results["methods"]) == future_lens.METHODS
+        assert tuple(results["methods"]) == FutureLensConfig.METHODS
         for metrics in results["methods"].values():
             assert np.shape(metrics["surprisal"]["ci95"]) == (3, 4, 2)
             assert np.min(metrics["surprisal"]["mean"]) > 0
@@ -148,18 +148,18 @@ class TestFutureLens:
             assert (at[1] <= at[2]).all()
         # At the last layer and the next token, prompts read the model's own prediction.
         assert results["methods"]["fixed_prompt"]["precision_at_1"]["mean"][0][3] == 1.0
-        assert set(timing["seconds"]) == {"sources", "total", *future_lens.METHODS}
+        assert set(timing["seconds"]) == {"sources", "total", *FutureLensConfig.METHODS}
 
     def test_is_the_plain_computation(self, llama, store, maps, soft_prompt):
         config = FutureLensConfig(n_samples=9, layers=(1, 3))
         results, _ = future_lens.run(llama, TEXTS, config, store, maps=maps, soft_prompt=soft_prompt)
         drawn = future_lens.draw(llama, TEXTS, 9, 0, room=2)
         targets = {
-            "fixed_prompt": fixed_prompt_target(llama),
+            "fixed_prompt": build_fixed_prompt_target(llama),
             "learned_prompt": soft_prompt.target(llama),
             "token_identity": TargetPrompt(llama, build_token_identity_prompt()),
         }
-        hits = {method: torch.zeros(3, 2) for method in future_lens.METHODS}
+        hits = {method: torch.zeros(3, 2) for method in FutureLensConfig.METHODS}
         for sample in drawn.samples:
             text = drawn.tokens[sample.text][: sample.position + 1]
             vectors = extract_representations(llama, [text], [-1], [1, 3])[0]
@@ -251,11 +251,11 @@ class TestLayerReadout:
         assert results["layers"] == [0, 2]
 
     def test_target_layers(self, llama):
-        assert target_layers(llama, [0, 3], "same") == [0, 3]
-        assert target_layers(llama, [0, 3], "embedding") == [EMBEDDING, EMBEDDING]
-        assert target_layers(llama, [0, 3], "last") == [3, 3]
-        assert target_layers(llama, [0, 3], "1") == [1, 1]
+        assert resolve_target_layers(llama, [0, 3], "same") == [0, 3]
+        assert resolve_target_layers(llama, [0, 3], "embedding") == [EMBEDDING, EMBEDDING]
+        assert resolve_target_layers(llama, [0, 3], "last") == [3, 3]
+        assert resolve_target_layers(llama, [0, 3], "1") == [1, 1]
         with pytest.raises(PatchscopesError, match="layer 4 does not exist"):
-            target_layers(llama, [0], "4")
+            resolve_target_layers(llama, [0], "4")
         with pytest.raises(PatchscopesError, match="same, embedding, last or a number"):
-            target_layers(llama, [0], "first")
+            resolve_target_layers(llama, [0], "first")

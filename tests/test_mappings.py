@@ -8,14 +8,17 @@ from conftest import make_hf_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchscopes import mappings
-from patchscopes.data import TextSet
+from patchscopes.data.texts import TextSet
+from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
-from patchscopes.extract import extract_representations
-from patchscopes.learned import Provenance, cached_path
-from patchscopes.least_squares import Moments
-from patchscopes.mappings import AffineMap, LayerMapping, MapKey, cached_affine_maps, fit_affine_maps
-from patchscopes.model import load_model, weights_sha256
+from patchscopes.learned import mappings
+from patchscopes.learned.files import get_cached_path
+from patchscopes.learned.fitting import fit_affine_maps, fit_or_load_affine_maps
+from patchscopes.learned.least_squares import Moments
+from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
+from patchscopes.learned.provenance import Provenance
+from patchscopes.model.fingerprint import weights_sha256
+from patchscopes.model.loading import load_model
 from patchscopes.tokens import to_token_ids
 
 TEXTS = TextSet("made up", "train", tuple(f"text {n}: {n * 7919 % 1000} dogs and {n**3 % 101} cats" for n in range(12)))
@@ -225,32 +228,32 @@ def test_the_cache_is_reused(llama, tmp_path, monkeypatch):
         fits.append(len(groups))
         return groups
 
-    first = cached_affine_maps(llama, TEXTS, progress=counting)
-    again = cached_affine_maps(llama, TEXTS, progress=counting)
+    first = fit_or_load_affine_maps(llama, TEXTS, progress=counting)
+    again = fit_or_load_affine_maps(llama, TEXTS, progress=counting)
     assert len(fits) == 1
     assert all(torch.equal(first[key].weight, again[key].weight) for key in first)
-    cached_affine_maps(llama, TEXTS, progress=counting, ridge=0.1)
-    cached_affine_maps(llama, replace(TEXTS, texts=TEXTS.texts[1:]), progress=counting)
-    cached_affine_maps(llama, TEXTS, progress=counting, fresh=True)
+    fit_or_load_affine_maps(llama, TEXTS, progress=counting, ridge=0.1)
+    fit_or_load_affine_maps(llama, replace(TEXTS, texts=TEXTS.texts[1:]), progress=counting)
+    fit_or_load_affine_maps(llama, TEXTS, progress=counting, fresh=True)
     assert len(fits) == 4
     files = list((tmp_path / "lenses").glob("affine-*.safetensors"))
     assert len(files) == 3
     # A file that cannot be read any more is made again.
     for file in files:
         file.write_text("damaged")
-    cached_affine_maps(llama, TEXTS, progress=counting)
-    cached_affine_maps(llama, TEXTS, progress=counting)
+    fit_or_load_affine_maps(llama, TEXTS, progress=counting)
+    fit_or_load_affine_maps(llama, TEXTS, progress=counting)
     assert len(fits) == 5
 
 
 def test_what_changes_the_tokens_or_the_model_is_not_taken_from_the_cache(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
     model = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer)
-    with_bos = cached_path("any", [model], TEXTS, {}, [])
+    with_bos = get_cached_path("any", [model], TEXTS, {}, [])
     model.cfg.default_prepend_bos = False
-    assert cached_path("any", [model], TEXTS, {}, []) != with_bos
+    assert get_cached_path("any", [model], TEXTS, {}, []) != with_bos
     model.cfg.default_prepend_bos = True
-    assert cached_path("any", [model], TEXTS, {}, []) == with_bos
+    assert get_cached_path("any", [model], TEXTS, {}, []) == with_bos
     model.add_hook("blocks.0.hook_resid_post", lambda residual, hook: 0 * residual)
     with pytest.raises(PatchscopesError, match="take the hooks off"):
-        cached_affine_maps(model, TEXTS)
+        fit_or_load_affine_maps(model, TEXTS)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from patchscopes.memory import keep_freed_memory
+from patchscopes.engine.memory import keep_freed_memory
 
 FAULTS = """
 import resource, sys, torch

@@ -14,10 +14,12 @@ from conftest import make_hf_model
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchscopes import embedded
 from patchscopes.errors import PatchscopesError
-from patchscopes.model import default_dtype, load_model, parse_dtype, resolve_device, weights_sha256
-from patchscopes.registry import EMBEDDED_MODEL, MODELS, hub_id
+from patchscopes.model import embedded
+from patchscopes.model.devices import default_dtype, parse_dtype, resolve_device
+from patchscopes.model.fingerprint import weights_sha256
+from patchscopes.model.loading import load_model
+from patchscopes.model.registry import EMBEDDED_MODEL, MODELS, resolve_hub_id
 
 
 class TestEmbedded:
@@ -75,7 +77,7 @@ class TestEmbedded:
         monkeypatch.setattr(
             embedded, "_dequantise", lambda gguf, folder: folder.mkdir() or gguf.rename(folder / "gguf")
         )
-        folder = embedded.embedded_model_folder("in-parts")
+        folder = embedded.unpack_embedded_model("in-parts")
         assert (folder / "gguf").read_bytes() == content
         assert folder.parent == tmp_path / "cache"
 
@@ -99,7 +101,7 @@ def _folder_with_slow_dequantisation(cache: Path, number: int) -> Path:
 
     os.environ["PATCHSCOPES_CACHE"] = str(cache)
     embedded._dequantise = dequantise
-    return embedded.embedded_model_folder()
+    return embedded.unpack_embedded_model()
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +185,8 @@ class TestLoaded:
 
 class TestNames:
     def test_aliases_and_hub_ids(self):
-        assert hub_id("Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
-        assert hub_id("owner/some-model") == "owner/some-model"
+        assert resolve_hub_id("Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
+        assert resolve_hub_id("owner/some-model") == "owner/some-model"
 
     @pytest.mark.parametrize(
         ("wrong", "nearest"), [("lama-3-8b", "llama-3-8b"), ("pythia12b", "pythia-12b"), ("phi3", "phi-3-mini")]

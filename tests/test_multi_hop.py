@@ -10,16 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchscopes.data import DATA_FOLDER
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.data.questions import TwoHopQuestion, contains_answer, find_question, load_questions
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.generation import generate
+from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import multi_hop, multi_hop_grid
-from patchscopes.experiments.multi_hop import MultiHopConfig
-from patchscopes.extract import extract_representations
-from patchscopes.generation import generate
-from patchscopes.patch import TargetPrompt, generate_after, patch_generate, patch_logits
-from patchscopes.questions import TwoHopQuestion, answers, find_question, load_questions, patch_positions
+from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.experiments.multi_hop_patching import patch_positions
+from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.results import ChunkStore
-from patchscopes.tokens import end_tokens, to_token_ids
+from patchscopes.tokens import get_end_tokens, to_token_ids
 
 QUESTIONS = load_questions(DATA_FOLDER / "multihop_examples.json")
 ROW = {
@@ -51,7 +54,7 @@ def own_questions(model, n_questions: int = 4) -> list[TwoHopQuestion]:
     to_hop2 = says([f"Colour of {words[0] if words else 'x'} is" for words in to_hop1])
     for number, (name, hop1, hop2) in enumerate(zip(NAMES, to_hop1, to_hop2, strict=True)):
         combined = f"Colour of the {name} is"
-        if hop1 and hop2 and not answers(combined, hop2):
+        if hop1 and hop2 and not contains_answer(combined, hop2):
             questions.append(
                 TwoHopQuestion(
                     id=number,
@@ -91,21 +94,21 @@ class TestAnswers:
         ],
     )
     def test_whole_words_without_case_and_punctuation(self, text, accepted, expected):
-        assert answers(text, accepted) is expected
+        assert contains_answer(text, accepted) is expected
 
     def test_closed(self):
         """At the end of the text the next token may go on with the word."""
-        assert not answers(" the yen", ["yen"], closed=True)
-        assert answers(" the yen.", ["yen"], closed=True)
-        assert answers(" the yen is the yen", ["yen"], closed=True)
-        assert answers(" the yen and", ["yen"], closed=True)
+        assert not contains_answer(" the yen", ["yen"], closed=True)
+        assert contains_answer(" the yen.", ["yen"], closed=True)
+        assert contains_answer(" the yen is the yen", ["yen"], closed=True)
+        assert contains_answer(" the yen and", ["yen"], closed=True)
 
     @given(
         before=st.text(max_size=10), answer=st.from_regex(r"[a-zA-Z]{1,8}", fullmatch=True), after=st.text(max_size=10)
     )
     def test_an_answer_between_spaces_is_found_in_any_text(self, before, answer, after):
-        assert answers(f"{before} {answer} {after}", [answer])
-        assert answers(f"{before} {answer.upper()} {after}", [answer.lower()])
+        assert contains_answer(f"{before} {answer} {after}", [answer])
+        assert contains_answer(f"{before} {answer.upper()} {after}", [answer.lower()])
 
 
 class TestFile:
@@ -119,8 +122,8 @@ class TestFile:
             pi1 = question.combined_question.removeprefix(f"{question.hop2_prompt_prefix} ")
             assert question.hop1_prompt == pi1[0].upper() + pi1[1:]
             assert question.combined_question.endswith(" is")
-            assert not answers(question.hop2_prompt, question.accepted), question
-            assert not answers(question.hop1_prompt, question.accepted_hop1), question
+            assert not contains_answer(question.hop2_prompt, question.accepted), question
+            assert not contains_answer(question.hop1_prompt, question.accepted_hop1), question
 
     def test_ones_own(self, tmp_path):
         path = tmp_path / "own.json"
@@ -220,9 +223,9 @@ class TestExperiment:
         question, other = own_questions(llama)[:2]
         pairs = [(layer, target_layer) for layer in CONFIG.layers for target_layer in CONFIG.target_layers]
         for method in multi_hop.PATCHED:
-            source, position, target = multi_hop.patching(llama, method, question, other)
+            source, position, target = multi_hop.build_patching(llama, method, question, other)
             states = extract_representations(llama, [source], [position], CONFIG.layers)[0]
-            texts = multi_hop.said_when_patched(llama, target, states, CONFIG.layers, pairs, question, CONFIG)
+            texts = multi_hop.generate_patched(llama, target, states, CONFIG.layers, pairs, question, CONFIG)
             for (layer, target_layer), text in zip(pairs, texts, strict=True):
                 vector = states[CONFIG.layers.index(layer)][None]
                 (alone,) = llama.tokenizer.batch_decode(
@@ -231,13 +234,13 @@ class TestExperiment:
                 )
                 # A row stops once it has answered.
                 assert alone.startswith(text), (method, layer, target_layer)
-                assert answers(alone, question.accepted) == answers(text, question.accepted)
+                assert contains_answer(alone, question.accepted) == contains_answer(text, question.accepted)
 
     def test_what_is_written_where(self, smollm):
         """Of the real tokens."""
         question = next(one for one in QUESTIONS if "Tokyo" in one.combined_question)
         other = next(one for one in QUESTIONS if "Eiffel" in one.combined_question)
-        found = {method: multi_hop.patching(smollm, method, question, other) for method in multi_hop.PATCHED}
+        found = {method: multi_hop.build_patching(smollm, method, question, other) for method in multi_hop.PATCHED}
 
         def token(ids, position) -> str:
             return smollm.tokenizer.decode(ids[position])
@@ -255,14 +258,14 @@ class TestExperiment:
     def test_back_patching_goes_from_later_to_earlier_layers(self, llama):
         question = own_questions(llama)[0]
         config = MultiHopConfig(methods=("patchscope", "back_patch"))
-        found = multi_hop.patched(llama, question, None, (0, 1, 3), (0, 1, 3), config)["methods"]
+        found = multi_hop.patch_question(llama, question, None, (0, 1, 3), (0, 1, 3), config)["methods"]
         assert set(found) == {"patchscope", "back_patch"}
         assert (found["patchscope"]["n_pairs"], found["back_patch"]["n_pairs"]) == (9, 3)
         assert all(layer > target_layer for layer, target_layer in found["back_patch"]["solved"])
 
     def test_patching_after_the_last_block_changes_nothing(self, llama):
         question = own_questions(llama)[0]
-        _, _, target = multi_hop.patching(llama, "patchscope", question, question)
+        _, _, target = multi_hop.build_patching(llama, "patchscope", question, question)
         vectors = torch.randn(1, llama.cfg.d_model)
         own = llama(target.tokens[None])[:, -1]
         torch.testing.assert_close(patch_logits(target, vectors, [3]), own, atol=1e-4, rtol=1e-4)
@@ -272,7 +275,7 @@ class TestExperiment:
         results, timing = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path))
         assert results["n_questions"] == 8
         assert results["n_samples"] == min(3, results["n_passed"]) > 0
-        assert set(results["methods"]) == set(multi_hop.METHODS)
+        assert set(results["methods"]) == set(MultiHopConfig.METHODS)
         assert sum(count["both"] for count in results["hops_alone"].values()) == results["n_passed"]
         for measures in results["methods"].values():
             for of in measures.values():
@@ -332,15 +335,15 @@ class TestExperiment:
 
     def test_the_control_is_about_something_else(self):
         for question in QUESTIONS[::7]:
-            other = multi_hop.unrelated(question, QUESTIONS, seed=0)
+            other = multi_hop.draw_unrelated(question, QUESTIONS, seed=0)
             assert other.category != question.category
             assert other.hop1_answer != question.hop1_answer
-            assert not answers(other.combined_question, question.accepted)
-            assert not answers(" ".join(other.accepted), question.accepted)
-            assert multi_hop.unrelated(question, QUESTIONS, seed=0) == other
+            assert not contains_answer(other.combined_question, question.accepted)
+            assert not contains_answer(" ".join(other.accepted), question.accepted)
+            assert multi_hop.draw_unrelated(question, QUESTIONS, seed=0) == other
         # Of one category alone, another answer will do.
-        assert multi_hop.unrelated(QUESTIONS[0], QUESTIONS[:4], seed=0) in QUESTIONS[1:4]
-        assert multi_hop.unrelated(QUESTIONS[0], QUESTIONS[:1], seed=0) is None
+        assert multi_hop.draw_unrelated(QUESTIONS[0], QUESTIONS[:4], seed=0) in QUESTIONS[1:4]
+        assert multi_hop.draw_unrelated(QUESTIONS[0], QUESTIONS[:1], seed=0) is None
 
     def test_mistakes(self, llama, tmp_path):
         store = ChunkStore(tmp_path)
@@ -365,7 +368,7 @@ class TestStop:
             return torch.tensor([len(row) >= 3 and int(row[2]) % 2 == 0 for row in tokens])
 
         stopped = patch_generate(target, vectors, layers, max_new_tokens=6, engine=engine, stop=third_token_is_even)
-        ends = end_tokens(llama)
+        ends = get_end_tokens(llama)
         for row, of_whole in zip(stopped, whole, strict=True):
             if int(of_whole[2]) % 2 == 0 and not torch.isin(of_whole[:3], ends).any():
                 assert torch.equal(row[:3], of_whole[:3])
@@ -392,11 +395,11 @@ class TestMeasures:
         first = np.isin(groups, np.random.default_rng(0).permutation(4)[:2])
         table[first, 0, 1] = True
         table[~first, 1, 0] = True
-        scores, pairs = multi_hop.held_out_accuracy(table, groups, seed=0)
+        scores, pairs = multi_hop.score_held_out(table, groups, seed=0)
         assert pairs == [(0, 1), (1, 0)]
         assert scores.sum() == 0
         table[:, 0, 0] = True
-        scores, pairs = multi_hop.held_out_accuracy(table, groups, seed=0)
+        scores, pairs = multi_hop.score_held_out(table, groups, seed=0)
         assert pairs == [(0, 0), (0, 0)]
         assert scores.all()
 
@@ -412,7 +415,7 @@ class TestMeasures:
             for vanilla, pairs in zip((0, 1), solved, strict=True)
         ]
         config = MultiHopConfig(methods=("vanilla", "patchscope", "control"))
-        summary = multi_hop.summary(questions, answered, [0, 1], [0, 1], config)
+        summary = multi_hop.summarise_methods(questions, answered, [0, 1], [0, 1], config)
         assert summary["vanilla"]["accuracy"]["mean"] == 0.5
         assert summary["patchscope"]["any"]["mean"] == summary["patchscope"]["any_upwards"]["mean"] == 0.5
         assert summary["patchscope"]["any_above_control"]["mean"] == -0.5
@@ -433,7 +436,7 @@ class TestOneQuestion:
             lambda layer, texts, solved: seen.append((layer, len(texts))),
         )
         assert seen == ["vanilla", "cot", (0, 3), (2, 3), (3, 3)]
-        found = multi_hop.patched(llama, question, None, CONFIG.layers, CONFIG.target_layers, CONFIG)
+        found = multi_hop.patch_question(llama, question, None, CONFIG.layers, CONFIG.target_layers, CONFIG)
         of = results["methods"]["patchscope"]["solved"]
         pairs = [
             (layer, target_layer)

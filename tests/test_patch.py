@@ -8,25 +8,23 @@ from conftest import CONTEXT, FAMILIES, VOCABULARY, make_hf_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchscopes import decoding, fast
-from patchscopes.baselines import logit_lens
+from patchscopes.engine import decoding, fast
+from patchscopes.engine.extract import extract_representation, extract_representations
+from patchscopes.engine.generation import choose_tokens, find_most_likely
+from patchscopes.engine.proof import _prove, disagreement, fast_engine_failure
+from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.generation import choose, most_likely
-from patchscopes.layers import hook_name
-from patchscopes.model import load_model
+from patchscopes.model.layers import EMBEDDING, get_hook_name
+from patchscopes.model.loading import load_model
 from patchscopes.patch import (
-    EMBEDDING,
-    TargetPrompt,
-    extract_representation,
-    extract_representations,
     generate_with_patch,
     patch_generate,
     patch_logits,
     patch_logits_ahead_in_batches,
     run_with_patch,
 )
-from patchscopes.proof import _prove, disagreement, fast_engine_failure
-from patchscopes.tokens import end_tokens, token_texts
+from patchscopes.tokens import decode_each_token, get_end_tokens
 
 TOKENS = torch.arange(20, 32)
 LAYERS = [EMBEDDING, 0, 1, 2, 3]
@@ -106,7 +104,7 @@ class TestFamilies:
         )
         generated = patch_generate(target, vectors, layers, max_new_tokens=3, engine=engine)
         for said, padded in zip(logits.argmax(dim=-1).tolist(), generated.tolist(), strict=True):
-            ends = end_tokens(model).tolist()
+            ends = get_end_tokens(model).tolist()
             n_same = next((step + 1 for step, token in enumerate(padded) if token in ends), 3)
             assert said[:n_same] == padded[:n_same]
 
@@ -167,7 +165,7 @@ class TestFamilies:
         batched = extract_representations(model, texts, positions, layers, batch_size=3)
         for row, (text, position) in enumerate(zip(texts, positions, strict=True)):
             _, cache = model.run_with_cache(text[None])
-            plain = torch.stack([cache[hook_name(layer)][0, position] for layer in layers])
+            plain = torch.stack([cache[get_hook_name(layer)][0, position] for layer in layers])
             torch.testing.assert_close(batched[row], plain, atol=1e-5, rtol=1e-5)
 
 
@@ -219,7 +217,7 @@ class TestSingleCalls:
         words, tokens = generate_with_patch(llama, "abc?", -1, vectors[0], max_new_tokens=4, layer=2)
         row = patch_generate(TargetPrompt(llama, "abc?"), vectors, [2], max_new_tokens=4)[0]
         assert torch.equal(tokens, row[: len(tokens)])
-        assert words == token_texts(llama, tokens)
+        assert words == decode_each_token(llama, tokens)
 
     def test_the_default_layer_is_the_embedding(self, llama):
         vectors, _ = random_rows(llama, 1)
@@ -251,7 +249,7 @@ class TestEndOfSequence:
     def test_rows_are_padded_after_their_end(self, ending_rows, engine):
         target, vectors, layers, free, end = ending_rows
         tokens = patch_generate(target, vectors, layers, max_new_tokens=8, engine=engine)
-        assert end in end_tokens(target.model)
+        assert end in get_end_tokens(target.model)
         ended = 0
         for row, expected in zip(tokens.tolist(), free.tolist(), strict=True):
             if end in expected:
@@ -285,7 +283,7 @@ class TestSampling:
     def test_frequencies_follow_the_distribution(self):
         probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
         draws = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-        chosen = choose(probabilities.log().expand(20_000, 4), 1.0, draws)
+        chosen = choose_tokens(probabilities.log().expand(20_000, 4), 1.0, draws)
         frequencies = torch.bincount(chosen, minlength=4) / 20_000
         torch.testing.assert_close(frequencies, probabilities, atol=0.02, rtol=0)
 
@@ -306,7 +304,7 @@ class TestSampling:
 def test_the_most_likely_token_is_the_first_with_the_largest_logit(n_tokens, n_values, dtype, seed):
     logits = torch.randint(-n_values, 0, (5, n_tokens), generator=torch.Generator().manual_seed(seed)).to(dtype)
     expected = [row.index(max(row)) for row in logits.tolist()]
-    assert most_likely(logits).tolist() == expected
+    assert find_most_likely(logits).tolist() == expected
 
 
 class HookedOnly:
@@ -386,15 +384,15 @@ class TestWhichEngine:
             for layer in part.unique().tolist():
                 assert (part == layer).sum() == counts[layer] or counts[layer] > most
 
-    @pytest.mark.parametrize("broken", ["patched", "in_first_order", "decoding_cache", "decode_step", "appended"])
+    @pytest.mark.parametrize("broken", ["write_vectors", "restore_order", "decoding_cache", "decode_step", "append_tokens"])
     @pytest.mark.parametrize("prompt", [TOKENS, TOKENS[:2], TOKENS[:1]])
     def test_the_proof_finds_a_broken_part(self, tokenizer, monkeypatch, broken, prompt):
-        decoding_cache, decode_step, appended = fast.decoding_cache, fast.decode_step, decoding.appended
+        decoding_cache, decode_step, appended = fast.decoding_cache, fast.decode_step, decoding.append_tokens
 
         def reversing(*args):
             cache = decoding_cache(*args)
             for layer in cache.prefix_layers:
-                layer.keep_rows(torch.arange(len(layer.own[0])).flip(0))
+                layer.keep_rows(torch.arange(len(layer.of_rows[0])).flip(0))
             return cache
 
         def dropping_others(twin, cache, before, kept, tokens):
@@ -407,11 +405,11 @@ class TestWhichEngine:
         # Rows are not patched at all; rows come back in the wrong order; caches are in the wrong order; another row is
         # dropped than the one to drop; every text goes on from the first one.
         module, replacement = {
-            "patched": (fast, lambda residual, vectors: residual.expand(len(vectors), -1, -1).clone()),
-            "in_first_order": (fast, lambda rows, order: rows),
+            "write_vectors": (fast, lambda residual, vectors: residual.expand(len(vectors), -1, -1).clone()),
+            "restore_order": (fast, lambda rows, order: rows),
             "decoding_cache": (fast, reversing),
             "decode_step": (fast, dropping_others),
-            "appended": (decoding, forgetting),
+            "append_tokens": (decoding, forgetting),
         }[broken]
 
         model = load_model(hf_model=make_hf_model("llama", seed=3), tokenizer=tokenizer)
@@ -472,7 +470,7 @@ class TestWhichEngine:
 
     def test_a_broken_part_is_found_in_bfloat16(self, tokenizer, monkeypatch):
         model = load_model(hf_model=make_hf_model("llama", seed=5), tokenizer=tokenizer, dtype="bfloat16")
-        monkeypatch.setattr(fast, "in_first_order", lambda rows, order: rows)
+        monkeypatch.setattr(fast, "restore_order", lambda rows, order: rows)
         assert "spread" in _prove(TargetPrompt(model, TOKENS))
 
     def test_accelerate_hooks_are_carried_over(self, tokenizer):

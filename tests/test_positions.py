@@ -8,10 +8,10 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.positions import (
     find_substring_token_position,
     find_token_position,
-    token_spans,
+    find_token_spans,
     verify_single_token,
 )
-from patchscopes.tokens import to_token_ids, token_texts
+from patchscopes.tokens import decode_each_token, to_token_ids
 
 
 @pytest.fixture(scope="module", params=["sentencepiece_like", "byte_level", "embedded"])
@@ -21,7 +21,7 @@ def model(request, smollm, models_by_tokenizer):
 
 def covered(model, text: str, position: int) -> str:
     """The characters that the token at `position` stands for."""
-    begin, end = token_spans(model, text)[position]
+    begin, end = find_token_spans(model, text)[position]
     return text[begin:end]
 
 
@@ -42,7 +42,7 @@ CASES = [
 def test_the_substring_lies_between_its_first_and_last_token(model, text, substring):
     first = find_substring_token_position(model, text, substring, last=False)
     last = find_substring_token_position(model, text, substring)
-    spans = token_spans(model, text)
+    spans = find_token_spans(model, text)
     begin = text.index(substring)
     assert spans[first][0] <= begin < spans[first][1]
     assert spans[last][0] < begin + len(substring) <= spans[last][1]
@@ -63,7 +63,7 @@ def test_occurrences_are_counted_from_both_ends(model):
 def test_bos_is_counted_and_never_found(model):
     text = "hello world"
     assert to_token_ids(model, text)[0] == model.tokenizer.bos_token_id
-    assert token_spans(model, text)[0] == (0, 0)
+    assert find_token_spans(model, text)[0] == (0, 0)
     assert find_substring_token_position(model, text, "hello", last=False) >= 1
 
 
@@ -93,7 +93,7 @@ def test_any_substring_of_any_text_is_found(model, text, data):
     substring = text[begin:end]
     starts = [start for start in range(len(text)) if text.startswith(substring, start)]
     occurrence = starts.index(begin)
-    spans = token_spans(model, text)
+    spans = find_token_spans(model, text)
     assert len(spans) == len(to_token_ids(model, text))
     first, last = (
         find_substring_token_position(model, text, substring, last=side, occurrence=occurrence)
@@ -108,7 +108,7 @@ def test_any_substring_of_any_text_is_found(model, text, data):
 class TestWholeTokens:
     def test_found_with_and_without_leading_space(self, smollm):
         text = "cat -> cat\n?"
-        assert token_texts(smollm, to_token_ids(smollm, text))[1:] == ["cat", " ->", " cat", "\n", "?"]
+        assert decode_each_token(smollm, to_token_ids(smollm, text))[1:] == ["cat", " ->", " cat", "\n", "?"]
         assert find_token_position(smollm, text, "cat") == 3
         assert find_token_position(smollm, text, "cat", occurrence=0) == 1
         assert find_token_position(smollm, text, "?") == 5
@@ -126,6 +126,6 @@ class TestWholeTokens:
 
 @pytest.mark.parametrize("text", ["the capital of the country", "a cat, a dog"])
 def test_token_texts_keep_their_spaces(model, text):
-    texts = token_texts(model, to_token_ids(model, text))
+    texts = decode_each_token(model, to_token_ids(model, text))
     assert "".join(texts[1:]).strip() == text
     assert find_token_position(model, text, texts[2]) >= 2

@@ -7,7 +7,13 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from patchscopes.prefix import FEWEST_KEYS, PrefixCache, shared_prefix_attention, softmax_over_keys, using
+from patchscopes.engine.prefix import (
+    FEWEST_KEYS,
+    PrefixCache,
+    cache_in_use,
+    shared_prefix_attention,
+    softmax_over_keys,
+)
 
 
 def plain_attention(query, key, value, mask, softcap):
@@ -43,7 +49,7 @@ def test_attention_is_the_plain_one(n_rows, n_kv_heads, n_group, n_queries, n_ea
     is_later = torch.arange(n_keys)[None, :] > n_keys - n_queries + torch.arange(n_queries)[:, None]
     mask = torch.zeros(1, 1, n_queries, n_keys).masked_fill(is_later, -1e9)
 
-    with using(PrefixCache([prefix], shared=True)):
+    with cache_in_use(PrefixCache([prefix], shared=True)):
         ours, _ = shared_prefix_attention(SimpleNamespace(layer_idx=0), query, *own, mask, softcap=softcap)
 
     key, value = (

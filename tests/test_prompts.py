@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchscopes.engine.target import placeholder_target
 from patchscopes.errors import PatchscopesError
-from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt, placeholder_target
-from patchscopes.tokens import token_texts
+from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt
+from patchscopes.tokens import decode_each_token
 
 
 def test_the_prompt_of_the_papers_code():
@@ -29,7 +30,7 @@ def test_any_demos_and_placeholder(demos, placeholder):
 )
 def test_the_target_position_is_the_last_placeholder(smollm, prompt):
     target = placeholder_target(smollm, prompt)
-    texts = token_texts(smollm, target.tokens)
+    texts = decode_each_token(smollm, target.tokens)
     assert texts[target.position].strip() == "?"
     assert "?" not in texts[target.position + 1 :]
 

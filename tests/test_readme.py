@@ -5,7 +5,7 @@ import re
 
 from conftest import ROOT
 
-from patchscopes.registry import EMBEDDED_MODEL
+from patchscopes.model.registry import EMBEDDED_MODEL
 
 
 def test_the_notebook_example(capsys):

@@ -6,9 +6,10 @@ import os
 
 import pytest
 
-from patchscopes.data import load_texts
+from patchscopes.data.texts import load_texts
 from patchscopes.errors import PatchscopesError
-from patchscopes.results import ChunkStore, environment, result_document, write_atomically, write_json
+from patchscopes.model.environment import describe_environment
+from patchscopes.results import ChunkStore, build_document, write_atomically, write_json
 
 
 def test_json_is_strict_and_whole(tmp_path):
@@ -55,19 +56,19 @@ class TestChunkStore:
         assert store.load("00000") is None
 
     def test_other_code_starts_over(self, tmp_path, monkeypatch, smollm):
-        before = ChunkStore.beside(tmp_path / "fig2.json", {}, environment(smollm))
-        again = ChunkStore.beside(tmp_path / "fig2.json", {}, environment(smollm))
-        monkeypatch.setattr("patchscopes.results.code_sha256", lambda: "other code")
-        other = ChunkStore.beside(tmp_path / "fig2.json", {}, environment(smollm))
+        before = ChunkStore.beside(tmp_path / "fig2.json", {}, describe_environment(smollm))
+        again = ChunkStore.beside(tmp_path / "fig2.json", {}, describe_environment(smollm))
+        monkeypatch.setattr("patchscopes.model.environment.code_sha256", lambda: "other code")
+        other = ChunkStore.beside(tmp_path / "fig2.json", {}, describe_environment(smollm))
         assert before == again != other
 
 
 def test_environment_says_what_a_result_depends_on(smollm):
-    described = environment(smollm, load_texts())
+    described = describe_environment(smollm, load_texts())
     assert described["model"]["id"] == "smollm2-135m-instruct"
     assert described["dataset"]["name"] == "passages"
     assert described["dtype"] == "float32"
     assert {"python", "torch", "transformers", "transformer-lens", "patchscopes"} <= set(described["versions"])
-    document = result_document("next_token", {}, described, {}, {})
+    document = build_document("next_token", {}, described, {}, {})
     assert 0.1 < document["timing"]["peak_memory_gib"] < 100
     assert json.loads(json.dumps(document, allow_nan=False)) == document

@@ -18,10 +18,10 @@ from options import layer_list, name_list, natural, positive, real_from_zero
 from test_multi_hop import own_questions
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from patchscopes.embedded import cache_folder, embedded_model_folder
-from patchscopes.model import load_model
-from patchscopes.questions import TEXT_FIELDS
-from patchscopes.registry import EMBEDDED_MODEL, MODELS
+from patchscopes.data.questions import TEXT_FIELDS
+from patchscopes.model.embedded import get_cache_folder, unpack_embedded_model
+from patchscopes.model.loading import load_model
+from patchscopes.model.registry import EMBEDDED_MODEL, MODELS
 
 SCRIPTS = ROOT / "scripts"
 LEARNING = ("run_future_lens.py", "run_lenses.py", "train_lens.py")
@@ -69,9 +69,9 @@ def texts(tmp_path_factory):
 def cache(tmp_path_factory):
     """What the scripts learn about tiny models stays out of the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
-        embedded_model_folder()
+        unpack_embedded_model()
         folder = tmp_path_factory.mktemp("cache")
-        for path in cache_folder().glob("smollm2-*"):
+        for path in get_cache_folder().glob("smollm2-*"):
             (folder / path.name).symlink_to(path)
         patch.setenv("PATCHSCOPES_CACHE", str(folder))
         yield folder

@@ -9,17 +9,22 @@ from conftest import make_hf_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchscopes import fast, future_lens, hooks, training, tuned_lens
 from patchscopes.baselines import AffineLens, LogitLens
-from patchscopes.continuation import read_with_continuation
-from patchscopes.data import TextSet
+from patchscopes.data.texts import TextSet
+from patchscopes.engine import fast, hooks
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
-from patchscopes.future_lens import FIXED_PROMPT, SOFT_PROMPT_TRAINING, SoftPrompt, train_soft_prompt
-from patchscopes.mappings import LayerMapping, MapKey
-from patchscopes.model import load_model
-from patchscopes.patch import EMBEDDING, TargetPrompt, extract_representations, patch_logits
-from patchscopes.training import TrainingConfig, train
-from patchscopes.tuned_lens import shuffled_batches, split_held_out, train_tuned_lens
+from patchscopes.learned import future_lens, training, tuned_lens
+from patchscopes.learned.config import FIXED_PROMPT, SOFT_PROMPT_TRAINING, TrainingConfig
+from patchscopes.learned.continuation import read_with_continuation
+from patchscopes.learned.future_lens import SoftPrompt, train_soft_prompt
+from patchscopes.learned.mappings import LayerMapping, MapKey
+from patchscopes.learned.training import train
+from patchscopes.learned.tuned_lens import shuffle_batches, split_held_out, train_tuned_lens
+from patchscopes.model.layers import EMBEDDING
+from patchscopes.model.loading import load_model
+from patchscopes.patch import patch_logits
 
 TEXTS = TextSet("made up", "train", tuple(f"text {n}: {n * 7919 % 1000} dogs and {n**3 % 101} cats" for n in range(24)))
 SHORT = TrainingConfig(n_steps=12, evaluate_every=4, batch_size=32)
@@ -100,8 +105,8 @@ class TestTrain:
 
     def test_schedules(self):
         sgd, adamw = TrainingConfig(n_steps=100), TrainingConfig(n_steps=100, optimizer="adamw")
-        assert [training._share_of_rate(step, sgd) for step in (0, 50, 100)] == [1.0, 0.5, 0.0]
-        shares = [training._share_of_rate(step, adamw) for step in range(101)]
+        assert [training._schedule_rate(step, sgd) for step in (0, 50, 100)] == [1.0, 0.5, 0.0]
+        shares = [training._schedule_rate(step, adamw) for step in range(101)]
         assert max(shares) == shares[20] == 1.0
         assert shares[:21] == sorted(shares[:21])
         assert shares[20:] == sorted(shares[20:], reverse=True)
@@ -129,7 +134,7 @@ class TestTrain:
         torch.manual_seed(seed)
         own, logits = torch.randn(n_rows, n_tokens).log_softmax(dim=-1), torch.randn(n_rows, n_tokens)
         expected = (own.exp() * (own - logits.softmax(dim=-1).log())).sum()
-        torch.testing.assert_close(training.divergence(own, logits), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(training.kl_divergence(own, logits), expected, atol=1e-5, rtol=1e-4)
 
     def test_mistakes(self):
         with pytest.raises(PatchscopesError, match="'sgd' or 'adamw', got 'adam'"):
@@ -185,7 +190,7 @@ class TestTunedLens:
         assert len(held_out) == 3
         assert {text for _, text in learning}.isdisjoint(text for _, text in held_out)
         n = sum(len(ids) - 1 for ids, _ in learning)
-        batches = shuffled_batches(llama, learning, [0], 16, seed=0)
+        batches = shuffle_batches(llama, learning, [0], 16, seed=0)
         # Less than a batch is left over from each of the five groups of texts.
         drawn = [next(batches) for _ in range((n - 5 * 15) // 16)]
         assert {len(batch) for batch in drawn} == {16}
@@ -195,7 +200,7 @@ class TestTunedLens:
         # Texts with a common beginning have equal states there.
         n_times, n_there = ((torch.cdist(rows, others) < 1e-2).sum(dim=1) for others in (rows, every[:, 0]))
         assert (n_times <= n_there).all()
-        later = shuffled_batches(llama, learning, [0], 16, seed=0, first_batch=len(drawn) - 2)
+        later = shuffle_batches(llama, learning, [0], 16, seed=0, first_batch=len(drawn) - 2)
         torch.testing.assert_close(next(later), drawn[-2])
         torch.testing.assert_close(next(later), drawn[-1])
         torch.testing.assert_close(next(later), next(batches))
@@ -222,10 +227,10 @@ class TestSoftPrompt:
         model = tiny_models(family)
         layers = [EMBEDDING, 0, 1, 2, 3]
         source = read_with_continuation(model, TEXTS.texts[:4], [5, 9, 3, 7], layers, 3)
-        tokens = future_lens.fixed_prompt_target(model).tokens
+        tokens = future_lens.build_fixed_prompt_target(model).tokens
         samples, slots = np.array([0, 1, 2, 3, 3, 0]), np.array([4, 0, 2, 1, 3, 3])
         answers = []
-        for start in (fast.start, hooks.start):
+        for start in (fast.start_generation, hooks.start_generation):
             torch.manual_seed(0)
             soft_prompt = torch.randn(len(tokens), 32, requires_grad=True)
             target = TargetPrompt(model, tokens, -1, soft_prompt=soft_prompt)
@@ -237,7 +242,7 @@ class TestSoftPrompt:
 
     def test_a_model_that_the_fast_engine_cannot_run_is_refused(self, tokenizer, monkeypatch):
         model = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer)
-        monkeypatch.setattr(fast, "nothing_yet", lambda layers: None)
+        monkeypatch.setattr(fast, "empty_generation", lambda layers: None)
         with (
             pytest.warns(UserWarning, match="slow hooks engine"),
             pytest.raises(PatchscopesError, match="trained with the fast engine"),
@@ -251,7 +256,7 @@ class TestSoftPrompt:
         vectors, layers = torch.randn(5, 32), [0, 1, 2, 3, EMBEDDING]
         torch.testing.assert_close(
             patch_logits(learned.target(llama), vectors, layers),
-            patch_logits(future_lens.fixed_prompt_target(llama), vectors, layers),
+            patch_logits(future_lens.build_fixed_prompt_target(llama), vectors, layers),
         )
 
     def test_resumed_equals_uninterrupted(self, llama, cache, monkeypatch):

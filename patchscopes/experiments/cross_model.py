@@ -20,7 +20,6 @@ longest token of M that it begins with: the same token, wherever M has it.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,122 +27,40 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.alignment import Vocabularies, aligned_positions
-from patchscopes.baselines import logit_lens
-from patchscopes.data import Sample, TextSet, draw_samples
-from patchscopes.entities import Entity
-from patchscopes.errors import PatchscopesError
+from patchscopes.alignment import Vocabularies
+from patchscopes.data.entities import Entity
+from patchscopes.data.texts import Sample, TextSet
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.unembedding import logit_lens
+from patchscopes.engine.unpatched import generate_after
+from patchscopes.experiments.config import CrossModelConfig, EntityConfig
 from patchscopes.experiments.entity import (
     CHUNK_ENTITIES,
-    EntityConfig,
-    clear_prompt,
-    generations,
-    said_of,
-    scored,
-    summary,
+    fill_placeholder,
+    generate_descriptions,
+    generate_from_vectors,
+    score_descriptions,
+    summarise_scores,
 )
+from patchscopes.experiments.model_pair import ModelPair, check_pair, draw_aligned
 from patchscopes.experiments.sampling import (
     CHUNK_SAMPLES,
-    checked_finite,
+    check_finite,
     measure_chunks,
-    summarised,
-    summed_timing,
+    sum_timing,
+    summarise_metric,
 )
-from patchscopes.extract import extract_representations
-from patchscopes.layers import EMBEDDING, check_layer, spread_layers
-from patchscopes.learned import check_model
-from patchscopes.lens_model import LensModel
-from patchscopes.mappings import AffineMap, MapKey
+from patchscopes.learned.mappings import AffineMap, MapKey
 from patchscopes.metrics import surprisal
-from patchscopes.patch import generate_after, patch_logits_in_batches
-from patchscopes.prompts import build_token_identity_prompt, placeholder_target
+from patchscopes.model.layers import EMBEDDING
+from patchscopes.model.lens_model import LensModel
+from patchscopes.patch import patch_logits_in_batches
+from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
-from patchscopes.target import TargetPrompt
 from patchscopes.tokens import to_token_ids
 
-METHODS = ("token_identity", "source_prompt")
 TARGET_MODEL_ALONE = "target_model_alone"
-# A map between widths of 4,096 and 5,120 takes 84 MB, and its sums twice that: so not every layer unless asked for.
-N_SOURCE_LAYERS, N_TARGET_LAYERS = 10, 9
-MAPPINGS = ("affine", "identity")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossModelConfig:
-    """Options of the experiment.
-
-    Attributes:
-        layers: source layers ℓ; None for `N_SOURCE_LAYERS` of them at equal distances.
-        target_layers: ℓ*; None for `N_TARGET_LAYERS` of them.
-        mapping: f, one of `MAPPINGS`.
-        n_samples: positions for the next token.
-        entity: of the descriptions. Each ℓ is described at the chosen ℓ* that is nearest at the same relative depth.
-        batch_size: rows at a time; None to choose by size.
-    """
-
-    methods: tuple[str, ...] = METHODS
-    n_samples: int = 200
-    layers: tuple[int, ...] | None = None
-    target_layers: tuple[int, ...] | None = None
-    mapping: str = "affine"
-    entity: EntityConfig = field(default_factory=EntityConfig)
-    seed: int = 0
-    batch_size: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ModelPair:
-    """The source model M, the target model M*, their layers in use, and f.
-
-    Attributes:
-        maps: f for each pair (ℓ, ℓ*); None for the identity.
-    """
-
-    source: LensModel
-    target: LensModel
-    layers: list[int]
-    target_layers: list[int]
-    maps: Mapping[MapKey, AffineMap] | None
-
-    def mapped(
-        self, representations: Float[Tensor, "sample layer d_in"], pairs: Sequence[tuple[int, int]]
-    ) -> Float[Tensor, "sample pair d_out"]:
-        """f of the representations at ℓ, for each pair (ℓ, ℓ*)."""
-        # In float32: what f gives may not fit into the source model's type.
-        at = {layer: representations[:, slot].float() for slot, layer in enumerate(self.layers)}
-        if self.maps is None:
-            return torch.stack([at[layer] for layer, _ in pairs], dim=1)
-        return torch.stack([self.maps[MapKey(*pair)](at[pair[0]]) for pair in pairs], dim=1)
-
-    @property
-    def grid(self) -> list[tuple[int, int]]:
-        """All pairs (ℓ, ℓ*)."""
-        return [(layer, target_layer) for layer in self.layers for target_layer in self.target_layers]
-
-    @property
-    def diagonal(self) -> list[tuple[int, int]]:
-        """For each ℓ the chosen ℓ* that is nearest at the same relative depth."""
-        last, target_last = self.source.cfg.n_layers - 1, self.target.cfg.n_layers - 1
-
-        def nearest(layer: int) -> int:
-            depth = layer / max(1, last) * target_last
-            return min(self.target_layers, key=lambda target_layer: abs(target_layer - depth))
-
-        return [(layer, nearest(layer)) for layer in self.layers]
-
-
-def layers_in_use(source: LensModel, target: LensModel, config: CrossModelConfig) -> tuple[list[int], list[int]]:
-    """The source and target layers of the configuration.
-
-    Raises:
-        PatchscopesError: a layer does not exist.
-    """
-    asked = ((source, config.layers, N_SOURCE_LAYERS), (target, config.target_layers, N_TARGET_LAYERS))
-    layers, target_layers = (
-        spread_layers(model, n) if chosen is None else [check_layer(model, layer) for layer in chosen]
-        for model, chosen, n in asked
-    )
-    return layers, target_layers
 
 
 def run(
@@ -161,7 +78,7 @@ def run(
 
     Args:
         entities: to describe; none to leave that part out.
-        maps: f for each pair of `layers_in_use`, if it is affine: from `mappings.fit_cross_model_maps`.
+        maps: f for each pair of `resolve_layer_grid`, if it is affine: from `learned.fitting.fit_cross_model_maps`.
         progress: wraps the iteration over chunks, `tqdm` for instance.
 
     Returns:
@@ -172,7 +89,7 @@ def run(
         PatchscopesError: a method or layer does not exist, f does not fit the models, or the texts have too few
             positions at which both models have read the same.
     """
-    pair = _checked_pair(source, target, config, maps)
+    pair = check_pair(source, target, config, maps)
     drawn, pairs_in_texts, n_source_positions = draw_aligned(source, target, texts, config)
     chunks = [drawn[start : start + CHUNK_SAMPLES] for start in range(0, len(drawn), CHUNK_SAMPLES)]
     of_entities = [entities[start : start + CHUNK_ENTITIES] for start in range(0, len(entities), CHUNK_ENTITIES)]
@@ -201,11 +118,11 @@ def run(
         "next_token": {
             "n_samples": len(drawn),
             "n_texts": len(np.unique(groups)),
-            "aligned_positions": sum(map(len, pairs_in_texts.values())),
+            "align_positions": sum(map(len, pairs_in_texts.values())),
             "source_positions": n_source_positions,
             "methods": {
                 method: {
-                    metric: summarised(predicted, method, metric, groups, config.seed)
+                    metric: summarise_metric(predicted, method, metric, groups, config.seed)
                     for metric in ("precision_at_1", "surprisal", "same_token_exists")
                 }
                 for method in [*config.methods, TARGET_MODEL_ALONE]
@@ -217,58 +134,10 @@ def run(
         results["entity"] = {
             "pairs": pair.diagonal,
             "n_samples": len(entities),
-            "methods": summary(descriptions, config.seed),
+            "methods": summarise_scores(descriptions, config.seed),
             "entities": descriptions,
         }
-    return results, summed_timing(finished)
-
-
-def _checked_pair(
-    source: LensModel, target: LensModel, config: CrossModelConfig, maps: Mapping[MapKey, AffineMap] | None
-) -> ModelPair:
-    """The two models and f, if they fit each other and the configuration."""
-    unknown = [method for method in config.methods if method not in METHODS]
-    if unknown:
-        raise PatchscopesError(f"no method is called {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    pair = ModelPair(source, target, *layers_in_use(source, target, config), maps)
-    if config.mapping == "identity":
-        if source.cfg.d_model != target.cfg.d_model:
-            raise PatchscopesError(
-                f"f can be the identity only between models of one width: {source.cfg.model_name} has "
-                f"{source.cfg.d_model}, {target.cfg.model_name} {target.cfg.d_model}; use the affine mapping"
-            )
-        return ModelPair(source, target, pair.layers, pair.target_layers, None)
-    if config.mapping != "affine":
-        raise PatchscopesError(f"mapping must be affine or identity, got {config.mapping!r}")
-    missing = [f"{key[0]}→{key[1]}" for key in pair.grid if maps is None or MapKey(*key) not in maps]
-    if maps is None or missing:
-        raise PatchscopesError(
-            f"f is missing for the layers {', '.join(missing[:5])}: fit it with mappings.fit_cross_model_maps"
-        )
-    made = maps[MapKey(*pair.grid[0])].provenance
-    check_model(made.source_model, source)
-    check_model(made.target_model, target)
-    return pair
-
-
-def draw_aligned(
-    source: LensModel, target: LensModel, texts: TextSet, config: CrossModelConfig
-) -> tuple[list[Sample], dict[int, list[tuple[int, int]]], int]:
-    """Random positions at which both models have read the same, sorted by text; all such positions of each text; and
-    how many positions there are for the source model alone.
-
-    The number in `Sample.position` counts the pairs of a text.
-    """
-    aligned = {
-        number: [pair for pair in aligned_positions(source, target, text) if min(pair) > 0]
-        for number, text in enumerate(texts.texts)
-    }
-    n_source = sum(len(to_token_ids(source, text, truncate=True)) - 1 for text in texts.texts)
-    # draw_samples leaves out the first position of a text, which is not among the pairs.
-    lengths = [len(pairs) + 1 for pairs in aligned.values()]
-    samples = draw_samples(lengths, texts.texts, config.n_samples, config.seed)
-    samples = [Sample(sample.text, sample.position - 1) for sample in samples]
-    return sorted(samples, key=lambda sample: (sample.text, sample.position)), aligned, n_source
+    return results, sum_timing(finished)
 
 
 def _next_tokens(
@@ -292,7 +161,7 @@ def _next_tokens(
     representations = extract_representations(
         pair.source, source_ids, [position for position, _ in positions], [*pair.layers, last]
     )
-    final_logits = checked_finite(pair.source, logit_lens(pair.source, representations[:, -1]))
+    final_logits = check_finite(pair.source, logit_lens(pair.source, representations[:, -1]))
     vectors = pair.mapped(representations[:, :-1], pair.grid)
     where = [target_layer for _, target_layer in pair.grid]
     seconds["sources"] = time.perf_counter() - started
@@ -300,9 +169,9 @@ def _next_tokens(
     measured: Json = {}
     if "token_identity" in config.methods:
         started = time.perf_counter()
-        rows = _most_likely(identity, vectors.flatten(0, 1), where * len(samples), config.batch_size)
+        rows = _predict_tokens(identity, vectors.flatten(0, 1), where * len(samples), config.batch_size)
         predicted = rows.view(len(samples), len(where))
-        measured["token_identity"] = _compared(pair, predicted, final_logits, vocabularies)
+        measured["token_identity"] = _compare_predictions(pair, predicted, final_logits, vocabularies)
         seconds["token_identity"] = time.perf_counter() - started
 
     # An embedding written over itself patches nothing: what the target model says alone.
@@ -315,24 +184,24 @@ def _next_tokens(
     for sample, (ids, position) in enumerate(zip(target_ids, target_positions, strict=True)):
         prompt = TargetPrompt(pair.target, ids[: position + 1], -1)
         rows = torch.cat([own[sample].float(), vectors[sample].to(own.device)]) if patched else own[sample]
-        predictions.append(_most_likely(prompt, rows, layers, config.batch_size))
+        predictions.append(_predict_tokens(prompt, rows, layers, config.batch_size))
     predicted = torch.stack(predictions)
-    alone = _compared(pair, predicted[:, :1], final_logits, vocabularies, shape=())
+    alone = _compare_predictions(pair, predicted[:, :1], final_logits, vocabularies, shape=())
     if patched:
-        measured["source_prompt"] = _compared(pair, predicted[:, 1:], final_logits, vocabularies)
+        measured["source_prompt"] = _compare_predictions(pair, predicted[:, 1:], final_logits, vocabularies)
     seconds["source_prompt"] = time.perf_counter() - started
     return {"measured": measured | {TARGET_MODEL_ALONE: alone}, "seconds": seconds}
 
 
-def _most_likely(
+def _predict_tokens(
     target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Sequence[int], batch_size: int | None
 ) -> Int[Tensor, " row"]:
     """The most likely token of each row; logits exist for one batch of rows at a time."""
     batches = patch_logits_in_batches(target, vectors, layers, batch_size=batch_size)
-    return torch.cat([checked_finite(target.model, logits).argmax(dim=-1) for logits in batches])
+    return torch.cat([check_finite(target.model, logits).argmax(dim=-1) for logits in batches])
 
 
-def _compared(
+def _compare_predictions(
     pair: ModelPair,
     predicted: Int[Tensor, "sample pair"],
     final_logits: Float[Tensor, "sample d_vocab"],
@@ -368,11 +237,11 @@ def _describe(
     started = time.perf_counter()
     representations = extract_representations(pair.source, names, [-1] * len(names), pair.layers)
     where = [target_layer for _, target_layer in pair.diagonal]
-    across = said_of(target, pair.mapped(representations, pair.diagonal), where, config)
+    across = generate_from_vectors(target, pair.mapped(representations, pair.diagonal), where, config)
     after_across = time.perf_counter()
-    same = generations(pair.source, own_target, names, pair.layers, pair.layers, config)
+    same = generate_descriptions(pair.source, own_target, names, pair.layers, pair.layers, config)
     after_same = time.perf_counter()
-    prompts = [clear_prompt(config, name) for name in [*names, config.placeholder]]
+    prompts = [fill_placeholder(config, name) for name in [*names, config.placeholder]]
     in_clear: dict[str, list[str]] = {}
     for role, model in (("source", pair.source), ("target", pair.target)):
         said = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
@@ -393,7 +262,8 @@ def _describe(
                 "kind": entity.kind,
                 "popularity": entity.popularity,
                 "methods": {
-                    method: scored(texts, entity.reference, config.separator) for method, texts in texts_of.items()
+                    method: score_descriptions(texts, entity.reference, config.separator)
+                    for method, texts in texts_of.items()
                 },
             }
         )

@@ -8,58 +8,30 @@ model can do), and the placeholder left as it is (what is said about nothing).
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from patchscopes.entities import Entity, cut_description
+from patchscopes.data.entities import Entity, cut_description
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.sampling import chosen_layers, measure_chunks, summed_timing
-from patchscopes.extract import extract_representations
-from patchscopes.layers import target_layers
-from patchscopes.lens_model import LensModel
+from patchscopes.experiments.config import EntityConfig
+from patchscopes.experiments.sampling import measure_chunks, resolve_layers, sum_timing
 from patchscopes.metrics import ROUGE_TYPES, mean_with_interval, rouge
-from patchscopes.patch import generate_after, patch_generate
-from patchscopes.prompts import (
-    DESCRIPTION_PLACEHOLDER,
-    DESCRIPTION_SEPARATOR,
-    build_entity_description_prompt,
-    placeholder_target,
-)
+from patchscopes.model.layers import resolve_target_layers
+from patchscopes.model.lens_model import LensModel
+from patchscopes.patch import patch_generate
 from patchscopes.results import ChunkStore, Json
-from patchscopes.target import TargetPrompt
 
 # Entities that are finished, and kept, together.
 CHUNK_ENTITIES = 32
 SCORES = ("precision", "recall", "f1")
 # What a score is of: the description up to where the prompt's format ends it, or all that was generated.
 SCORED = ("description", "generation")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EntityConfig:
-    """Options of the experiment.
-
-    Attributes:
-        target_prompt: T; the vector goes to the last `placeholder` in it.
-        separator: what stands between the entries of T.
-        layers: source layers ℓ; None for all blocks.
-        target_layer: ℓ*: `same` (ℓ* = ℓ), `embedding`, `last` or the number of a block.
-        batch_size: rows at a time; None to choose by size.
-        seed: of the bootstrap; generation is greedy.
-    """
-
-    target_prompt: str = build_entity_description_prompt()
-    placeholder: str = DESCRIPTION_PLACEHOLDER
-    separator: str = DESCRIPTION_SEPARATOR
-    layers: tuple[int, ...] | None = None
-    target_layer: str = "same"
-    max_new_tokens: int = 20
-    batch_size: int | None = None
-    seed: int = 0
 
 
 def run(
@@ -83,9 +55,9 @@ def run(
     """
     if not entities:
         raise PatchscopesError("no entities were given; give at least one")
-    layers = chosen_layers(model, config.layers)
+    layers = resolve_layers(model, config.layers)
     target = placeholder_target(model, config.target_prompt, config.placeholder)
-    where = target_layers(model, layers, config.target_layer)
+    where = resolve_target_layers(model, layers, config.target_layer)
     chunks = [entities[start : start + CHUNK_ENTITIES] for start in range(0, len(entities), CHUNK_ENTITIES)]
 
     def measure(chunk: Sequence[Entity]) -> Json:
@@ -98,24 +70,24 @@ def run(
         "layers": layers,
         "target_layers": where,
         "n_samples": len(entities),
-        "methods": summary(described, config.seed),
+        "methods": summarise_scores(described, config.seed),
         "popularity": {
-            group: {"n_samples": len(members), "methods": summary(members, config.seed)}
+            group: {"n_samples": len(members), "methods": summarise_scores(members, config.seed)}
             for group in groups
             if (members := [entity for entity in described if entity["popularity"] == group])
         },
         "entities": described,
     }
-    return results, summed_timing(finished)
+    return results, sum_timing(finished)
 
 
-def clear_prompt(config: EntityConfig, name: str) -> str:
+def fill_placeholder(config: EntityConfig, name: str) -> str:
     """The target prompt with a name in the place of its placeholder."""
     before, _, after = config.target_prompt.rpartition(config.placeholder)
     return before + name + after
 
 
-def generations(
+def generate_descriptions(
     model: LensModel,
     target: TargetPrompt,
     names: Sequence[str],
@@ -124,10 +96,12 @@ def generations(
     config: EntityConfig,
 ) -> list[list[str]]:
     """What the model says for the representation of each name's last token at each layer."""
-    return said_of(target, extract_representations(model, names, [-1] * len(names), layers), where, config)
+    return generate_from_vectors(
+        target, extract_representations(model, names, [-1] * len(names), layers), where, config
+    )
 
 
-def said_of(
+def generate_from_vectors(
     target: TargetPrompt,
     vectors: Float[Tensor, "name row d_model"],
     where: Sequence[int],
@@ -156,9 +130,9 @@ def _describe(
     """Every generation and score for some entities, and the seconds that each step took."""
     names = [entity.name for entity in entities]
     started = time.perf_counter()
-    patched = generations(model, target, names, layers, where, config)
+    patched = generate_descriptions(model, target, names, layers, where, config)
     after_patched = time.perf_counter()
-    prompts = [clear_prompt(config, name) for name in [*names, config.placeholder]]
+    prompts = [fill_placeholder(config, name) for name in [*names, config.placeholder]]
     tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
     *in_clear, unpatched = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     after_baselines = time.perf_counter()
@@ -169,9 +143,9 @@ def _describe(
             "kind": entity.kind,
             "popularity": entity.popularity,
             "methods": {
-                "patchscope": scored(by_layer, entity.reference, config.separator),
-                "name_in_clear": scored([clear], entity.reference, config.separator),
-                "unpatched": scored([unpatched], entity.reference, config.separator),
+                "patchscope": score_descriptions(by_layer, entity.reference, config.separator),
+                "name_in_clear": score_descriptions([clear], entity.reference, config.separator),
+                "unpatched": score_descriptions([unpatched], entity.reference, config.separator),
             },
         }
         for entity, by_layer, clear in zip(entities, patched, in_clear, strict=True)
@@ -186,7 +160,7 @@ def _describe(
     }
 
 
-def scored(texts: Sequence[str], reference: str, separator: str) -> Json:
+def score_descriptions(texts: Sequence[str], reference: str, separator: str) -> Json:
     """The generations, their descriptions, and the scores of both, one list entry per generation."""
     of = {"generation": list(texts), "description": [cut_description(text, separator) for text in texts]}
     scores = {what: [rouge(text, reference) for text in of[what]] for what in SCORED}
@@ -198,7 +172,7 @@ def scored(texts: Sequence[str], reference: str, separator: str) -> Json:
     }
 
 
-def summary(described: Sequence[Json], seed: int) -> Json:
+def summarise_scores(described: Sequence[Json], seed: int) -> Json:
     """Means and intervals over entities of each score of each method."""
     methods = described[0]["methods"]
     return {

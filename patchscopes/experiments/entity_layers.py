@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from patchscopes.entities import cut_description
+from patchscopes.data.entities import cut_description
+from patchscopes.engine.target import placeholder_target
+from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.entity import EntityConfig, clear_prompt, generations
-from patchscopes.experiments.sampling import chosen_layers
-from patchscopes.layers import target_layers
-from patchscopes.lens_model import LensModel
+from patchscopes.experiments.config import EntityConfig
+from patchscopes.experiments.entity import fill_placeholder, generate_descriptions
+from patchscopes.experiments.sampling import resolve_layers
 from patchscopes.metrics import rouge
-from patchscopes.patch import generate_after
-from patchscopes.prompts import placeholder_target
+from patchscopes.model.layers import resolve_target_layers
+from patchscopes.model.lens_model import LensModel
 from patchscopes.results import Json
 
 # Two descriptions are taken to be of the same thing if their ROUGE-L (F1) is above this. A rough measure: the
@@ -45,7 +46,7 @@ class LayerDescription:
     likeness: float
 
 
-def name_endings(name: str) -> list[str]:
+def list_name_endings(name: str) -> list[str]:
     """All endings of a name that begin with a word, the shortest first.
 
     Raises:
@@ -69,11 +70,11 @@ def run(
     Raises:
         PatchscopesError: the name is empty, or a layer or the placeholder does not exist.
     """
-    endings = name_endings(name)
-    layers = chosen_layers(model, config.layers)
-    where = target_layers(model, layers, config.target_layer)
+    endings = list_name_endings(name)
+    layers = resolve_layers(model, config.layers)
+    where = resolve_target_layers(model, layers, config.target_layer)
     target = placeholder_target(model, config.target_prompt, config.placeholder)
-    prompts = [clear_prompt(config, ending) for ending in endings]
+    prompts = [fill_placeholder(config, ending) for ending in endings]
     in_clear = model.tokenizer.batch_decode(
         generate_after(model, prompts, max_new_tokens=config.max_new_tokens), skip_special_tokens=True
     )
@@ -81,10 +82,10 @@ def run(
     described: list[LayerDescription] = []
     for start in progress(range(0, len(layers), LAYERS_AT_A_TIME)):
         some = slice(start, start + LAYERS_AT_A_TIME)
-        (texts,) = generations(model, target, [name], layers[some], where[some], config)
+        (texts,) = generate_descriptions(model, target, [name], layers[some], where[some], config)
         for layer, text in zip(layers[some], texts, strict=True):
             description = cut_description(text, config.separator)
-            resolved, likeness = most_alike(description, meanings)
+            resolved, likeness = find_most_alike(description, meanings)
             described.append(LayerDescription(layer, text, description, resolved, likeness))
             show(described[-1])
     return {
@@ -104,7 +105,7 @@ def run(
     }
 
 
-def most_alike(description: str, meanings: dict[str, str]) -> tuple[str, float]:
+def find_most_alike(description: str, meanings: dict[str, str]) -> tuple[str, float]:
     """The ending of the name whose description is most like the given one (of equals the shortest), and how much.
 
     If none is like it, the ending is empty.

@@ -15,7 +15,6 @@ prompt was trained on the model's continuations, the affine maps were fitted on 
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,29 +22,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.baselines import AffineLens, logit_lens
-from patchscopes.continuation import read_with_continuation
-from patchscopes.data import Sample, TextSet
+from patchscopes.baselines import AffineLens
+from patchscopes.data.texts import Sample, TextSet
+from patchscopes.engine.batching import rows_per_batch
+from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.config import FutureLensConfig
 from patchscopes.experiments.sampling import (
     DrawnSamples,
-    checked_finite,
-    chosen_layers,
-    draw,
+    check_finite,
+    draw_positions,
     measure_chunks,
-    summarised,
-    summed_timing,
+    resolve_layers,
+    sum_timing,
+    summarise_metric,
 )
-from patchscopes.future_lens import N_TOKENS, SoftPrompt, fixed_prompt_target
-from patchscopes.lens_model import LensModel
-from patchscopes.mappings import AffineMap, LayerMapping, MapKey
+from patchscopes.learned.config import N_TOKENS
+from patchscopes.learned.continuation import read_with_continuation
+from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
+from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.metrics import rank
-from patchscopes.patch import patch_logits_ahead_in_batches, rows_per_batch
-from patchscopes.prompts import build_token_identity_prompt, placeholder_target
+from patchscopes.model.lens_model import LensModel
+from patchscopes.patch import patch_logits_ahead_in_batches
+from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
-from patchscopes.target import TargetPrompt
 
-METHODS = ("linear", "fixed_prompt", "learned_prompt", "token_identity")
 # Precision@k is how often the model's own token is among the k that the lens finds most likely.
 PRECISION_AT = (1, 5, 10)
 METRICS = (*(f"precision_at_{k}" for k in PRECISION_AT), "surprisal")
@@ -56,23 +58,7 @@ Reader: TypeAlias = Callable[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FutureLensConfig:
-    """Options of the experiment.
-
-    Attributes:
-        layers: source layers ℓ; None for all blocks.
-        batch_size: rows at a time; None to choose by size.
-    """
-
-    methods: tuple[str, ...] = METHODS
-    n_samples: int = 200
-    layers: tuple[int, ...] | None = None
-    seed: int = 0
-    batch_size: int | None = None
-
-
-def prompt_reader(target: TargetPrompt, batch_size: int | None) -> Reader:
+def build_prompt_reader(target: TargetPrompt, batch_size: int | None) -> Reader:
     """A Patchscope with ℓ* = ℓ that goes on for three tokens."""
 
     def read(
@@ -83,7 +69,7 @@ def prompt_reader(target: TargetPrompt, batch_size: int | None) -> Reader:
     return read
 
 
-def linear_reader(model: LensModel, maps: Mapping[MapKey, AffineMap], batch_size: int | None) -> Reader:
+def build_linear_reader(model: LensModel, maps: Mapping[MapKey, AffineMap], batch_size: int | None) -> Reader:
     """Affine maps to the last layer of the same token and of the next two."""
     lenses = [AffineLens(model, LayerMapping.to_last(model, maps, ahead)) for ahead in range(N_TOKENS)]
     size = batch_size or rows_per_batch(model, unembedded=N_TOKENS)
@@ -112,17 +98,17 @@ def build_readers(
     readers: dict[str, Reader] = {}
     for method in methods:
         if method == "linear" and maps is not None:
-            readers[method] = linear_reader(model, maps, batch_size)
+            readers[method] = build_linear_reader(model, maps, batch_size)
         elif method == "learned_prompt" and soft_prompt is not None:
-            readers[method] = prompt_reader(soft_prompt.target(model), batch_size)
+            readers[method] = build_prompt_reader(soft_prompt.target(model), batch_size)
         elif method == "fixed_prompt":
-            readers[method] = prompt_reader(fixed_prompt_target(model), batch_size)
+            readers[method] = build_prompt_reader(build_fixed_prompt_target(model), batch_size)
         elif method == "token_identity":
-            readers[method] = prompt_reader(placeholder_target(model, build_token_identity_prompt()), batch_size)
-        elif method in METHODS:
+            readers[method] = build_prompt_reader(placeholder_target(model, build_token_identity_prompt()), batch_size)
+        elif method in FutureLensConfig.METHODS:
             raise PatchscopesError(f"{method} must be learned first: see scripts/train_lens.py")
         else:
-            raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(METHODS)}")
+            raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(FutureLensConfig.METHODS)}")
     return readers
 
 
@@ -150,8 +136,8 @@ def run(
         PatchscopesError: a method or layer does not exist, or the texts have too few positions.
     """
     readers = build_readers(model, config.methods, maps, soft_prompt, config.batch_size)
-    layers = chosen_layers(model, config.layers)
-    drawn = draw(model, texts, config.n_samples, config.seed, room=N_TOKENS - 1)
+    layers = resolve_layers(model, config.layers)
+    drawn = draw_positions(model, texts, config.n_samples, config.seed, room=N_TOKENS - 1)
 
     def measure(chunk: Sequence[Sample]) -> Json:
         return _measure(model, drawn, chunk, layers, readers)
@@ -163,11 +149,13 @@ def run(
         "n_samples": len(drawn.samples),
         "n_texts": len(np.unique(drawn.groups)),
         "methods": {
-            method: {metric: summarised(finished, method, metric, drawn.groups, config.seed) for metric in METRICS}
+            method: {
+                metric: summarise_metric(finished, method, metric, drawn.groups, config.seed) for metric in METRICS
+            }
             for method in config.methods
         },
     }
-    return results, summed_timing(finished)
+    return results, sum_timing(finished)
 
 
 def _measure(
@@ -182,7 +170,7 @@ def _measure(
     started = time.perf_counter()
     texts, positions = [drawn.tokens[sample.text] for sample in chunk], [sample.position for sample in chunk]
     source = read_with_continuation(model, texts, positions, layers, N_TOKENS)
-    own = torch.log_softmax(checked_finite(model, logit_lens(model, source.final)).float(), dim=-1)
+    own = torch.log_softmax(check_finite(model, logit_lens(model, source.final)).float(), dim=-1)
     rows = source.representations.flatten(0, 1)
     of_rows = torch.tensor(layers, device=rows.device).repeat(len(chunk))
     samples = torch.arange(len(chunk), device=rows.device).repeat_interleave(len(layers))

@@ -4,49 +4,18 @@ The representation of one token of a source prompt is written, layer by layer, o
 token-identity prompt; the most likely next tokens and a short generation show how its meaning is resolved.
 """
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
-
 import torch
 
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import placeholder_target
 from patchscopes.errors import PatchscopesError
-from patchscopes.extract import extract_representations
-from patchscopes.layers import target_layers
-from patchscopes.lens_model import LensModel
+from patchscopes.experiments.config import LayerReadoutConfig
+from patchscopes.model.layers import resolve_target_layers
+from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.positions import find_substring_token_position
-from patchscopes.prompts import PLACEHOLDER, build_token_identity_prompt, placeholder_target
 from patchscopes.results import Json
-from patchscopes.tokens import to_token_ids, token_texts
-
-Mode: TypeAlias = Literal["generate", "top_k", "both"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerReadoutConfig:
-    """Options of the experiment.
-
-    Attributes:
-        source_prompt: S.
-        source_word: its last token is the one whose representation is read.
-        target_prompt: T; the vector goes to the last `placeholder` in it.
-        layers: source layers ℓ; None for all blocks.
-        target_layer: ℓ*: `"same"` (ℓ* = ℓ), `"embedding"`, `"last"` or the number of a block.
-        mode: the most likely tokens, a generation, or both.
-        k: how many of the most likely tokens.
-        batch_size: layers at a time; None to choose by size.
-    """
-
-    source_prompt: str = "Amazon's former CEO attended Oscars"
-    source_word: str = "CEO"
-    target_prompt: str = build_token_identity_prompt()
-    placeholder: str = PLACEHOLDER
-    layers: tuple[int, ...] | None = None
-    target_layer: str = "same"
-    mode: Mode = "both"
-    k: int = 5
-    max_new_tokens: int = 8
-    batch_size: int | None = None
+from patchscopes.tokens import decode_each_token, to_token_ids
 
 
 def run(model: LensModel, config: LayerReadoutConfig) -> Json:
@@ -61,14 +30,14 @@ def run(model: LensModel, config: LayerReadoutConfig) -> Json:
     position = find_substring_token_position(model, config.source_prompt, config.source_word)
     vectors = extract_representations(model, [config.source_prompt], [position], layers)[0]
     target = placeholder_target(model, config.target_prompt, config.placeholder)
-    where = target_layers(model, layers, config.target_layer)
+    where = resolve_target_layers(model, layers, config.target_layer)
 
     results: Json = {
         "layers": layers,
         "n_samples": 1,
-        "source_tokens": token_texts(model, to_token_ids(model, config.source_prompt)),
+        "source_tokens": decode_each_token(model, to_token_ids(model, config.source_prompt)),
         "source_position": position,
-        "target_tokens": token_texts(model, target.tokens),
+        "target_tokens": decode_each_token(model, target.tokens),
         "target_position": target.position,
         "target_layers": where,
         "methods": {"token_identity": {}},
@@ -78,7 +47,10 @@ def run(model: LensModel, config: LayerReadoutConfig) -> Json:
         logits = patch_logits(target, vectors, where, batch_size=config.batch_size)
         top = torch.softmax(logits.float(), dim=-1).topk(config.k, dim=-1)
         readout["top_k"] = [
-            [{"token": token, "probability": p} for token, p in zip(token_texts(model, ids), row.tolist(), strict=True)]
+            [
+                {"token": token, "probability": p}
+                for token, p in zip(decode_each_token(model, ids), row.tolist(), strict=True)
+            ]
             for ids, row in zip(top.indices, top.values, strict=True)
         ]
     if config.mode in ("generate", "both"):

@@ -7,63 +7,41 @@ or plain TransformerLens hooks, the twins write into a target prompt and let the
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens, logit_lens, source_patchscope
-from patchscopes.data import Sample, TextSet
+from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens, source_patchscope
+from patchscopes.data.texts import Sample, TextSet
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import placeholder_target
+from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.config import FutureForm, LensesConfig
 from patchscopes.experiments.sampling import (
     DrawnSamples,
-    checked_finite,
-    chosen_layers,
-    draw,
+    check_finite,
+    draw_positions,
     measure_chunks,
-    summarised,
-    summed_timing,
+    resolve_layers,
+    sum_timing,
+    summarise_metric,
 )
-from patchscopes.extract import extract_representations
-from patchscopes.future_lens import SoftPrompt, fixed_prompt_target
-from patchscopes.lens_model import LensModel
-from patchscopes.mappings import AffineMap, LayerMapping, MapKey
+from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
+from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.metrics import precision_at_1, surprisal
-from patchscopes.prompts import build_token_identity_prompt, placeholder_target
+from patchscopes.model.lens_model import LensModel
+from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
-
-# Originals with a Patchscope twin; the twin's name ends in `_patchscope`.
-ORIGINALS = ("logit_lens", "tuned_lens", "future_lens")
-METHODS = (*(name for original in ORIGINALS for name in (original, f"{original}_patchscope")), "token_identity")
-
-FutureForm: TypeAlias = Literal["fixed_prompt", "learned_prompt"]
 
 # A lens bound to one sample: T = S needs the source prompt and i.
 LensOfSample: TypeAlias = Callable[[Int[Tensor, " pos"], int], Lens]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LensesConfig:
-    """Options of the experiment.
-
-    Attributes:
-        future_lens: which of its prompts stands for the Future Lens.
-        n_checked_with_hooks: samples for which twins with T = S are also run as whole forward passes with plain hooks,
-            which takes seconds each.
-        layers: source layers ℓ; None for all blocks.
-    """
-
-    future_lens: FutureForm = "learned_prompt"
-    n_samples: int = 100
-    n_checked_with_hooks: int = 4
-    layers: tuple[int, ...] | None = None
-    seed: int = 0
-
-
-def same_for_all(lens: Lens) -> LensOfSample:
+def ignore_sample(lens: Lens) -> LensOfSample:
     """A lens that no sample changes."""
     return lambda text, position: lens
 
@@ -74,13 +52,13 @@ def build_lenses(
     maps: Mapping[MapKey, AffineMap],
     soft_prompt: SoftPrompt | None,
 ) -> dict[str, LensOfSample]:
-    """All seven, in the order of METHODS, and under `…_hooks` those with T = S by plain hooks.
+    """All seven, in the order of LensesConfig.METHODS, and under `…_hooks` those with T = S by plain hooks.
 
     Raises:
         PatchscopesError: the Future Lens has no such form, or is to be the learned prompt and none is given.
     """
     if future_lens == "fixed_prompt":
-        future_target = fixed_prompt_target(model)
+        future_target = build_fixed_prompt_target(model)
     elif future_lens == "learned_prompt" and soft_prompt is not None:
         future_target = soft_prompt.target(model)
     else:
@@ -94,11 +72,11 @@ def build_lenses(
     future_twin = PatchscopeLens(future_target)
     token_identity = PatchscopeLens(placeholder_target(model, build_token_identity_prompt()))
     return {
-        **{name: same_for_all(lens) for name, lens in originals.items()},
+        **{name: ignore_sample(lens) for name, lens in originals.items()},
         "logit_lens_patchscope": lambda text, position: source_patchscope(model, text, position),
         "tuned_lens_patchscope": lambda text, position: source_patchscope(model, text, position, mapping),
-        "future_lens_patchscope": same_for_all(future_twin),
-        "token_identity": same_for_all(token_identity),
+        "future_lens_patchscope": ignore_sample(future_twin),
+        "token_identity": ignore_sample(token_identity),
         "logit_lens_hooks": lambda text, position: source_patchscope(model, text, position, engine="hooks"),
         "tuned_lens_hooks": lambda text, position: source_patchscope(model, text, position, mapping, engine="hooks"),
     }
@@ -129,8 +107,8 @@ def run(
         PatchscopesError: as `build_lenses`, a layer does not exist, or the texts have too few positions.
     """
     lenses = build_lenses(model, config.future_lens, maps, soft_prompt)
-    layers = chosen_layers(model, config.layers)
-    drawn = draw(model, texts, config.n_samples, config.seed)
+    layers = resolve_layers(model, config.layers)
+    drawn = draw_positions(model, texts, config.n_samples, config.seed)
     every = max(1, len(drawn.samples) // max(1, config.n_checked_with_hooks))
     checked = set(drawn.samples[::every][: config.n_checked_with_hooks])
 
@@ -144,17 +122,17 @@ def run(
         "n_texts": len(np.unique(drawn.groups)),
         "methods": {
             method: {
-                metric: summarised(finished, method, metric, drawn.groups, config.seed)
+                metric: summarise_metric(finished, method, metric, drawn.groups, config.seed)
                 for metric in ("precision_at_1", "surprisal")
             }
-            for method in METHODS
+            for method in LensesConfig.METHODS
         },
-        "twins": {original: _twins(finished, original) for original in ORIGINALS},
+        "twins": {original: _compare_twins(finished, original) for original in LensesConfig.ORIGINALS},
     }
-    return results, summed_timing(finished)
+    return results, sum_timing(finished)
 
 
-def _twins(finished: Sequence[Json], original: str) -> Json:
+def _compare_twins(finished: Sequence[Json], original: str) -> Json:
     """How far an original and its Patchscope are apart, over all chunks."""
     compared = [chunk["twins"][original] for chunk in finished]
     with_hooks = [one["largest_difference_hooks"] for one in compared if one["largest_difference_hooks"] is not None]
@@ -175,13 +153,13 @@ def _measure(
     checked: set[Sample],
 ) -> Json:
     """Metrics, twins and seconds of a chunk. Logits exist for the layers of one sample at a time."""
-    seconds = dict.fromkeys(["sources", *METHODS, "checks with hooks"], 0.0)
+    seconds = dict.fromkeys(["sources", *LensesConfig.METHODS, "checks with hooks"], 0.0)
     started = time.perf_counter()
     texts, positions = [drawn.tokens[sample.text] for sample in chunk], [sample.position for sample in chunk]
     states = extract_representations(model, texts, positions, [*layers, model.cfg.n_layers - 1])
     seconds["sources"] = time.perf_counter() - started
     of_rows = torch.tensor(layers, device=states.device)
-    predicted: dict[str, list[Tensor]] = {method: [] for method in METHODS}
+    predicted: dict[str, list[Tensor]] = {method: [] for method in LensesConfig.METHODS}
     twins: Json = {
         original: {
             "largest_difference": 0.0,
@@ -190,13 +168,13 @@ def _measure(
             "same": 0,
             "rows": 0,
         }
-        for original in ORIGINALS
+        for original in LensesConfig.ORIGINALS
     }
     for sample, text, rows in zip(chunk, texts, states[:, :-1], strict=True):
         logits: dict[str, Tensor] = {}
-        for method in METHODS:
+        for method in LensesConfig.METHODS:
             started = time.perf_counter()
-            logits[method] = checked_finite(model, lenses[method](text, sample.position)(rows, of_rows))
+            logits[method] = check_finite(model, lenses[method](text, sample.position)(rows, of_rows))
             predicted[method].append(logits[method].argmax(dim=-1))
             seconds[method] += time.perf_counter() - started
         for original, twin in twins.items():

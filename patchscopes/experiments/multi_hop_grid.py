@@ -2,17 +2,13 @@
 
 from collections.abc import Callable
 
-from patchscopes.experiments.multi_hop import (
-    CHAIN_OF_THOUGHT,
-    MultiHopConfig,
-    layers_in_use,
-    patching,
-    said_when_patched,
-)
-from patchscopes.extract import extract_representations
-from patchscopes.lens_model import LensModel
-from patchscopes.patch import generate_after
-from patchscopes.questions import TwoHopQuestion, answers
+from patchscopes.data.questions import TwoHopQuestion, contains_answer
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.unpatched import generate_after
+from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.experiments.multi_hop import CHAIN_OF_THOUGHT, resolve_layer_grid
+from patchscopes.experiments.multi_hop_patching import build_patching, generate_patched
+from patchscopes.model.lens_model import LensModel
 from patchscopes.results import Json
 
 
@@ -32,7 +28,7 @@ def run(
     Raises:
         PatchscopesError: a layer does not exist.
     """
-    layers, target_layers = layers_in_use(model, config)
+    layers, target_layers = resolve_layer_grid(model, config)
     unpatched: Json = {}
     for method, prompt, new_tokens in (
         ("vanilla", question.combined_question, config.max_new_tokens),
@@ -41,15 +37,15 @@ def run(
         (text,) = model.tokenizer.batch_decode(
             generate_after(model, [prompt], max_new_tokens=new_tokens), skip_special_tokens=True
         )
-        unpatched[method] = {"text": text, "solved": int(answers(text, question.accepted))}
-        show_unpatched(method, text, answers(text, question.accepted))
-    source, position, target = patching(model, "patchscope", question, question)
+        unpatched[method] = {"text": text, "solved": int(contains_answer(text, question.accepted))}
+        show_unpatched(method, text, contains_answer(text, question.accepted))
+    source, position, target = build_patching(model, "patchscope", question, question)
     states = extract_representations(model, [source], [position], layers)[0]
     texts, solved = [], []
     for slot, layer in enumerate(layers):
         pairs = [(layer, target_layer) for target_layer in target_layers]
-        said = said_when_patched(model, target, states[slot : slot + 1], [layer], pairs, question, config)
-        right = [answers(text, question.accepted) for text in said]
+        said = generate_patched(model, target, states[slot : slot + 1], [layer], pairs, question, config)
+        right = [contains_answer(text, question.accepted) for text in said]
         texts.append(said)
         solved.append([int(one) for one in right])
         show_layer(layer, said, right)

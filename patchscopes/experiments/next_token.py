@@ -15,7 +15,6 @@ All methods are instances of one Patchscope with ℓ* = ℓ:
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,45 +22,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens, logit_lens
-from patchscopes.data import Sample, TextSet
+from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens
+from patchscopes.data.texts import Sample, TextSet
+from patchscopes.engine.batching import rows_per_batch
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import placeholder_target
+from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.config import NextTokenConfig
 from patchscopes.experiments.sampling import (
     DrawnSamples,
-    checked_finite,
-    chosen_layers,
-    draw,
+    check_finite,
+    draw_positions,
     measure_chunks,
-    summarised,
-    summed_timing,
+    resolve_layers,
+    sum_timing,
+    summarise_metric,
 )
-from patchscopes.extract import extract_representations
-from patchscopes.lens_model import LensModel
-from patchscopes.mappings import AffineMap, LayerMapping, MapKey
+from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.metrics import precision_at_1, surprisal
-from patchscopes.patch import rows_per_batch
-from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt, placeholder_target
+from patchscopes.model.lens_model import LensModel
+from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
-
-METHODS = ("logit_lens", "tuned_lens", "tuned_lens_kl", "token_identity", "simplescope")
-# Training by KL takes minutes, so it is done only when asked for.
-DEFAULT_METHODS = ("logit_lens", "tuned_lens", "token_identity", "simplescope")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextTokenConfig:
-    """Options of the experiment.
-
-    Attributes:
-        layers: source layers ℓ; None for all blocks.
-        batch_size: texts, and rows, at a time; None to choose by size.
-    """
-
-    methods: tuple[str, ...] = DEFAULT_METHODS
-    n_samples: int = 1000
-    layers: tuple[int, ...] | None = None
-    seed: int = 0
-    batch_size: int | None = None
 
 
 def build_lenses(
@@ -83,10 +65,10 @@ def build_lenses(
             lenses[method] = PatchscopeLens(placeholder_target(model, build_token_identity_prompt()))
         elif method == "simplescope":
             lenses[method] = PatchscopeLens(placeholder_target(model, SIMPLESCOPE_PROMPT))
-        elif method not in METHODS:
-            raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(METHODS)}")
+        elif method not in NextTokenConfig.METHODS:
+            raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(NextTokenConfig.METHODS)}")
         elif method not in maps:
-            raise PatchscopesError(f"{method} needs its maps: fit them with patchscopes.mappings or train_lens.py")
+            raise PatchscopesError(f"{method} needs its maps: fit them with patchscopes.learned.fitting or train_lens.py")
         else:
             lenses[method] = AffineLens(model, LayerMapping.to_last(model, maps[method]))
     return lenses
@@ -125,8 +107,8 @@ def run(
         PatchscopesError: as `build_lenses`, a layer does not exist, or the texts have too few positions.
     """
     lenses = build_lenses(model, config.methods, maps or {})
-    layers = chosen_layers(model, config.layers)
-    drawn = draw(model, texts, config.n_samples, config.seed)
+    layers = resolve_layers(model, config.layers)
+    drawn = draw_positions(model, texts, config.n_samples, config.seed)
 
     def measure(chunk: Sequence[Sample]) -> Json:
         return _measure(model, drawn, chunk, layers, lenses, config.batch_size)
@@ -138,13 +120,13 @@ def run(
         "n_texts": len(np.unique(drawn.groups)),
         "methods": {
             method: {
-                metric: summarised(finished, method, metric, drawn.groups, config.seed)
+                metric: summarise_metric(finished, method, metric, drawn.groups, config.seed)
                 for metric in ("precision_at_1", "surprisal")
             }
             for method in config.methods
         },
     }
-    return results, summed_timing(finished)
+    return results, sum_timing(finished)
 
 
 def _measure(
@@ -165,7 +147,7 @@ def _measure(
         [*layers, model.cfg.n_layers - 1],
         batch_size=batch_size or 32,
     )
-    final_logits = checked_finite(model, logit_lens(model, representations[:, -1]))
+    final_logits = check_finite(model, logit_lens(model, representations[:, -1]))
     seconds["sources"] = time.perf_counter() - started
     measured: Json = {}
     for method, lens in lenses.items():

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.data import Sample, TextSet, draw_samples
+from patchscopes.data.texts import Sample, TextSet, draw_samples
 from patchscopes.errors import PatchscopesError
-from patchscopes.layers import check_layer
-from patchscopes.lens_model import LensModel
 from patchscopes.metrics import mean_with_interval
+from patchscopes.model.layers import check_layer
+from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
 from patchscopes.tokens import to_token_ids
 
@@ -43,19 +43,19 @@ class DrawnSamples:
         return [self.samples[start : start + CHUNK_SAMPLES] for start in range(0, len(self.samples), CHUNK_SAMPLES)]
 
 
-def draw(model: LensModel, texts: TextSet, n_samples: int, seed: int, room: int = 0) -> DrawnSamples:
+def draw_positions(model: LensModel, texts: TextSet, n_samples: int, seed: int, room: int = 0) -> DrawnSamples:
     """Draw positions of `texts` as in the paper, with room for more tokens in the context. See `draw_samples`."""
     tokens = [to_token_ids(model, text, truncate=True)[: model.cfg.n_ctx - room] for text in texts.texts]
     samples = draw_samples([len(ids) for ids in tokens], texts.texts, n_samples, seed)
     return DrawnSamples(tokens, sorted(samples, key=lambda sample: (sample.text, sample.position)))
 
 
-def chosen_layers(model: LensModel, layers: Sequence[int] | None) -> list[int]:
+def resolve_layers(model: LensModel, layers: Sequence[int] | None) -> list[int]:
     """The given source layers, which must exist, or all blocks."""
     return [check_layer(model, layer) for layer in (range(model.cfg.n_layers) if layers is None else layers)]
 
 
-def checked_finite(model: LensModel, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
+def check_finite(model: LensModel, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
     """The logits, if none overflowed.
 
     Raises:
@@ -84,7 +84,7 @@ def measure_chunks(
     return finished
 
 
-def summarised(
+def summarise_metric(
     finished: Sequence[Json], method: str, metric: str, groups: Int[np.ndarray, " sample"], seed: int
 ) -> Json:
     """Mean and interval over samples of one metric; several positions of one text are resampled together."""
@@ -92,7 +92,7 @@ def summarised(
     return mean_with_interval(values, groups=groups, seed=seed).as_json()
 
 
-def summed_timing(finished: Sequence[Json]) -> Json:
+def sum_timing(finished: Sequence[Json]) -> Json:
     """The `timing` of the result file: seconds by what they were spent on, over all chunks."""
     steps = dict.fromkeys(step for chunk in finished for step in chunk["seconds"])
     seconds = {step: sum(chunk["seconds"].get(step, 0.0) for chunk in finished) for step in steps}

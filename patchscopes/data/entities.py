@@ -1,0 +1,73 @@
+"""Entities with their reference descriptions, and where a generated description ends."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchscopes.data.files import read_rows
+from patchscopes.errors import PatchscopesError
+from patchscopes.prompts import DESCRIPTION_SEPARATOR
+
+UNSPECIFIED = "unspecified"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entity:
+    """A name and what it stands for.
+
+    Attributes:
+        reference: one line that describes it.
+        kind: person, place, …
+        popularity: well_known, little_known, or any other groups to report apart.
+    """
+
+    name: str
+    reference: str
+    kind: str = UNSPECIFIED
+    popularity: str = UNSPECIFIED
+
+
+def load_entities(path: Path) -> tuple[Entity, ...]:
+    """The entities of a JSON file (a list of objects) or a CSV file.
+
+    Each row has `entity` and `reference`, and may have `kind` and `popularity`.
+
+    Raises:
+        PatchscopesError: no such file, or a bad row (the message names it).
+    """
+    rows = read_rows(path, (".json", ".csv"), "entities")
+    if path.suffix == ".csv":
+        # Empty cells are those that are not there.
+        rows = (({name: cell for name, cell in row.items() if cell}, place) for row, place in rows)
+    entities = tuple(_entity(row, place) for row, place in rows)
+    if not entities:
+        raise PatchscopesError(f"{path} has no entities")
+    return entities
+
+
+def _entity(row: Any, place: str) -> Entity:
+    fields = dict(row) if isinstance(row, dict) else {}
+    texts = [fields.get("entity"), fields.get("reference")]
+    groups = [fields.get("kind", UNSPECIFIED), fields.get("popularity", UNSPECIFIED)]
+    if not all(isinstance(text, str) and text.strip() for text in [*texts, *groups]):
+        raise PatchscopesError(
+            f"{place}: expected the strings `entity` and `reference`, and perhaps `kind` and `popularity`, got "
+            f"{str(row)[:120]}"
+        )
+    name, reference, kind, popularity = (text.strip() for text in [*texts, *groups])
+    return Entity(name=name, reference=reference, kind=kind, popularity=popularity)
+
+
+def cut_description(generation: str, separator: str = DESCRIPTION_SEPARATOR) -> str:
+    """The description in what a model said after the entity-description prompt.
+
+    The prompt's format is `name: description` with `separator` in between. So the description begins after the colon
+    that ends the name, if there is one (some models go on with the name for a word or two), and it ends with the line,
+    or where the next entry begins: a separator, a name and a colon. Commas inside a description do not end it.
+    """
+    within = re.escape(separator.strip()) or r"\n"
+    line = generation.split("\n", maxsplit=1)[0]
+    line = re.sub(rf"^(?:(?!{within})[^:])*:", "", line, count=1)
+    next_entry = re.search(rf"{within}(?:(?!{within})[^:])*:", line)
+    return (line if next_entry is None else line[: next_entry.start()]).strip()

@@ -1,0 +1,113 @@
+"""The clean run: one unpatched forward pass over the target prompt, recorded block by block, which all rows share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from patchscopes.engine.prefix import KeysValues, PrefixCache, cache_in_use
+from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """How the family's own forward called one block: everything but the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    returns_tuple: bool
+
+    def __call__(
+        self, block: nn.Module, hidden: Float[Tensor, "row suffix d_model"], cache: PrefixCache
+    ) -> Float[Tensor, "row suffix d_model"]:
+        """Run `block` on many rows with the arguments recorded for one, and with their own `cache`."""
+        args = [repeat_for_rows(value, len(hidden), cache) for value in self.args]
+        kwargs = {name: repeat_for_rows(value, len(hidden), cache) for name, value in self.kwargs.items()}
+        return unwrap_hidden_states(block(hidden, *args, **kwargs))
+
+
+def repeat_for_rows(value: Any, n_rows: int, cache: PrefixCache) -> Any:
+    """One argument recorded for a single row, for `n_rows`.
+
+    Masks, positions and rotary embeddings with a first dimension of one broadcast as they are. BLOOM's ALiBi
+    tensor has one entry per (row, head) in its first dimension and is repeated.
+    """
+    if isinstance(value, Cache):
+        return cache
+    if isinstance(value, Tensor) and value.ndim == 3 and value.shape[0] > 1:
+        return value.repeat(n_rows, 1, 1)
+    return value
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """The unpatched forward pass over the target prompt: what all rows share.
+
+    Attributes:
+        prefixes: per block, keys and values of the tokens before i*; None if i* = 0.
+        suffixes: per block, keys and values of the tokens from i* on.
+        residuals: the residual stream of the tokens from i* on, entering block 0 and after each block:
+            `residuals[ℓ + 1]` belongs to layer ℓ.
+        calls: per block, how the family's forward called it for the suffix.
+    """
+
+    prefixes: list[KeysValues | None]
+    suffixes: list[KeysValues]
+    residuals: list[Float[Tensor, "1 suffix d_model"]]
+    calls: list[BlockCall]
+
+
+def record_clean_run(
+    twin: Twin,
+    tokens: Int[Tensor, " pos"],
+    position: int,
+    soft_prompt: Float[Tensor, "pos d_model"] | None = None,
+) -> CleanRun:
+    """Run the target prompt once: the prefix into the cache, then the suffix with everything recorded.
+
+    Args:
+        soft_prompt: what enters block 0 in place of what the tokens put there.
+    """
+    soft_prefix, soft_suffix = (None, None) if soft_prompt is None else (soft_prompt[:position], soft_prompt[position:])
+    prefixes: list[KeysValues | None] = [None] * len(twin.blocks)
+    if position > 0:
+        with block_forwards(twin, enter_soft_prompt([block.forward for block in twin.blocks], soft_prefix)):
+            prefixes = [*run_base_model(twin, tokens[:position], twin.new_cache())]
+
+    residuals: list[Tensor] = []
+    calls: list[BlockCall] = []
+
+    def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = forward(hidden, *args, **kwargs)
+            residuals.extend([unwrap_hidden_states(output)] if residuals else [hidden, unwrap_hidden_states(output)])
+            calls.append(BlockCall(args, kwargs, isinstance(output, tuple)))
+            return output
+
+        return recorded
+
+    with block_forwards(twin, enter_soft_prompt([recording(block.forward) for block in twin.blocks], soft_suffix)):
+        suffixes = run_base_model(twin, tokens[position:], twin.new_cache(prefixes))
+    return CleanRun(prefixes, suffixes, residuals, calls)
+
+
+def enter_soft_prompt(
+    forwards: Sequence[Callable[..., Any]], soft_prompt: Float[Tensor, "pos d_model"] | None
+) -> list[Callable[..., Any]]:
+    """The forwards of the blocks, that of block 0 with `soft_prompt` as its input if there is one."""
+    first, *others = forwards
+
+    def enter(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return first(hidden if soft_prompt is None else soft_prompt.to(hidden)[None], *args, **kwargs)
+
+    return [enter, *others]
+
+
+def run_base_model(twin: Twin, tokens: Int[Tensor, " pos"], cache: PrefixCache) -> list[KeysValues]:
+    """Run one sequence without unembedding it; the keys and values that it added, per block."""
+    with cache_in_use(cache):
+        twin.causal_lm.base_model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
+    return [cast(KeysValues, layer.of_rows) for layer in cache.prefix_layers]

@@ -1,0 +1,114 @@
+"""Reading representations: the residual stream of one token of each text, at any layers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchscopes.errors import PatchscopesError
+from patchscopes.model.layers import check_layer, get_hook_name
+from patchscopes.model.lens_model import LensModel
+from patchscopes.tokens import Text, resolve_position, to_token_ids
+
+
+def extract_representation(model: LensModel, text: Text, layer: int, position: int) -> Float[Tensor, " d_model"]:
+    """The representation of one token of one text at one layer. See `extract_representations`."""
+    return extract_representations(model, [text], [position], [layer])[0, 0]
+
+
+class _LastLayerRead(Exception):
+    """Ends a forward pass when everything asked for has been read."""
+
+
+@torch.no_grad()
+def extract_representations(
+    model: LensModel,
+    texts: Sequence[Text],
+    positions: Sequence[int],
+    layers: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+) -> Float[Tensor, "text layer d_model"]:
+    """The representations of token `positions[t]` of `texts[t]` at each of `layers` (all blocks unless given).
+
+    Texts of different lengths share a batch of `batch_size`; a text given several times (with different positions)
+    is read once. Nothing is run that no one asked for: not the tokens after the last position, not the blocks
+    after the last layer, not the unembedding. Hooks that the user put on the model fire.
+
+    Raises:
+        PatchscopesError: a position or layer does not exist, or texts and positions differ in number.
+    """
+    if len(texts) != len(positions):
+        raise PatchscopesError(f"{len(texts)} texts and {len(positions)} positions given; give one position per text")
+    if batch_size < 1:
+        raise PatchscopesError(f"batch_size must be at least 1, got {batch_size}")
+    layers = list(range(model.cfg.n_layers)) if layers is None else [check_layer(model, layer) for layer in layers]
+    out = torch.empty(len(texts), len(layers), model.cfg.d_model, dtype=model.cfg.dtype, device=model.cfg.device)
+    if not texts or not layers:
+        return out
+
+    requests: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for index, (text, position) in enumerate(zip(texts, positions, strict=True)):
+        ids = to_token_ids(model, text).tolist()
+        requests.setdefault(tuple(ids), []).append((index, resolve_position(len(ids), position)))
+    runs = [ids[: 1 + max(position for _, position in wanted)] for ids, wanted in requests.items()]
+    wanted_of_run = list(requests.values())
+    for batch in _batches_by_length(model, [len(run) for run in runs], batch_size):
+        indices, rows, columns = zip(
+            *((index, row, position) for row, run in enumerate(batch) for index, position in wanted_of_run[run]),
+            strict=True,
+        )
+        _read_batch(model, [runs[run] for run in batch], (rows, columns), layers, out, indices)
+    return out
+
+
+def _batches_by_length(model: LensModel, lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of texts in batches of similar length.
+
+    On a CPU a batch holds at most about 1,024 tokens: larger activations fall out of the caches of the processor
+    (32 passages of 150 tokens: 1.5 ms per token in batches of 4, 2.6 ms in one of 32).
+    """
+    max_tokens = 1024 if torch.device(model.cfg.device).type == "cpu" else float("inf")
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[index] > max_tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _read_batch(
+    model: LensModel,
+    runs: list[tuple[int, ...]],
+    where: tuple[Sequence[int], Sequence[int]],
+    layers: list[int],
+    out: Float[Tensor, "text layer d_model"],
+    indices: Sequence[int],
+) -> None:
+    """Run token sequences as one batch and store the residuals at (row, position) `where` under `out[indices]`."""
+    # Padding goes to the right, where causal attention keeps it from the tokens that are read.
+    longest = max(map(len, runs))
+    tokens = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in runs], device=model.cfg.device)
+    rows, columns = (torch.tensor(part) for part in where)
+    slots: dict[int, list[int]] = {}
+    for slot, layer in enumerate(layers):
+        slots.setdefault(layer, []).append(slot)
+    last = max(slots)
+
+    def reading(layer: int) -> Callable[..., None]:
+        def read(residual: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
+            for slot in slots[layer]:
+                out[list(indices), slot] = residual[rows, columns].to(out)
+            if layer == last:
+                raise _LastLayerRead
+
+        return read
+
+    hooks = [(get_hook_name(layer), reading(layer)) for layer in slots]
+    with suppress(_LastLayerRead):
+        model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)

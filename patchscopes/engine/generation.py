@@ -1,0 +1,103 @@
+"""Generating after a patched prompt: the part that is the same for both engines."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Whether each row has said what it was asked for, given the new tokens of all rows so far.
+Stop: TypeAlias = Callable[[Int[Tensor, "row new_token"]], Bool[Tensor, " row"]]
+
+# The logits of each row, some rows at a time: those of all rows together can be larger than all the rest.
+LogitsInParts: TypeAlias = Iterable[Float[Tensor, "_ d_vocab"]]
+
+# Appends the chosen tokens to the rows that go on (a mask over the rows so far) and returns their next logits.
+Advance: TypeAlias = Callable[[Int[Tensor, " kept_row"], Bool[Tensor, " row"]], LogitsInParts]
+
+
+def concatenate_logits(parts: LogitsInParts) -> Float[Tensor, "row d_vocab"]:
+    """The logits of all rows at once, for those who need them."""
+    return torch.cat(list(parts))
+
+
+def generate(
+    n_rows: int,
+    logits: LogitsInParts,
+    advance: Advance,
+    ends: Int[Tensor, " end_token"],
+    max_new_tokens: int,
+    temperature: float,
+    draws: Float[Tensor, "row max_new_tokens"] | None,
+    forced: Int[Tensor, "row forced_token"] | None = None,
+    stop: Stop | None = None,
+) -> Int[Tensor, "row max_new_tokens"]:
+    """Choose and append tokens until every row has ended or is long enough; rows that have ended drop out.
+
+    Args:
+        stop: ends rows before that; they are padded with the end-of-sequence token (without one, no row ends).
+        forced: tokens that each row begins with whatever the model says, -1 from where it may choose. An
+            end-of-sequence token among them does not end the row.
+    """
+    tokens = torch.empty(n_rows, max_new_tokens, dtype=torch.long, device=ends.device)
+    going_on = torch.arange(n_rows, device=ends.device)
+    for step in range(max_new_tokens):
+        chosen = choose_tokens_in_parts(logits, temperature, None if draws is None else draws[going_on.cpu(), step])
+        is_forced = torch.zeros_like(chosen, dtype=torch.bool)
+        if forced is not None and step < forced.shape[1]:
+            is_forced = forced[going_on, step] >= 0
+            chosen = torch.where(is_forced, forced[going_on, step], chosen)
+        # Filling the rest of the row pads it, should this be its end-of-sequence token.
+        tokens[going_on, step:] = chosen[:, None]
+        kept = is_forced | ~torch.isin(chosen, ends)
+        if stop is not None and len(ends) > 0:
+            stopped = stop(tokens[going_on, : step + 1]) & kept
+            tokens[going_on[stopped], step + 1 :] = ends[0]
+            kept &= ~stopped
+        going_on = going_on[kept]
+        if step + 1 == max_new_tokens or len(going_on) == 0:
+            break
+        logits = advance(chosen[kept], kept)
+    return tokens
+
+
+def choose_tokens_in_parts(
+    parts: LogitsInParts, temperature: float, draws: Float[Tensor, " row"] | None
+) -> Int[Tensor, " row"]:
+    """`choose_tokens` for all rows."""
+    chosen: list[Tensor] = []
+    n_done = 0
+    for logits in parts:
+        n_now = n_done + len(logits)
+        chosen.append(choose_tokens(logits, temperature, None if draws is None else draws[n_done:n_now]))
+        n_done = n_now
+    return torch.cat(chosen)
+
+
+def choose_tokens(
+    logits: Float[Tensor, "row d_vocab"], temperature: float, draws: Float[Tensor, " row"] | None
+) -> Int[Tensor, " row"]:
+    """The most likely token; with draws, the token at which the cumulative probability passes the row's draw."""
+    if draws is None:
+        return find_most_likely(logits)
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
+    passing = draws.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, passing, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def find_most_likely(logits: Float[Tensor, "row d_vocab"]) -> Int[Tensor, " row"]:
+    """The first token with the largest logit.
+
+    First the stretch of the vocabulary that it is in: a CPU finds maxima much faster than where they are (two cores,
+    256 rows of 49,152 logits: 2.5 ms instead of 23 with `argmax` in bfloat16, 2.0 instead of 6.1 in float32).
+    """
+    n_tokens = logits.shape[-1]
+    n_together = min(512, n_tokens)
+    stretches = logits.unfold(-1, n_together, n_together)
+    # The last stretch overlaps the one before it where the vocabulary cannot be cut into equal ones.
+    highest = torch.cat([stretches.amax(dim=-1), logits[:, -n_together:].amax(dim=-1, keepdim=True)], dim=-1)
+    # Unlike argmax, max is fast in 16 bit.
+    start = (highest.max(dim=-1).indices * n_together).clamp(max=n_tokens - n_together)
+    stretch = logits.gather(1, start[:, None] + torch.arange(n_together, device=logits.device))
+    return start + stretch.max(dim=-1).indices

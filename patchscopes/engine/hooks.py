@@ -1,0 +1,76 @@
+"""The plain engine, and the oracle of the fast one: full forward passes with TransformerLens hooks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from patchscopes.engine.generation import Advance, LogitsInParts
+from patchscopes.engine.target import TargetPrompt
+from patchscopes.model.layers import EMBEDDING, get_hook_name
+
+
+def writing_hooks(
+    position: int, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+) -> list[tuple[str, Callable[..., Tensor]]]:
+    """TransformerLens hooks that write each row's vector at (`position`, its layer) of that row's forward pass."""
+
+    def writing(layer: int) -> Callable[..., Tensor]:
+        rows = (layers == layer).nonzero()[:, 0]
+
+        def write(residual: Float[Tensor, "row pos d_model"], hook: Any) -> Float[Tensor, "row pos d_model"]:
+            residual = residual.clone()
+            residual[rows, position] = vectors[rows].to(residual)
+            return residual
+
+        return write
+
+    return [(get_hook_name(layer), writing(layer)) for layer in layers.unique().tolist()]
+
+
+def first_logits(
+    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits of the token after the target prompt, each row patched at (i*, its layer)."""
+    return last_logits(target, target.tokens.expand(len(vectors), -1), vectors, layers)
+
+
+def start_generation(
+    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+) -> tuple[LogitsInParts, Advance]:
+    """First logits, and a way to go on that runs the whole sequence again for every token."""
+    sequences = target.tokens.expand(len(vectors), -1)
+
+    def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> LogitsInParts:
+        nonlocal sequences, vectors, layers
+        sequences, vectors, layers = torch.cat([sequences[kept], chosen[:, None]], dim=1), vectors[kept], layers[kept]
+        return [last_logits(target, sequences, vectors, layers)]
+
+    return [first_logits(target, vectors, layers)], advance
+
+
+def last_logits(
+    target: TargetPrompt,
+    sequences: Int[Tensor, "row pos"],
+    vectors: Float[Tensor, "row d_model"],
+    layers: Int[Tensor, " row"],
+) -> Float[Tensor, "row d_vocab"]:
+    """A full forward pass over whole sequences that start with the target prompt, patched at (i*, its layer)."""
+
+    fwd_hooks = writing_hooks(target.position, vectors, layers)
+    if target.soft_prompt is not None:
+        fwd_hooks = [(get_hook_name(EMBEDDING), writing_soft_prompt(target.soft_prompt)), *fwd_hooks]
+    return target.model.run_with_hooks(sequences, fwd_hooks=fwd_hooks)[:, -1]
+
+
+def writing_soft_prompt(soft_prompt: Float[Tensor, "soft d_model"]) -> Callable[..., Tensor]:
+    """A TransformerLens hook that writes a soft prompt over the first tokens of every row."""
+
+    def write(residual: Float[Tensor, "row pos d_model"], hook: Any) -> Float[Tensor, "row pos d_model"]:
+        residual = residual.clone()
+        residual[:, : len(soft_prompt)] = soft_prompt.to(residual)
+        return residual
+
+    return write

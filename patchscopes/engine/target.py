@@ -1,0 +1,85 @@
+"""The target prompt of a Patchscope."""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchscopes.engine.building import get_twin
+from patchscopes.engine.clean_run import CleanRun, record_clean_run
+from patchscopes.errors import PatchscopesError
+from patchscopes.model.lens_model import LensModel
+from patchscopes.positions import find_substring_token_position, find_token_spans
+from patchscopes.prompts import PLACEHOLDER
+from patchscopes.tokens import Text, decode_each_token, resolve_position, to_token_ids
+
+
+class TargetPrompt:
+    """A target prompt T and the position i* in it that vectors are written to.
+
+    Attributes:
+        model: the target model M*.
+        tokens: the prompt's token ids, `[pos]`.
+        position: i*, counted from the start.
+        soft_prompt: what enters block 0 at each token in place of what the tokens put there, or None.
+
+    The clean (unpatched) run over T, which all rows share in the fast engine, is computed once, on first use: make a
+    new TargetPrompt after you have changed the model's weights or moved it.
+
+    Raises:
+        PatchscopesError: the prompt has no token at `position`, or the soft prompt has another length or width.
+    """
+
+    def __init__(
+        self,
+        model: LensModel,
+        text: Text,
+        position: int = -1,
+        *,
+        soft_prompt: Float[Tensor, "pos d_model"] | None = None,
+    ) -> None:
+        self.model = model
+        self.tokens = to_token_ids(model, text)
+        self.position = resolve_position(len(self.tokens), position)
+        self.soft_prompt = soft_prompt
+        if soft_prompt is not None and soft_prompt.shape != (len(self.tokens), model.cfg.d_model):
+            raise PatchscopesError(
+                f"the soft prompt is {tuple(soft_prompt.shape)}, expected one vector of width {model.cfg.d_model} for "
+                f"each of the prompt's {len(self.tokens)} tokens"
+            )
+
+    @property
+    def suffix_length(self) -> int:
+        """The number of tokens that see the patch: i* and all after it."""
+        return len(self.tokens) - self.position
+
+    @cached_property
+    def clean_run(self) -> CleanRun:
+        """The unpatched run over the prompt, for the fast engine; it carries the gradient of a soft prompt."""
+        learning = torch.is_grad_enabled() and self.soft_prompt is not None and self.soft_prompt.requires_grad
+        with torch.set_grad_enabled(learning):
+            return record_clean_run(get_twin(self.model), self.tokens, self.position, self.soft_prompt)
+
+    def __repr__(self) -> str:
+        return f"TargetPrompt({len(self.tokens)} tokens, position {self.position})"
+
+
+def placeholder_target(model: LensModel, prompt: str, placeholder: str = PLACEHOLDER) -> TargetPrompt:
+    """The prompt with i* at the last occurrence of its placeholder.
+
+    Raises:
+        PatchscopesError: the placeholder is not in the prompt, or not one token of its own there.
+    """
+    if not placeholder or placeholder not in prompt:
+        raise PatchscopesError(f"the target prompt {prompt!r} has no placeholder {placeholder!r}; put one into it")
+    first, last = (
+        find_substring_token_position(model, prompt, placeholder, last=last, occurrence=-1) for last in (False, True)
+    )
+    span = find_token_spans(model, prompt)[last]
+    if first != last or prompt[slice(*span)].strip() != placeholder.strip():
+        raise PatchscopesError(
+            f"the placeholder {placeholder!r} is not one token of its own in the target prompt {prompt!r}: its tokens "
+            f"are {decode_each_token(model, to_token_ids(model, prompt))}; choose another placeholder or put spaces around it"
+        )
+    return TargetPrompt(model, prompt, last)

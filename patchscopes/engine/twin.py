@@ -1,0 +1,62 @@
+"""The Hugging Face model inside a TransformerBridge, taken apart so that its blocks can be run one by one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchscopes.engine.prefix import KeysValues, PrefixCache
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The Hugging Face model inside a TransformerBridge: the same parameters, modules without hook points.
+
+    Attributes:
+        causal_lm: the whole model.
+        blocks: its transformer blocks.
+        shares_prefix: whether attention is `shared_prefix_attention`.
+        blocks_return_tuples: whether this family's blocks return their output as the first part of a tuple.
+    """
+
+    causal_lm: Any
+    blocks: tuple[nn.Module, ...]
+    shares_prefix: bool
+    blocks_return_tuples: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.causal_lm.get_input_embeddings().weight.device
+
+    def new_cache(self, prefixes: Sequence[KeysValues | None] | None = None) -> PrefixCache:
+        """An empty cache behind `prefixes` (none unless given)."""
+        return PrefixCache(prefixes or [None] * len(self.blocks), self.shares_prefix)
+
+
+@contextmanager
+def block_forwards(twin: Twin, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Within the context, block l of the twin runs `forwards[l]` in place of its own forward."""
+    own = [vars(block).get("forward") for block in twin.blocks]
+    for block, forward in zip(twin.blocks, forwards, strict=True):
+        vars(block)["forward"] = forward
+    try:
+        yield
+    finally:
+        for block, own_forward in zip(twin.blocks, own, strict=True):
+            del vars(block)["forward"]
+            if own_forward is not None:
+                vars(block)["forward"] = own_forward
+
+
+def wrap_hidden_states(twin: Twin, hidden: Tensor) -> Any:
+    """Hidden states in the form in which this family's blocks return them."""
+    return (hidden,) if twin.blocks_return_tuples else hidden
+
+
+def unwrap_hidden_states(output: Any) -> Tensor:
+    """The hidden states in what a block returned: alone, or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,187 @@
+"""The options of every experiment. Nothing heavy is imported here, so scripts read their options at once."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias
+
+from patchscopes.prompts import (
+    DESCRIPTION_PLACEHOLDER,
+    DESCRIPTION_SEPARATOR,
+    PLACEHOLDER,
+    build_entity_description_prompt,
+    build_token_identity_prompt,
+)
+
+Mode: TypeAlias = Literal["generate", "top_k", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReadoutConfig:
+    """Options of Figure 1 (`layer_readout`).
+
+    Attributes:
+        source_prompt: S.
+        source_word: its last token is the one whose representation is read.
+        target_prompt: T; the vector goes to the last `placeholder` in it.
+        layers: source layers ℓ; None for all blocks.
+        target_layer: ℓ*: `"same"` (ℓ* = ℓ), `"embedding"`, `"last"` or the number of a block.
+        mode: the most likely tokens, a generation, or both.
+        k: how many of the most likely tokens.
+        batch_size: layers at a time; None to choose by size.
+    """
+
+    source_prompt: str = "Amazon's former CEO attended Oscars"
+    source_word: str = "CEO"
+    target_prompt: str = build_token_identity_prompt()
+    placeholder: str = PLACEHOLDER
+    layers: tuple[int, ...] | None = None
+    target_layer: str = "same"
+    mode: Mode = "both"
+    k: int = 5
+    max_new_tokens: int = 8
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenConfig:
+    """Options of Figure 2 (`next_token`).
+
+    Attributes:
+        layers: source layers ℓ; None for all blocks.
+        batch_size: texts, and rows, at a time; None to choose by size.
+    """
+
+    METHODS: ClassVar = ("logit_lens", "tuned_lens", "tuned_lens_kl", "token_identity", "simplescope")
+    # Training by KL takes minutes, so it is done only when asked for.
+    methods: tuple[str, ...] = ("logit_lens", "tuned_lens", "token_identity", "simplescope")
+    n_samples: int = 1000
+    layers: tuple[int, ...] | None = None
+    seed: int = 0
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FutureLensConfig:
+    """Options of the Future Lens (`future_lens`).
+
+    Attributes:
+        layers: source layers ℓ; None for all blocks.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    METHODS: ClassVar = ("linear", "fixed_prompt", "learned_prompt", "token_identity")
+    methods: tuple[str, ...] = METHODS
+    n_samples: int = 200
+    layers: tuple[int, ...] | None = None
+    seed: int = 0
+    batch_size: int | None = None
+
+
+FutureForm: TypeAlias = Literal["fixed_prompt", "learned_prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensesConfig:
+    """Options of the lenses side by side (`lenses`).
+
+    Attributes:
+        future_lens: which of its prompts stands for the Future Lens.
+        n_checked_with_hooks: samples for which twins with T = S are also run as whole forward passes with plain hooks,
+            which takes seconds each.
+        layers: source layers ℓ; None for all blocks.
+    """
+
+    # Those with a Patchscope twin, whose name ends in `_patchscope`.
+    ORIGINALS: ClassVar = ("logit_lens", "tuned_lens", "future_lens")
+    METHODS: ClassVar = (
+        "logit_lens",
+        "logit_lens_patchscope",
+        "tuned_lens",
+        "tuned_lens_patchscope",
+        "future_lens",
+        "future_lens_patchscope",
+        "token_identity",
+    )
+    future_lens: FutureForm = "learned_prompt"
+    n_samples: int = 100
+    n_checked_with_hooks: int = 4
+    layers: tuple[int, ...] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityConfig:
+    """Options of the entity descriptions (`entity`, `entity_layers`).
+
+    Attributes:
+        target_prompt: T; the vector goes to the last `placeholder` in it.
+        separator: what stands between the entries of T.
+        layers: source layers ℓ; None for all blocks.
+        target_layer: ℓ*: `same` (ℓ* = ℓ), `embedding`, `last` or the number of a block.
+        batch_size: rows at a time; None to choose by size.
+        seed: of the bootstrap; generation is greedy.
+    """
+
+    target_prompt: str = build_entity_description_prompt()
+    placeholder: str = DESCRIPTION_PLACEHOLDER
+    separator: str = DESCRIPTION_SEPARATOR
+    layers: tuple[int, ...] | None = None
+    target_layer: str = "same"
+    max_new_tokens: int = 20
+    batch_size: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossModelConfig:
+    """Options of the cross-model experiment (`cross_model`).
+
+    Attributes:
+        layers: source layers ℓ; None for `N_SOURCE_LAYERS` of them at equal distances.
+        target_layers: ℓ*; None for `N_TARGET_LAYERS` of them.
+        mapping: f, one of `MAPPINGS`.
+        n_samples: positions for the next token.
+        entity: of the descriptions. Each ℓ is described at the chosen ℓ* that is nearest at the same relative depth.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    METHODS: ClassVar = ("token_identity", "source_prompt")
+    MAPPINGS: ClassVar = ("affine", "identity")
+    # A map between widths of 4,096 and 5,120 takes 84 MB, and its sums twice that: not every layer unless asked for.
+    N_SOURCE_LAYERS: ClassVar = 10
+    N_TARGET_LAYERS: ClassVar = 9
+    methods: tuple[str, ...] = METHODS
+    n_samples: int = 200
+    layers: tuple[int, ...] | None = None
+    target_layers: tuple[int, ...] | None = None
+    mapping: str = "affine"
+    entity: EntityConfig = field(default_factory=EntityConfig)
+    seed: int = 0
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiHopConfig:
+    """Options of multi-hop reasoning (`multi_hop`, `multi_hop_grid`).
+
+    Attributes:
+        layers: source layers ℓ; None for `N_LAYERS` of them at equal distances.
+        target_layers: ℓ*; None for the same as `layers`.
+        n_samples: questions to patch, drawn from those whose hops the model answers one by one.
+        max_new_tokens: of an answer.
+        cot_new_tokens: of a chain of thought with its answer.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    UNPATCHED: ClassVar = ("vanilla", "cot")
+    PATCHED: ClassVar = ("patchscope", "control", "placeholder", "back_patch")
+    METHODS: ClassVar = (*UNPATCHED, *PATCHED)
+    # Layers on each side of the grid unless told: all of them take the square of the time.
+    N_LAYERS: ClassVar = 8
+    methods: tuple[str, ...] = METHODS
+    layers: tuple[int, ...] | None = None
+    target_layers: tuple[int, ...] | None = None
+    n_samples: int = 100
+    max_new_tokens: int = 8
+    cot_new_tokens: int = 32
+    seed: int = 0
+    batch_size: int | None = None

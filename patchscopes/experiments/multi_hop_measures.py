@@ -1,0 +1,104 @@
+"""How many two-hop questions a method solves: by any pair of layers, and by one that was chosen on other questions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from patchscopes.data.questions import TwoHopQuestion
+from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.metrics import mean_with_interval
+from patchscopes.results import Json
+
+
+def count_hops_alone(questions: Sequence[TwoHopQuestion], hops: Sequence[Json]) -> Json:
+    """For each category: how many questions there are, and of how many the model answers each hop alone, and both."""
+    counts: dict[str, dict[str, int]] = {}
+    for question, one in zip(questions, hops, strict=True):
+        solved = one["hop1"]["solved"], one["hop2"]["solved"]
+        count = counts.setdefault(question.category, {"n_questions": 0, "hop1": 0, "hop2": 0, "both": 0})
+        for name, value in zip(count, (1, *solved, min(solved)), strict=True):
+            count[name] += value
+    return counts
+
+
+def summarise_methods(
+    questions: Sequence[TwoHopQuestion],
+    answered: Sequence[Json],
+    layers: Sequence[int],
+    target_layers: Sequence[int],
+    config: MultiHopConfig,
+) -> Json:
+    """All measures of all methods, with intervals over questions; those about the same thing are resampled together.
+
+    The intervals of `held_out` take the chosen pairs as given. A patching method that could not be tried on every
+    question is left out.
+    """
+    bridges = sorted({question.hop1_answer for question in questions})
+    groups = np.array([bridges.index(question.hop1_answer) for question in questions])
+
+    def interval(values: Float[np.ndarray, " question"]) -> Json:
+        return mean_with_interval(values, groups=groups, seed=config.seed).as_json()
+
+    of_methods: Json = {}
+    values: dict[str, dict[str, Any]] = {}
+    vanilla = np.array([one["vanilla"]["solved"] for one in answered], dtype=float)
+    for method in MultiHopConfig.UNPATCHED:
+        if method in config.methods:
+            solved = np.array([one[method]["solved"] for one in answered], dtype=float)
+            of_methods[method] = {"accuracy": interval(solved)}
+    for method in MultiHopConfig.PATCHED:
+        if not all(method in one for one in answered):
+            continue
+        table = tabulate_solved([one[method]["solved"] for one in answered], layers, target_layers)
+        upwards = np.array([[layer < target_layer for target_layer in target_layers] for layer in layers])
+        held_out, pairs = score_held_out(table, groups, config.seed)
+        values[method] = {"any": table.any(axis=(1, 2)).astype(float), "held_out": held_out}
+        if method != "back_patch":
+            values[method]["any_upwards"] = (table & upwards).any(axis=(1, 2)).astype(float)
+        of_methods[method] = {measure: interval(of) for measure, of in values[method].items()} | {
+            "held_out_pairs": [(layers[row], target_layers[column]) for row, column in pairs],
+            "held_out_gain": interval(held_out - vanilla),
+            "accuracy": mean_with_interval(table.astype(float), groups=groups, seed=config.seed).as_json(),
+        }
+    if "patchscope" in values and "control" in values:
+        for measure in ("any", "any_upwards", "held_out"):
+            difference = values["patchscope"][measure] - values["control"][measure]
+            of_methods["patchscope"][f"{measure}_above_control"] = interval(difference)
+    failed = vanilla == 0
+    for method, of in values.items():
+        of_methods[method]["n_failed"] = int(failed.sum())
+        of_methods[method]["n_repaired"] = int(of["any"][failed].sum())
+    return of_methods
+
+
+def tabulate_solved(
+    solved: Sequence[Sequence[Sequence[int]]], layers: Sequence[int], target_layers: Sequence[int]
+) -> Bool[np.ndarray, "question layer target_layer"]:
+    """Whether each pair (ℓ, ℓ*) solves each question, from the pairs that do."""
+    table = np.zeros((len(solved), len(layers), len(target_layers)), dtype=bool)
+    for number, pairs in enumerate(solved):
+        for layer, target_layer in pairs:
+            table[number, layers.index(layer), target_layers.index(target_layer)] = True
+    return table
+
+
+def score_held_out(
+    table: Bool[np.ndarray, "question layer target_layer"], groups: Int[np.ndarray, " question"], seed: int
+) -> tuple[Float[np.ndarray, " question"], list[tuple[int, int]]]:
+    """Whether each question is solved by the pair that solves most of the other half, and the pairs of both halves.
+
+    The halves are drawn at random, once; questions of one group (about the same thing) are in the same half. Of pairs
+    that solve equally many, the first counts.
+    """
+    order = np.random.default_rng(seed).permutation(np.unique(groups))
+    in_first = np.isin(groups, order[: len(order) // 2])
+    scores = np.zeros(len(table))
+    pairs = []
+    for chosen_on, scored_on in ((in_first, ~in_first), (~in_first, in_first)):
+        best = int(table[chosen_on].sum(axis=0).argmax())
+        row, column = divmod(best, table.shape[2])
+        scores[scored_on] = table[scored_on, row, column]
+        pairs.append((row, column))
+    return scores, pairs

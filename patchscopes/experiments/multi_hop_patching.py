@@ -1,0 +1,106 @@
+"""What is patched in a two-hop question, by which method, and what the model says then."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from patchscopes.data.questions import TwoHopQuestion, contains_answer
+from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.model.lens_model import LensModel
+from patchscopes.patch import patch_generate
+from patchscopes.positions import find_substring_token_position, find_token_spans
+from patchscopes.tokens import to_token_ids
+
+
+def patch_positions(model: LensModel, question: TwoHopQuestion) -> tuple[int, int]:
+    """The last token of π1 and the last token of π2, in the tokens of the combined question.
+
+    Raises:
+        PatchscopesError: the model has one token for the end of π2 and the beginning of π1.
+    """
+    text = question.combined_question
+    before_cue = text[: len(text) - len(question.cue)]
+    source_position = find_substring_token_position(model, text, before_cue)
+    target_position = find_substring_token_position(model, text, question.hop2_prompt_prefix)
+    end = find_token_spans(model, text)[target_position][1]
+    if text[len(question.hop2_prompt_prefix) : end].strip():
+        raise PatchscopesError(
+            f"{model.cfg.model_name!r} has one token for the end of {question.hop2_prompt_prefix!r} and what follows "
+            f"in {text!r}; write the question so that a word ends there"
+        )
+    return source_position, target_position
+
+
+PLACEHOLDER = "x"
+
+
+# S and i, and T with i*.
+Patching: TypeAlias = tuple[Int[Tensor, " pos"], int, TargetPrompt]
+
+
+def can_be_patched(model: LensModel, question: TwoHopQuestion) -> bool:
+    """Whether a token ends where π2 ends."""
+    try:
+        patch_positions(model, question)
+    except PatchscopesError:
+        return False
+    return True
+
+
+def build_patching(model: LensModel, method: str, question: TwoHopQuestion, other: TwoHopQuestion) -> Patching:
+    """S and i, and T with i*, of one patching method.
+
+    Args:
+        other: whose representations the control writes.
+
+    Raises:
+        PatchscopesError: the placeholder is no token of its own.
+    """
+    query = to_token_ids(model, question.combined_question)
+    end_of_pi1, end_of_pi2 = patch_positions(model, question)
+    if method == "patchscope":
+        return query, end_of_pi1, TargetPrompt(model, query, end_of_pi2)
+    if method == "control":
+        end_of_other = patch_positions(model, other)[0]
+        return to_token_ids(model, other.combined_question), end_of_other, TargetPrompt(model, query, end_of_pi2)
+    if method == "back_patch":
+        return query, end_of_pi1, TargetPrompt(model, query, end_of_pi1)
+    hop1 = question.hop1_prompt
+    end_of_hop1 = find_substring_token_position(model, hop1, hop1.removesuffix(question.cue))
+    prompt = f"{question.hop2_prompt_prefix} {PLACEHOLDER}{question.cue}"
+    return to_token_ids(model, hop1), end_of_hop1, placeholder_target(model, prompt, PLACEHOLDER)
+
+
+def generate_patched(
+    model: LensModel,
+    target: TargetPrompt,
+    states: Float[Tensor, "layer d_model"],
+    layers: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    question: TwoHopQuestion,
+    config: MultiHopConfig,
+) -> list[str]:
+    """What the model says for each pair (ℓ, ℓ*); a row that has answered says no more."""
+
+    def answered(tokens: Int[Tensor, "row new_token"]) -> Bool[Tensor, " row"]:
+        # On the CPU, and each text once: rows say few different things.
+        different, which = tokens.cpu().unique(dim=0, return_inverse=True)
+        texts = model.tokenizer.batch_decode(different, skip_special_tokens=True)
+        answer = torch.tensor([contains_answer(text, question.accepted, closed=True) for text in texts])
+        return answer[which].to(tokens.device)
+
+    slots = {layer: slot for slot, layer in enumerate(layers)}
+    tokens = patch_generate(
+        target,
+        states[[slots[layer] for layer, _ in pairs]],
+        [target_layer for _, target_layer in pairs],
+        max_new_tokens=config.max_new_tokens,
+        stop=answered,
+        batch_size=config.batch_size,
+    )
+    return model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
