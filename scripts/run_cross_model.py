@@ -122,7 +122,7 @@ def print_table(document: dict) -> None:
     """The best pair of layers of each method, and the descriptions."""
     results = document["results"]
     of_tokens = results["next_token"]
-    shared = of_tokens["align_positions"] / of_tokens["source_positions"]
+    shared = of_tokens["aligned_positions"] / of_tokens["source_positions"]
     print(f"both models have read the same at {shared:.0%} of the source model's positions in these texts")
     fitted = document["environment"].get("learned", {}).get("f")
     if fitted is not None:

@@ -76,6 +76,58 @@ CONFIGS = {
     "mixtral": lambda: transformers.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=3),
     "cohere": lambda: transformers.CohereConfig(**SIZES, num_key_value_heads=2, logit_scale=0.3),
     "granite": lambda: transformers.GraniteConfig(**SIZES, num_key_value_heads=2, logits_scaling=4.0),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **SIZES, num_key_value_heads=2, head_dim=8, sliding_window=4, num_local_experts=3, num_experts_per_tok=2
+    ),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **SIZES,
+        num_key_value_heads=4,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        kv_lora_rank=8,
+        q_lora_rank=12,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=6,
+    ),
+    "mpt": lambda: transformers.MptConfig(
+        d_model=32, n_heads=4, n_layers=4, max_seq_len=CONTEXT, vocab_size=VOCABULARY
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, num_key_value_heads=2, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2
+    ),
+    "olmoe": lambda: transformers.OlmoeConfig(**SIZES, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2),
+    # Chunks of attention are shorter than the test prompts, and one layer in two has rotary positions.
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **SIZES,
+        intermediate_size_mlp=64,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=3,
+        attention_chunk_size=4,
+        no_rope_layer_interval=2,
+        pad_token_id=0,
+    ),
+    "falcon": lambda: transformers.FalconConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, vocab_size=VOCABULARY
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        hidden_size=32,
+        num_layers=4,
+        num_heads=4,
+        attention_types=[[["global", "local"], 2]],
+        window_size=4,
+        max_position_embeddings=CONTEXT,
+        vocab_size=VOCABULARY,
+    ),
+    "phi": lambda: transformers.PhiConfig(**SIZES, partial_rotary_factor=0.5),
+    "stablelm": lambda: transformers.StableLmConfig(**SIZES, num_key_value_heads=2),
+    "olmo2": lambda: transformers.Olmo2Config(**SIZES, num_key_value_heads=2),
+    "smollm3": lambda: transformers.SmolLM3Config(**SIZES, num_key_value_heads=2, pad_token_id=0),
 }
 FAMILIES = tuple(CONFIGS)
 

@@ -307,7 +307,7 @@ class TestExperiment:
         config = CrossModelConfig(n_samples=30, layers=(0, 1, 2, 3), target_layers=(0, 1, 2, 3), mapping="identity")
         results = run((llama, llama), tmp_path, config)
         methods = results["next_token"]["methods"]
-        assert results["next_token"]["align_positions"] <= results["next_token"]["source_positions"]
+        assert results["next_token"]["aligned_positions"] <= results["next_token"]["source_positions"]
         assert methods["target_model_alone"]["precision_at_1"]["mean"] > 0.9
         # T = S and ℓ* = ℓ patches a state over itself.
         own = np.diagonal(methods["source_prompt"]["surprisal"]["mean"])

@@ -2,17 +2,18 @@
 
 import copy
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.hooks import add_hook_to_module
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from patchscopes.engine.clean_run import record_clean_run
-from patchscopes.engine.prefix import SHARED_PREFIX_ATTENTION
-from patchscopes.engine.twin import Twin
+from patchscopes.engine.prefix import SHARED_PREFIX_ATTENTION, cache_in_use
+from patchscopes.engine.twin import Twin, block_forwards
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
 
@@ -20,69 +21,118 @@ from patchscopes.model.lens_model import LensModel
 REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def build_twin(model: Any) -> Twin:
+def build_twin(model: Any, shares_prefix: bool) -> Twin:
     """Copy the module tree of the Hugging Face model in `model`, leaving out the bridge's modules.
 
     Only the module objects are copied; parameters and buffers are the model's own, so weights edited in place are
-    seen by both. Families that take their attention from Hugging Face's registry get `shared_prefix_attention`.
+    seen by both.
+
+    Args:
+        shares_prefix: let the attention be `shared_prefix_attention`; else it is the family's own, which sees a copy of
+            the prefix in every row.
 
     Raises:
         TypeError: `model` is not a TransformerBridge around a decoder-only Hugging Face model.
-        one of REFUSALS: its blocks cannot be run one by one.
+        one of REFUSALS: its blocks cannot be run one by one, or not with this attention.
     """
     bridged = getattr(model, "original_model", None)
     if bridged is None or not hasattr(model, "blocks") or not hasattr(bridged, "base_model"):
         raise TypeError("it is not a TransformerBridge around a decoder-only Hugging Face model")
-    shares_prefix = bool(getattr(bridged, "_supports_attention_backend", False))
     copies: dict[int, Any] = {}
     configs: dict[int, Any] = {}
 
-    def copied_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    def copy_config(config: PreTrainedConfig) -> PreTrainedConfig:
         if id(config) not in configs:
             configs[id(config)] = copy.deepcopy(config)
             if shares_prefix:
                 configs[id(config)]._attn_implementation = SHARED_PREFIX_ATTENTION
         return configs[id(config)]
 
-    def copied(module: Any) -> Any:
+    def copy_module(module: Any) -> Any:
         while getattr(module, "original_component", None) is not None:
             module = module.original_component
         if id(module) not in copies:
             twin_module = copies[id(module)] = copy.copy(module)
             children = module._modules.items()
-            twin_module._modules = {name: None if child is None else copied(child) for name, child in children}
+            twin_module._modules = {name: None if child is None else copy_module(child) for name, child in children}
             if isinstance(getattr(module, "config", None), PreTrainedConfig):
-                twin_module.config = copied_config(module.config)
+                twin_module.config = copy_config(module.config)
             rebind_accelerate_hook(twin_module)
         return copies[id(module)]
 
-    causal_lm = copied(bridged)
-    blocks = tuple(copied(block) for block in model.blocks)
-    twin = Twin(causal_lm, blocks, shares_prefix)
-    probe = record_clean_run(twin, torch.zeros(1, dtype=torch.long, device=twin.device), position=0)
-    return replace(twin, blocks_return_tuples=probe.calls[0].returns_tuple)
+    causal_lm = copy_module(bridged)
+    blocks = tuple(copy_module(block) for block in model.blocks)
+    twin = observe_blocks(Twin(causal_lm, blocks, shares_prefix))
+    # A token behind a prefix of one: what cannot run is refused here.
+    record_clean_run(twin, torch.zeros(2, dtype=torch.long, device=twin.device), position=1)
+    return twin
+
+
+def observe_blocks(twin: Twin) -> Twin:
+    """The twin with what one sequence, and then two, show about the form of its blocks."""
+    returns_tuples: list[bool] = []
+    sizes: list[dict[int | str, int]] = []
+
+    def observe(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def observed(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = forward(hidden, *args, **kwargs)
+            returns_tuples.append(isinstance(output, tuple))
+            named = [*enumerate(args), *kwargs.items()]
+            sizes.append({key: len(value) for key, value in named if isinstance(value, Tensor) and value.ndim > 0})
+            return output
+
+        return observed
+
+    with block_forwards(twin, [observe(block.forward) for block in twin.blocks]):
+        for n_rows in (1, 2):
+            cache = twin.new_cache()
+            tokens = torch.zeros(n_rows, 1, dtype=torch.long, device=twin.device)
+            with cache_in_use(cache):
+                twin.causal_lm.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+    alone, together = sizes[0], sizes[len(twin.blocks)]
+    per_row = frozenset(key for key, n in alone.items() if n > 1 and together[key] == 2 * n)
+    return replace(twin, blocks_return_tuples=returns_tuples[0], per_row_arguments=per_row)
 
 
 _twins: weakref.WeakKeyDictionary[LensModel, Twin] = weakref.WeakKeyDictionary()
 
 
 def get_twin(model: LensModel) -> Twin:
-    """The model's twin, built on first use.
+    """The model's twin, built on first use: with `shared_prefix_attention` where the family takes its attention from
+    Hugging Face's registry and calls it with nothing that `shared_prefix_attention` does not know.
 
     Raises:
         PatchscopesError: the model is not a TransformerBridge around a decoder-only Hugging Face model, or its
             blocks cannot be run one by one.
     """
     if model not in _twins:
-        try:
-            _twins[model] = build_twin(model)
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS as error:
-            raise PatchscopesError(
-                f"the fast engine cannot run this {type(model).__name__} ({error}); use engine='hooks'"
-            ) from error
+        bridged = getattr(model, "original_model", None)
+        if getattr(bridged, "_supports_attention_backend", False):
+            try:
+                _twins[model] = build_twin(model, shares_prefix=True)
+            except torch.OutOfMemoryError:
+                raise
+            except REFUSALS:
+                use_own_attention(model)
+        else:
+            use_own_attention(model)
     return _twins[model]
+
+
+def use_own_attention(model: LensModel) -> None:
+    """Build the model's twin anew, with the attention of its own family.
+
+    Raises:
+        PatchscopesError: as for `get_twin`.
+    """
+    try:
+        _twins[model] = build_twin(model, shares_prefix=False)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        raise PatchscopesError(
+            f"the fast engine cannot run this {type(model).__name__} ({error}); use engine='hooks'"
+        ) from error
 
 
 def rebind_accelerate_hook(module: nn.Module) -> None:

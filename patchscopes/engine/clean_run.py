@@ -14,32 +14,30 @@ from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states
 
 @dataclass(frozen=True)
 class BlockCall:
-    """How the family's own forward called one block: everything but the hidden states."""
+    """How the family's own forward called one block: everything but the hidden states.
+
+    Attributes:
+        per_row: see `Twin`.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    returns_tuple: bool
+    per_row: frozenset[int | str]
 
     def __call__(
         self, block: nn.Module, hidden: Float[Tensor, "row suffix d_model"], cache: PrefixCache
     ) -> Float[Tensor, "row suffix d_model"]:
         """Run `block` on many rows with the arguments recorded for one, and with their own `cache`."""
-        args = [repeat_for_rows(value, len(hidden), cache) for value in self.args]
-        kwargs = {name: repeat_for_rows(value, len(hidden), cache) for name, value in self.kwargs.items()}
+
+        def expand(key: int | str, value: Any) -> Any:
+            if isinstance(value, Cache):
+                return cache
+            # Masks, positions and rotary embeddings have a first dimension of one, and broadcast as they are.
+            return value.repeat(len(hidden), *[1] * (value.ndim - 1)) if key in self.per_row else value
+
+        args = [expand(number, value) for number, value in enumerate(self.args)]
+        kwargs = {name: expand(name, value) for name, value in self.kwargs.items()}
         return unwrap_hidden_states(block(hidden, *args, **kwargs))
-
-
-def repeat_for_rows(value: Any, n_rows: int, cache: PrefixCache) -> Any:
-    """One argument recorded for a single row, for `n_rows`.
-
-    Masks, positions and rotary embeddings with a first dimension of one broadcast as they are. BLOOM's ALiBi
-    tensor has one entry per (row, head) in its first dimension and is repeated.
-    """
-    if isinstance(value, Cache):
-        return cache
-    if isinstance(value, Tensor) and value.ndim == 3 and value.shape[0] > 1:
-        return value.repeat(n_rows, 1, 1)
-    return value
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def record_clean_run(
         def recorded(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = forward(hidden, *args, **kwargs)
             residuals.extend([unwrap_hidden_states(output)] if residuals else [hidden, unwrap_hidden_states(output)])
-            calls.append(BlockCall(args, kwargs, isinstance(output, tuple)))
+            calls.append(BlockCall(args, kwargs, twin.per_row_arguments))
             return output
 
         return recorded

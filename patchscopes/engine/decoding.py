@@ -158,7 +158,7 @@ def begin_step(
 
         def pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             hiddens.append(hidden)
-            calls.append(BlockCall(args, kwargs, twin.blocks_return_tuples))
+            calls.append(BlockCall(args, kwargs, twin.per_row_arguments))
             return wrap_hidden_states(twin, hidden)
 
         with cache_in_use(cache), block_forwards(twin, [pass_on] * len(twin.blocks)):

@@ -11,6 +11,9 @@ Nearly everything in a patched forward pass is the same for every row. This engi
    generated the same have in common is again run once (`patchscopes.engine.decoding`).
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -32,19 +35,44 @@ TOKENS_AT_A_TIME = 2048
 ROWS_UNEMBEDDED_AT_A_TIME = 256
 
 
+# Appends the chosen tokens to the rows that go on (a mask over the rows so far) and returns their final residuals.
+AdvanceResidual: TypeAlias = Callable[
+    [Int[Tensor, " kept_row"], Bool[Tensor, " row"]], Float[Tensor, "kept_row d_model"]
+]
+
+
 def first_logits(
     target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits of the token after the target prompt, each row patched at (i*, its layer)."""
-    twin = get_twin(target.model)
-    residual, _, order = staggered_forward(twin, target.clean_run, vectors, layers)
-    return unembed(twin, restore_order(residual, order))
+    return unembed(get_twin(target.model), first_residual(target, vectors, layers))
+
+
+def first_residual(
+    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+) -> Float[Tensor, "row d_model"]:
+    """The final residual of the target prompt's last token, each row patched at (i*, its layer)."""
+    residual, _, order = staggered_forward(get_twin(target.model), target.clean_run, vectors, layers)
+    return restore_order(residual, order)
 
 
 def start_generation(
     target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
 ) -> tuple[LogitsInParts, Advance]:
-    """First logits, and a way to go on that appends one new token to each row.
+    """First logits, and a way to go on that appends one new token to each row."""
+    twin = get_twin(target.model)
+    residual, advance_residual = start_residuals(target, vectors, layers)
+
+    def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> LogitsInParts:
+        return unembed_in_parts(twin, advance_residual(chosen, kept))
+
+    return unembed_in_parts(twin, residual), advance
+
+
+def start_residuals(
+    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+) -> tuple[Float[Tensor, "row d_model"], AdvanceResidual]:
+    """The final residuals behind the logits of `start_generation`.
 
     Prompts are read for some rows at a time, those with near target layers together; all rows then go on together.
     """
@@ -59,15 +87,15 @@ def start_generation(
     cache = decoding_cache(twin, clean, [part_cache for _, part_cache, _ in parts])
     generated = empty_generation(on_cpu[order])
 
-    def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> LogitsInParts:
+    def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_model"]:
         nonlocal order, generated
         chosen, kept = chosen.cpu(), kept.cpu()
         positions = kept[order].nonzero()[:, 0]
         order = (kept.cumsum(dim=0) - 1)[order[positions]]
         residual, generated = decode_step(twin, cache, generated, positions, chosen[order])
-        return unembed_in_parts(twin, restore_order(residual, order))
+        return restore_order(residual, order)
 
-    return unembed_in_parts(twin, restore_order(torch.cat([residual for residual, _, _ in parts]), order)), advance
+    return restore_order(torch.cat([residual for residual, _, _ in parts]), order), advance
 
 
 def part_sizes(layers: Int[Tensor, " row"], most: int) -> list[int]:

@@ -1,4 +1,9 @@
-"""Which engine answers: the fast one, once it has given the same answers as plain hooks on the model at hand."""
+"""Which engine answers: the fast one, once it has been proved to do what plain hooks do on the model at hand.
+
+The proof is local. A few rows run through the plain engine (`patchscopes.engine.reference`), and then through the fast
+one while every block is given the plain engine's numbers and compared on its own (`patchscopes.engine.checking`).
+Compared at the end of the network, rounding would be amplified on the way, and the verdict would be about the processor.
+"""
 
 import warnings
 import weakref
@@ -6,19 +11,21 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from patchscopes.engine import fast, hooks
-from patchscopes.engine.building import REFUSALS
-from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.generation import Advance, LogitsInParts, concatenate_logits
+from patchscopes.engine import fast
+from patchscopes.engine.building import REFUSALS, get_twin, use_own_attention
+from patchscopes.engine.checking import Difference, get_tolerance, supervise_blocks
+from patchscopes.engine.reference import Reference, measure_error, record_reference
 from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.twin import block_forwards
+from patchscopes.engine.unembedding import unembed
 from patchscopes.errors import PatchscopesError
-from patchscopes.model.layers import EMBEDDING
-from patchscopes.model.lens_model import LensModel, has_hooks, is_16_bit
+from patchscopes.model.lens_model import LensModel, has_hooks
 
 Engine: TypeAlias = Literal["auto", "fast", "hooks"]
+
+# Longer prompts are proved on their first tokens: the plain engine's residuals of all blocks must fit into memory.
+TOKENS_PROVED = 256
 
 
 def choose_engine(target: TargetPrompt, engine: Engine) -> Literal["fast", "hooks"]:
@@ -51,96 +58,104 @@ _verdicts: weakref.WeakKeyDictionary[LensModel, _Verdict] = weakref.WeakKeyDicti
 def fast_engine_failure(target: TargetPrompt) -> str | None:
     """Why `engine="auto"` does not use the fast engine on this model, or None if it does.
 
-    On first use for a model (and again after TransformerLens's compatibility mode was switched), a few rows run
-    through both engines, at i* and at an inner position, for the first token and for two generated on the cache.
-    A failure is also given as a warning, once.
+    The proof runs on first use for a model (and again after TransformerLens's compatibility mode was switched). If the
+    engine fails it with attention over a shared prefix, it is tried with the family's own attention. A failure is also
+    given as a warning, once.
     """
     model = target.model
     compatibility_mode = bool(getattr(model, "compatibility_mode", False))
     verdict = _verdicts.get(model)
     if verdict is None or verdict.compatibility_mode != compatibility_mode:
-        failure = _prove(target)
+        failure = prove(target)
         verdict = _verdicts[model] = _Verdict(failure, compatibility_mode)
         if failure is not None:
             warnings.warn(f"patching uses the slow hooks engine on this model: {failure}", stacklevel=2)
     return verdict.failure
 
 
-def _prove(target: TargetPrompt) -> str | None:
-    """Compare both engines on a few rows; the reason why they differ, or None.
+@torch.no_grad()
+def prove(target: TargetPrompt) -> str | None:
+    """Compare both engines on a few rows, at i* and at an inner position; the reason why they differ, or None."""
+    try:
+        twin = get_twin(target.model)
+    except PatchscopesError as error:
+        return str(error)
+    tokens = target.tokens[:TOKENS_PROVED]
+    soft_prompt = None if target.soft_prompt is None else target.soft_prompt[:TOKENS_PROVED]
+    positions = {min(target.position, len(tokens) - 1), len(tokens) // 2}
+    references = [
+        record_reference(TargetPrompt(target.model, tokens, position, soft_prompt=soft_prompt))
+        for position in positions
+    ]
+    failure = _compare(references)
+    if failure is not None and twin.shares_prefix:
+        use_own_attention(target.model)
+        failure = _compare(references)
+    return failure
 
-    The rows are states that are not at home (other layers than they were read at), in an order that is not that of
-    their layers.
-    """
-    model = target.model
-    middle, last = model.cfg.n_layers // 2, model.cfg.n_layers - 1
-    vectors = extract_representations(model, [target.tokens], [-1], [last, middle, EMBEDDING, last, middle])[0]
-    layers = torch.tensor([middle, last, middle, EMBEDDING, 0], device=vectors.device)
-    n_more = min(2, model.cfg.n_ctx - len(target.tokens))
-    for position in {target.position, len(target.tokens) // 2}:
-        trial = TargetPrompt(model, target.tokens, position, soft_prompt=target.soft_prompt)
-        try:
-            fast_answers = _first_steps(fast.start_generation(trial, vectors, layers), n_more)
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS as error:
-            return f"the fast engine cannot run it ({type(error).__name__}: {error})"
-        hooks_answers = _first_steps(hooks.start_generation(trial, vectors, layers), n_more)
-        rounded_answers = hooks_answers
-        if is_16_bit(model.cfg.dtype):
-            rounded_answers = _first_steps(hooks.start_generation(trial, round_otherwise(vectors), layers), n_more)
-        for answers in zip(fast_answers, hooks_answers, rounded_answers, strict=True):
-            difference = disagreement(*answers, model.cfg.dtype)
-            if difference is not None:
-                return f"the fast engine's logits differ from those of plain hooks: {difference}"
+
+def _compare(references: list[Reference]) -> str | None:
+    """Why the fast engine differs from the references, or None."""
+    try:
+        for reference in references:
+            _check_residuals(reference)
+            _check_logits(reference)
+    except Difference as difference:
+        return f"the fast engine differs from plain hooks: {difference}"
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        return f"the fast engine cannot run it ({type(error).__name__}: {error})"
     return None
 
 
-def _first_steps(started: tuple[LogitsInParts, Advance], n_more: int) -> list[Float[Tensor, "_ d_vocab"]]:
-    """First logits, and those after each of `n_more` tokens on all rows but the first."""
-    parts, advance = started
-    logits = [concatenate_logits(parts)]
-    kept = torch.arange(len(logits[0]), device=logits[0].device) > 0
-    # The same tokens for both engines, since their argmax may differ by rounding; two rows say the same.
-    tokens = torch.arange(len(kept), device=kept.device)[kept] % 3
-    for _ in range(n_more):
-        logits.append(concatenate_logits(advance(tokens, kept)))
-        kept = kept[kept]
-    return logits
+def _check_residuals(reference: Reference) -> None:
+    """Run the rows through the fast engine, block by block from the plain engine's numbers, for the tokens after the
+    prompt; every row must end as the plain engine has it, to the last bit.
 
-
-def round_otherwise(vectors: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    """The vectors with every component moved by about one unit in its last place, up or down."""
-    signs = torch.randint(0, 2, vectors.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return vectors * (1 + torch.finfo(vectors.dtype).eps * signs.to(vectors))
-
-
-def disagreement(
-    logits: Float[Tensor, "row d_vocab"],
-    expected: Float[Tensor, "row d_vocab"],
-    rounded: Float[Tensor, "row d_vocab"],
-    dtype: torch.dtype,
-) -> str | None:
-    """How two computations of the same logits, in arithmetic of type `dtype`, differ by more than rounding, or None.
-
-    In float32 and float64 no logit may be off by 1e-3 or more, relative to the largest logit where that exceeds
-    10. In 16-bit types rounding is amplified on the way through the network, on some vectors a hundredfold; so a
-    row's error (root mean square, as part of the spread of its logits) may be 25 % (rounding alone has come to 18 %),
-    or twice the largest change that rounding the vectors otherwise makes to any row.
-
-    Args:
-        rounded: `expected` for vectors rounded otherwise; only looked at in 16-bit types.
+    Raises:
+        Difference: it does not.
     """
-    logits, expected, rounded = logits.double(), expected.double(), rounded.double()
-    if not bool(torch.isfinite(logits).all()):
-        return "some are not finite"
-    if not is_16_bit(dtype):
-        largest = (logits - expected).abs().max().item()
-        allowed = 1e-3 * max(1.0, expected.abs().max().item() / 10)
-        return None if largest < allowed else f"the largest difference is {largest:.2g}, {allowed:.2g} is allowed"
+    target = TargetPrompt(
+        reference.target.model,
+        reference.target.tokens,
+        reference.target.position,
+        soft_prompt=reference.target.soft_prompt,
+    )
+    twin, n_rows = get_twin(target.model), len(reference.vectors)
+    with block_forwards(twin, supervise_blocks(twin, reference)):
+        answers = [fast.first_residual(target, reference.vectors, reference.layers)]
+        residual, advance = fast.start_residuals(target, reference.vectors, reference.layers)
+        answers.append(residual)
+        going_on = torch.arange(n_rows)
+        for step in range(reference.n_steps):
+            kept = torch.tensor([len(reference.continuations[row]) > step for row in going_on.tolist()])
+            going_on = going_on[kept]
+            tokens = torch.tensor([reference.continuations[row][step] for row in going_on.tolist()])
+            answers.append(advance(tokens, kept))
+            expected = reference.streams[-1, going_on, reference.n_tokens + step]
+            _check_ends(answers.pop(), expected)
+    for answer in answers:
+        _check_ends(answer, reference.streams[-1, :n_rows, reference.n_tokens - 1])
 
-    def largest_change(other: Float[Tensor, "row d_vocab"]) -> float:
-        return ((other - expected).square().mean(dim=-1).sqrt() / expected.std(dim=-1)).max().item()
 
-    change, allowed = largest_change(logits), max(0.25, 2 * largest_change(rounded))
-    return None if change < allowed else f"a row is off by {change:.0%} of its spread, {allowed:.0%} is allowed"
+def _check_ends(residual: torch.Tensor, expected: torch.Tensor) -> None:
+    if not torch.equal(residual, expected.to(residual)):
+        raise Difference("a row ends as another one")
+
+
+def _check_logits(reference: Reference) -> None:
+    """Unembed the plain engine's final residuals.
+
+    Raises:
+        Difference: the logits are others than the plain engine's.
+    """
+    twin = get_twin(reference.target.model)
+    for step in range(reference.n_steps + 1):
+        going_on = [row for row, tokens in enumerate(reference.continuations) if len(tokens) >= step]
+        residual = reference.streams[-1, going_on, reference.n_tokens - 1 + step]
+        logits, expected = unembed(twin, residual), reference.logits[going_on, step]
+        centre = expected.mean(dim=-1, keepdim=True)
+        error = measure_error(logits - centre, expected - centre, expected)
+        if not bool((error <= get_tolerance(twin, logits.dtype)).all()):
+            raise Difference(f"logits of the same residual differ by {float(error.max()):.2g} of their spread")

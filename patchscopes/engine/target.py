@@ -1,13 +1,12 @@
 """The target prompt of a Patchscope."""
 
-from functools import cached_property
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.engine.building import get_twin
 from patchscopes.engine.clean_run import CleanRun, record_clean_run
+from patchscopes.engine.twin import Twin
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_substring_token_position, find_token_spans
@@ -43,6 +42,7 @@ class TargetPrompt:
         self.tokens = to_token_ids(model, text)
         self.position = resolve_position(len(self.tokens), position)
         self.soft_prompt = soft_prompt
+        self._clean_run: tuple[Twin, CleanRun] | None = None
         if soft_prompt is not None and soft_prompt.shape != (len(self.tokens), model.cfg.d_model):
             raise PatchscopesError(
                 f"the soft prompt is {tuple(soft_prompt.shape)}, expected one vector of width {model.cfg.d_model} for "
@@ -54,12 +54,15 @@ class TargetPrompt:
         """The number of tokens that see the patch: i* and all after it."""
         return len(self.tokens) - self.position
 
-    @cached_property
+    @property
     def clean_run(self) -> CleanRun:
         """The unpatched run over the prompt, for the fast engine; it carries the gradient of a soft prompt."""
-        learning = torch.is_grad_enabled() and self.soft_prompt is not None and self.soft_prompt.requires_grad
-        with torch.set_grad_enabled(learning):
-            return record_clean_run(get_twin(self.model), self.tokens, self.position, self.soft_prompt)
+        twin = get_twin(self.model)
+        if self._clean_run is None or self._clean_run[0] is not twin:
+            learning = torch.is_grad_enabled() and self.soft_prompt is not None and self.soft_prompt.requires_grad
+            with torch.set_grad_enabled(learning):
+                self._clean_run = twin, record_clean_run(twin, self.tokens, self.position, self.soft_prompt)
+        return self._clean_run[1]
 
     def __repr__(self) -> str:
         return f"TargetPrompt({len(self.tokens)} tokens, position {self.position})"

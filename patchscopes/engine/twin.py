@@ -20,12 +20,15 @@ class Twin:
         blocks: its transformer blocks.
         shares_prefix: whether attention is `shared_prefix_attention`.
         blocks_return_tuples: whether this family's blocks return their output as the first part of a tuple.
+        per_row_arguments: which arguments of a block (by place or name) hold an entry for each row and head in their
+            first dimension, and must be repeated for more rows (BLOOM's ALiBi biases).
     """
 
     causal_lm: Any
     blocks: tuple[nn.Module, ...]
     shares_prefix: bool
     blocks_return_tuples: bool = False
+    per_row_arguments: frozenset[int | str] = frozenset()
 
     @property
     def device(self) -> torch.device:

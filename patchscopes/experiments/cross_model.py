@@ -118,7 +118,7 @@ def run(
         "next_token": {
             "n_samples": len(drawn),
             "n_texts": len(np.unique(groups)),
-            "align_positions": sum(map(len, pairs_in_texts.values())),
+            "aligned_positions": sum(map(len, pairs_in_texts.values())),
             "source_positions": n_source_positions,
             "methods": {
                 method: {

@@ -68,7 +68,9 @@ def build_lenses(
         elif method not in NextTokenConfig.METHODS:
             raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(NextTokenConfig.METHODS)}")
         elif method not in maps:
-            raise PatchscopesError(f"{method} needs its maps: fit them with patchscopes.learned.fitting or train_lens.py")
+            raise PatchscopesError(
+                f"{method} needs its maps: fit them with patchscopes.learned.fitting or train_lens.py"
+            )
         else:
             lenses[method] = AffineLens(model, LayerMapping.to_last(model, maps[method]))
     return lenses

@@ -384,7 +384,9 @@ class TestWhichEngine:
             for layer in part.unique().tolist():
                 assert (part == layer).sum() == counts[layer] or counts[layer] > most
 
-    @pytest.mark.parametrize("broken", ["write_vectors", "restore_order", "decoding_cache", "decode_step", "append_tokens"])
+    @pytest.mark.parametrize(
+        "broken", ["write_vectors", "restore_order", "decoding_cache", "decode_step", "append_tokens"]
+    )
     @pytest.mark.parametrize("prompt", [TOKENS, TOKENS[:2], TOKENS[:1]])
     def test_the_proof_finds_a_broken_part(self, tokenizer, monkeypatch, broken, prompt):
         decoding_cache, decode_step, appended = fast.decoding_cache, fast.decode_step, decoding.append_tokens

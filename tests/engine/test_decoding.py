@@ -133,7 +133,9 @@ def test_texts_are_those_of_a_plain_loop(data):
         assert now.rows_in_blocks(n_layers) == [
             sum(layer < block for layer, _ in plain) for block in range(n_layers + 1)
         ]
-        assert now.continuations_in_blocks(n_layers) == [sum(one >= block for one in highest) for block in range(n_layers + 1)]
+        assert now.continuations_in_blocks(n_layers) == [
+            sum(one >= block for one in highest) for block in range(n_layers + 1)
+        ]
 
 
 def test_counts():

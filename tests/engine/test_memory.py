@@ -10,7 +10,7 @@ from patchscopes.engine.memory import keep_freed_memory
 
 FAULTS = """
 import resource, sys, torch
-from patchscopes.memory import keep_freed_memory
+from patchscopes.engine.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

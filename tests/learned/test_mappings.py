@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from patchscopes.data.texts import TextSet
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
-from patchscopes.learned import mappings
+from patchscopes.learned import fitting, mappings
 from patchscopes.learned.files import get_cached_path
 from patchscopes.learned.fitting import fit_affine_maps, fit_or_load_affine_maps
 from patchscopes.learned.least_squares import Moments
@@ -121,7 +121,7 @@ class TestFit:
         read = []
         add = Moments.add
         monkeypatch.setattr(Moments, "add", lambda self, x, y: (read.append(len(x)), add(self, x, y))[1])
-        monkeypatch.setattr(mappings, "TEXTS_AT_A_TIME", 3)
+        monkeypatch.setattr(fitting, "TEXTS_AT_A_TIME", 3)
         maps = fit_affine_maps(llama, TEXTS, [0])
         assert len(read) == 4
         assert sum(read) == maps[MapKey(0, 3)].provenance.n_positions
