@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from patchscopes.plots.style import save_png
+from patchscopes.plots.style import NotebookFigure, save_png
 
 ROOT = Path(__file__).parent.parent.parent
 FIGURES = ROOT / "figures"
@@ -56,12 +55,9 @@ def draw(figure: Figure) -> list[tuple[str, Bbox]]:
             drawn.append((text.get_text(), text.get_window_extent(renderer)))
         draw_text(text, renderer)
 
-    # The first time, the layout is found.
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Text, "draw", record)
-        canvas.draw()
+        figure.draw_without_rendering()
     return drawn
 
 
@@ -121,14 +117,11 @@ class TestCommittedDocuments:
                 assert set(curves) <= set(entries)
                 assert len(set(entries)) == len(entries)
 
-    def test_shows_itself_in_a_notebook(self, name):
-        figure = plot(load(name))
-        assert isinstance(figure, Figure)
-        assert figure._repr_png_().startswith(PNG_SIGNATURE)
-
     def test_saved_as_png(self, name, tmp_path):
         path = tmp_path / "new" / "figure.png"
-        save_png(plot(load(name)), path)
+        figure = plot(load(name))
+        assert isinstance(figure, NotebookFigure)
+        save_png(figure, path)
         assert path.read_bytes().startswith(PNG_SIGNATURE)
         assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
 
@@ -197,6 +190,12 @@ def test_other_options_are_drawn_too(name, change):
     document = load(name)
     change(document)
     check_texts(plot(document))
+
+
+def test_a_figure_shows_itself_in_a_notebook():
+    figure = plot(load("fig2"))
+    assert isinstance(figure, Figure)
+    assert figure._repr_png_().startswith(PNG_SIGNATURE)
 
 
 def test_the_row_of_layer_0_is_whole():
