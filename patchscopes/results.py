@@ -17,12 +17,36 @@ from patchscopes.errors import PatchscopesError
 
 SCHEMA_VERSION = 1
 
+LINE_LENGTH = 120
+
 Json: TypeAlias = Any
 
 
 def write_json(path: Path, content: Json) -> None:
     """Write strict JSON (no NaN or infinity) so that the file is at any moment the old one or the new one, whole."""
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    # Through JSON and back, so that only lists and dicts with texts as keys are left to format.
+    write_atomically(path, (format_json(json.loads(encode_on_one_line(content))) + "\n").encode())
+
+
+def format_json(content: Json, indent: int = 0) -> str:
+    """JSON in which a list of numbers stands on one line, and so does whatever else fits into one."""
+    line = encode_on_one_line(content)
+    if not isinstance(content, list | dict) or indent + len(line) <= LINE_LENGTH:
+        return line
+    if isinstance(content, list):
+        if all(isinstance(item, int | float | None) for item in content):
+            return line
+        items = [format_json(item, indent + 1) for item in content]
+    else:
+        items = [f"{encode_on_one_line(key)}: {format_json(value, indent + 1)}" for key, value in content.items()]
+    opening, closing = line[0], line[-1]
+    margin = "\n" + " " * indent
+    return opening + ",".join(f"{margin} {item}" for item in items) + margin + closing
+
+
+def encode_on_one_line(content: Json) -> str:
+    """Strict JSON without line breaks."""
+    return json.dumps(content, allow_nan=False, ensure_ascii=False)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

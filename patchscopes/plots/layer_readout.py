@@ -1,0 +1,42 @@
+"""Figure 1: what one hidden state says at each layer."""
+
+import matplotlib
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from patchscopes.plots.style import Column, create_table_figure, draw_text_table, fit_column, label_source_layers
+from patchscopes.plots.text import show_whitespace
+from patchscopes.results import Json
+
+
+def plot_layer_readout(document: Json) -> Figure:
+    """Layer × rank table of the most likely tokens, coloured by probability, and what each layer generates."""
+    results = document["results"]
+    readout = results["methods"]["token_identity"]
+    layers = results["layers"]
+    top_k = readout.get("top_k", [[] for _ in layers])
+    columns = [Column(f"rank {rank + 1}", 14) for rank in range(len(top_k[0]))]
+    cells = [[entry["token"] for entry in entries] for entries in top_k]
+    probabilities = np.array([[entry["probability"] for entry in entries] for entries in top_k])
+    shade = ScalarMappable(cmap=matplotlib.colormaps["Blues"])
+    shade.set_clim(0, 1)
+    colours = shade.to_rgba(probabilities)
+    if "generations" in readout:
+        columns.append(fit_column("generation", readout["generations"], 38, "left"))
+        cells = [[*row, text] for row, text in zip(cells, readout["generations"], strict=True)]
+        colours = np.concatenate([colours, np.ones((len(layers), 1, 4))], axis=1)
+
+    word = results["source_tokens"][results["source_position"]].strip()
+    prompt = document["config"]["source_prompt"]
+    figure, axis = create_table_figure(
+        f"What “{show_whitespace(word)}” in “{show_whitespace(prompt)}” says at each layer\n"
+        f"(token-identity Patchscope, {document['environment']['model']['id']})",
+        columns,
+        len(layers),
+    )
+    draw_text_table(axis, layers, columns, cells, colours)
+    axis.set_ylabel(label_source_layers(document["config"]["target_layer"]))
+    if probabilities.size:
+        figure.colorbar(shade, ax=axis, label="Probability", shrink=0.5, pad=0.01)
+    return figure

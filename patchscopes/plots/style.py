@@ -1,0 +1,243 @@
+"""What the figures share: names and colours, making and saving a figure, curves with intervals, tables."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from patchscopes.plots.text import shorten, show_whitespace
+from patchscopes.results import Json, write_atomically
+
+BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#1f6fb4", "#d95f02", "#1b9e5a", "#8e44ad", "#7f7f7f", "#404040"
+LIGHT_ORANGE, LIGHT_PURPLE, LIGHT_GREY = "#f5b58a", "#b388c9", "#b0b0b0"
+
+
+@dataclass(frozen=True)
+class CurveStyle:
+    """How a curve looks, and its name in the legend."""
+
+    label: str
+    colour: str
+    line: str = "-"
+    marker: str = "o"
+    marker_size: int = 3
+
+
+METHOD_STYLES = {
+    "logit_lens": CurveStyle("Logit Lens", GREY),
+    "tuned_lens": CurveStyle("Tuned Lens (least squares)", GREEN),
+    "tuned_lens_kl": CurveStyle("Tuned Lens (KL)", GREEN, "--"),
+    "future_lens": CurveStyle("Future Lens", PURPLE),
+    "token_identity": CurveStyle("Token identity", BLUE),
+    "simplescope": CurveStyle("Simplescope", ORANGE, "--"),
+    "linear": CurveStyle("Future Lens: linear", GREEN),
+    "fixed_prompt": CurveStyle("Future Lens: fixed prompt", LIGHT_PURPLE),
+    "learned_prompt": CurveStyle("Future Lens: learned prompt", PURPLE),
+}
+METRIC_LABELS = {
+    "precision_at_1": "Precision@1",
+    "precision_at_5": "Precision@5",
+    "precision_at_10": "Precision@10",
+    "surprisal": "Surprisal (nats)",
+    "rougeL_f1_of_description": "ROUGE-L (F1)",
+    "rouge1_f1_of_description": "ROUGE-1 (F1)",
+}
+
+TITLE_SIZE, SMALL_SIZE = 10, 8
+# Inches: of a row of a table, and of a character by the size of its font (some are wider than others).
+ROW_HEIGHT = 0.28
+CHARACTER_WIDTH = 0.66 / 72
+TITLE_CHARACTERS_PER_INCH = 13
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows as the value of a cell, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return render_png(self, dpi=100)
+
+
+def create_figure(title: str, width: float, height: float, align: Literal["center", "left"] = "center") -> Figure:
+    """An empty figure, its size in inches, under a title whose lines are wrapped to its width."""
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
+    # Room around everything: the last row of a table would else look cut off.
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    line_length = int(width * TITLE_CHARACTERS_PER_INCH)
+    wrapped = "\n".join(textwrap.fill(line, line_length) for line in title.split("\n"))
+    place = {"center": 0.5, "left": 0.1 / width}[align]
+    figure.suptitle(wrapped, x=place, ha=align, fontsize=TITLE_SIZE, parse_math=False)
+    return figure
+
+
+def render_png(figure: Figure, dpi: int) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure atomically.
+
+    Raises:
+        PatchscopesError: the folder cannot be written to.
+    """
+    write_atomically(path, render_png(figure, dpi=150))
+
+
+def describe_positions(document: Json) -> str:
+    """Of how many positions, texts and which data the results are."""
+    results = document["results"].get("next_token", document["results"])
+    dataset = document["environment"]["dataset"]["name"]
+    return f"{results['n_samples']} positions in {results['n_texts']} texts ({dataset})"
+
+
+def label_source_layers(target_layer: str) -> str:
+    """The label of an axis of source layers, with the option that said where they were patched."""
+    return "Source layer ℓ (target layer ℓ* = ℓ)" if target_layer == "same" else f"Source layer ℓ (ℓ*: {target_layer})"
+
+
+def tidy_axis(axis: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """The usual look: a faint grid behind what is drawn, no frame at the top and right."""
+    axis.grid(alpha=0.3, axis=grid)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw_curve(
+    axis: Axes, layers: list[int], mean: list[float], ci95: list[list[float]] | None, style: CurveStyle
+) -> None:
+    """A curve over layers, and its 95 % intervals as a shade where they are given (pairs of their ends)."""
+    axis.plot(
+        layers,
+        mean,
+        color=style.colour,
+        linestyle=style.line,
+        marker=style.marker,
+        markersize=style.marker_size,
+        label=style.label,
+    )
+    if ci95 is not None:
+        low, high = np.array(ci95).T
+        axis.fill_between(layers, low, high, color=style.colour, alpha=0.2, linewidth=0)
+    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
+
+
+def draw_baseline(axis: Axes, value: float, style: CurveStyle) -> None:
+    """A score that does not depend on layers, as a thin line across, seen also where it lies on the edge."""
+    axis.axhline(
+        value, color=style.colour, linestyle=style.line, linewidth=1, label=style.label, zorder=3, clip_on=False
+    )
+
+
+def finish_metric_axis(axis: Axes, metric: str) -> None:
+    """Label, limits and look of an axis with a metric upwards, once its curves (and those of its row) are drawn."""
+    axis.set_ylabel(METRIC_LABELS[metric])
+    axis.set_ylim(0, 1.02 if metric.startswith("precision") else None)
+    tidy_axis(axis)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, and its width in characters, to which longer texts are cut."""
+
+    heading: str
+    characters: int
+    align: Literal["left", "center"] = "center"
+
+
+def fit_column(heading: str, texts: Sequence[str], at_most: int, align: Literal["left", "center"] = "center") -> Column:
+    """A column that is as wide as its longest text needs, up to a number of characters."""
+    longest = max(len(show_whitespace(text)) for text in [heading, *texts])
+    return Column(heading, min(at_most, longest + 2), align)
+
+
+def create_table_figure(
+    title: str,
+    columns: Sequence[Column],
+    n_rows: int,
+    *,
+    fontsize: int = SMALL_SIZE,
+    align: Literal["center", "left"] = "center",
+) -> tuple[Figure, Axes]:
+    """A figure for one text table, as large as that needs."""
+    characters = sum(column.characters for column in columns)
+    width = max(7.0, characters * fontsize * CHARACTER_WIDTH + 1)
+    figure = create_figure(title, width, ROW_HEIGHT * n_rows + 1.4, align)
+    return figure, figure.subplots()
+
+
+def draw_text_table(
+    axis: Axes,
+    layers: list[int],
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[str]],
+    colours: Float[np.ndarray, "layer column rgba=4"] | None = None,
+    *,
+    fontsize: int = SMALL_SIZE,
+    headings: Literal["top", "bottom"] = "top",
+) -> None:
+    """A row of texts for each source layer, the first at the bottom, as the residual stream flows upwards."""
+    edges = np.cumsum([0, *(column.characters for column in columns)])
+    if colours is not None:
+        axis.pcolormesh(edges, np.arange(len(layers) + 1) - 0.5, colours)
+    # Text at the left of a column keeps a distance of one character from its edge.
+    places = [
+        left + 1 if column.align == "left" else (left + right) / 2
+        for column, left, right in zip(columns, edges, edges[1:], strict=False)
+    ]
+    for row, texts in enumerate(cells):
+        for slot, (column, place, text) in enumerate(zip(columns, places, texts, strict=True)):
+            axis.text(
+                place,
+                row,
+                shorten(show_whitespace(text), column.characters),
+                ha=column.align,
+                va="center",
+                fontsize=fontsize,
+                color="black" if colours is None else choose_ink(colours[row, slot]),
+                parse_math=False,
+                # The layout has nothing to learn from hundreds of texts inside the axes, and takes its time over them.
+                in_layout=False,
+            )
+    axis.set(xlim=(0, edges[-1]), ylim=(-0.5, len(layers) - 0.5), ylabel="Source layer ℓ")
+    axis.set_xticks(places, [column.heading for column in columns], fontsize=SMALL_SIZE + 1)
+    for tick, column in zip(axis.xaxis.get_major_ticks(), columns, strict=True):
+        for label in (tick.label1, tick.label2):
+            label.set_horizontalalignment(column.align)
+    axis.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=SMALL_SIZE + 1)
+    if headings == "top":
+        axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
+def draw_layer_table(
+    axis: Axes,
+    table: Float[np.ndarray, "layer target_layer"],
+    layers: list[int],
+    target_layers: list[int],
+    *,
+    colormap: str,
+    high: float,
+) -> None:
+    """A heat map over source and target layers with its values, which go from 0 to `high`."""
+    colours = matplotlib.colormaps[colormap](table / max(high, 1e-9))
+    cells = [[f"{value:.2f}" if high <= 1 else f"{value:.1f}" for value in values] for values in table]
+    columns = [Column(str(layer), characters=5) for layer in target_layers]
+    draw_text_table(axis, layers, columns, cells, colours, fontsize=7, headings="bottom")
+    axis.set_xlabel("Target layer ℓ*")
+
+
+def choose_ink(colour: Float[np.ndarray, "rgba=4"]) -> Literal["black", "white"]:
+    """The colour of text that is readable on a cell of this colour."""
+    red, green, blue, _ = colour
+    return "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
