@@ -1,33 +1,155 @@
-"""The README's own code runs and says what it should."""
+"""The documents: their code runs, and what they name is there (files, figures, commands, options, times and counts)."""
 
+import importlib
 import json
 import re
+import runpy
+import sys
+from collections import Counter
+from contextlib import redirect_stdout, suppress
+from functools import cache
+from io import StringIO
 
-from conftest import ROOT
+import pytest
+from conftest import FAMILIES, ROOT
 
+import patchscopes
+from patchscopes.data.entities import load_entities
+from patchscopes.data.questions import load_questions
+from patchscopes.data.texts import load_texts
 from patchscopes.model.registry import EMBEDDED_MODEL
+
+README, GALLERY, DATA = DOCUMENTS = ("README.md", "figures/README.md", "data/README.md")
+FIGURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
+
+
+def read(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def read_code(document: str) -> list[str]:
+    """The lines of its blocks of code, continued ones as one and without comments, and its code within sentences."""
+    block = re.compile(r"^```\w*\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+    blocks = "".join(block.findall(read(document))).replace("\\\n", " ")
+    lines = [line.partition(" #")[0] for line in blocks.splitlines()]
+    return lines + re.findall(r"`([^`]+)`", block.sub("", read(document)))
+
+
+@cache
+def get_options(script: str) -> set[str]:
+    """The options that a script names in its help."""
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), suppress(SystemExit):
+        patch.setattr(sys, "argv", [script, "--help"])
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+    return find_options(printed.getvalue())
+
+
+def find_options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
 
 
 def test_the_notebook_example(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", read(README), flags=re.DOTALL)
     assert len(code.strip().splitlines()) <= 12
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, README, "exec"), {})
     printed = capsys.readouterr().out
+    # Generations keep their leading space.
     assert printed.startswith("0  -> CEO")
-    assert len(printed.split("\n10 ")) == 2
+    assert len(re.findall(r"^(?:0|10|20) ", printed, flags=re.MULTILINE)) == 3
 
 
-def test_every_file_it_shows_is_there():
-    for path in re.findall(r"\]\((figures/[^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / path).is_file()
+def test_the_readme_is_short():
+    assert len(read(README).splitlines()) < 200
 
 
-def test_figures_are_those_of_the_present_scripts():
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_every_file_it_links_to_is_there(document):
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", read(document)) if "://" not in link]
+    missing = [link for link in links if not (ROOT / document).parent.joinpath(link.partition("#")[0]).is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_target_it_names_is_there(document):
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {target for code in read_code(document) for target in re.findall(r"\bmake ([a-z][a-z0-9-]*)", code)}
+    assert named <= targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_script_it_names_takes_the_options_beside_it(document):
+    wrong = []
+    for code in read_code(document):
+        for script, arguments in re.findall(r"\bscripts/(\w+\.py)([^|;&]*)", code):
+            if not (ROOT / "scripts" / script).is_file():
+                wrong.append(script)
+            elif unknown := find_options(arguments) - get_options(script):
+                wrong.append(f"{script} {' '.join(sorted(unknown))}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_option_it_names_is_one_of_some_script(document):
+    scripts = set(re.findall(r"\bscripts/(\w+\.py)", "".join(map(read, DOCUMENTS))))
+    options = set().union(*map(get_options, scripts))
+    assert find_options("\n".join(read_code(document))) <= options
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_module_it_names_is_there(document):
+    for name in re.findall(r"`(patchscopes(?:\.\w+)+)`", read(document)):
+        importlib.import_module(name)
+
+
+def test_the_families_are_those_that_the_tests_run():
+    (names,) = re.findall(r"^<!-- families -->$(.*?)^<!-- /families -->$", read(README), re.DOTALL | re.MULTILINE)
+    named = re.findall(r"`([^`]+)`", names)
+    assert len(named) == len(set(named))
+    assert set(named) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_figure_has_an_entry_with_what_it_took(figure):
+    """In the gallery and in the README's table; time and memory are those of its JSON file."""
+    timing = json.loads((ROOT / "figures" / f"{figure}.json").read_text(encoding="utf-8"))["timing"]
+    seconds, memory = f"{timing['seconds']['total']:.0f} s", f"{timing['peak_memory_gib']:.1f} GiB"
+    (row,) = [line for line in read(README).splitlines() if line.startswith("|") and f"(figures/{figure}.png)" in line]
+    assert [cell.strip() for cell in row.split("|")][-3:-1] == [seconds, memory]
+    (section,) = [part for part in read(GALLERY).split("\n## ") if "![" in part and f"]({figure}.png)" in part]
+    assert f"{seconds}, {memory}" in section
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_figures_are_those_of_the_present_scripts(figure):
     """Every figure in the repository says which model and options made it."""
-    names = ["fig1", "fig2", "future_lens", "lenses", "entity", "entity_diana", "cross_model", "bench"]
-    for name in [*names, "multi_hop", "multi_hop_example"]:
-        document = json.loads((ROOT / "figures" / f"{name}.json").read_text())
-        model = document["config"]["source_model" if name == "cross_model" else "model"]
-        assert model == document["environment"]["model"]["id"] == EMBEDDED_MODEL
-        assert len(document["environment"]["git_commit"]) == 40
-        assert f"figures/{name}.png" in (ROOT / "README.md").read_text()
+    document = json.loads((ROOT / "figures" / f"{figure}.json").read_text(encoding="utf-8"))
+    model = document["config"]["source_model" if figure == "cross_model" else "model"]
+    assert model == document["environment"]["model"]["id"] == EMBEDDED_MODEL
+    assert len(document["environment"]["git_commit"]) == 40
+
+
+def test_the_data_are_as_many_as_said():
+    said = read(DATA)
+    train, evaluation = (load_texts(split=split).texts for split in ("train", "evaluation"))
+    n_words = sum(len(text.split()) for text in train + evaluation)
+    assert f"{len(train) + len(evaluation)} passages" in said
+    assert f"{n_words:,} words in all" in said
+    assert f"{len(train)} are for training and {len(evaluation)} for evaluation" in said
+    assert f"{len(load_entities(ROOT / 'data' / 'entities.json'))} names" in said
+    questions = load_questions(ROOT / "data" / "multihop_examples.json")
+    categories = [question.category for question in questions]
+    assert f"{len(questions)} questions in {len(set(categories))} pairs of relations" in said
+    table = {
+        f"{asked} of {of}": int(number)
+        for asked, of, number in re.findall(r"^\| ([\w ]+) \| (the [\w ]+) \| (\d+) \|$", said, flags=re.MULTILINE)
+    }
+    assert table == Counter(categories)
+
+
+def test_the_citation_is_of_this_version():
+    cited = dict(re.findall(r"^([\w-]+): (.+)$", read("CITATION.cff"), flags=re.MULTILINE))
+    assert cited["version"] == patchscopes.__version__
+    assert f"## [{cited['version']}]" in read("CHANGELOG.md")
+    assert cited["license"] == "MIT"
+    assert read("LICENSE").startswith("MIT License")
