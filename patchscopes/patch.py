@@ -8,10 +8,9 @@ when vector r is written at (i*, layer r)?*
 Layer ℓ means the residual stream after block ℓ (`blocks.{ℓ}.hook_resid_post`); `EMBEDDING` is what enters block 0.
 Vectors come from `extract_representations`; any function of them (the mapping f) can be applied in between.
 
-Two engines answer. `"hooks"` (`patchscopes.engine.hooks`) is the plain one: a full forward pass with TransformerLens hooks
-for each batch of rows. `"fast"` (`patchscopes.engine.fast`) computes the same and skips what rows have in common. `"auto"`
-uses the fast engine once it has given the same answers as hooks on this model (`patchscopes.engine.proof`), and otherwise
-warns and uses hooks.
+Two engines answer (`patchscopes.engine`). `"hooks"` is the plain one: a full forward pass with TransformerLens hooks
+for each batch of rows. `"fast"` computes the same and skips what rows have in common. `"auto"` uses the fast engine
+once it has been proved to do what hooks do on this model, and otherwise warns and uses hooks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,8 +66,8 @@ def patch_logits(
         engine: `"hooks"` runs the whole prompt through the whole model, and every hook that the user put on the
             model fires. `"fast"` shares what rows have in common; it runs the model's own modules without the
             bridge around them, so **no TransformerLens hook fires in it**, and it is used unproved. `"auto"` takes
-            hooks when the model has hooks of the user's on it; otherwise fast, once it has given the same answers
-            as hooks on this model, and hooks with a warning where it has not.
+            hooks when the model has hooks of the user's on it; otherwise fast, once it has been proved on this model,
+            and hooks with a warning where it fails the proof.
         batch_size: rows at a time; chosen by size unless given. Results do not depend on it beyond rounding.
 
     Raises:

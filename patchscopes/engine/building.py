@@ -1,4 +1,4 @@
-"""Making a model's twin on first use: the module tree of its Hugging Face model, copied without the bridge around it."""
+"""Making a model's twin on first use: the module tree of its Hugging Face model, copied without the bridge."""
 
 import copy
 import weakref
@@ -32,7 +32,8 @@ def build_twin(model: Any, shares_prefix: bool) -> Twin:
             the prefix in every row.
 
     Raises:
-        TypeError: `model` is not a TransformerBridge around a decoder-only Hugging Face model.
+        TypeError: `model` is not a TransformerBridge around a decoder-only Hugging Face model, or it keeps no keys and
+            values.
         one of REFUSALS: its blocks cannot be run one by one, or not with this attention.
     """
     bridged = getattr(model, "original_model", None)
@@ -77,7 +78,7 @@ def observe_blocks(twin: Twin) -> Twin:
         def observed(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = forward(hidden, *args, **kwargs)
             returns_tuples.append(isinstance(output, tuple))
-            named = [*enumerate(args), *kwargs.items()]
+            named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             sizes.append({key: len(value) for key, value in named if isinstance(value, Tensor) and value.ndim > 0})
             return output
 
@@ -131,7 +132,8 @@ def use_own_attention(model: LensModel) -> None:
         raise
     except REFUSALS as error:
         raise PatchscopesError(
-            f"the fast engine cannot run this {type(model).__name__} ({error}); use engine='hooks'"
+            f"the fast engine cannot run this {type(getattr(model, 'original_model', model)).__name__} ({error}); use "
+            "engine='hooks'"
         ) from error
 
 

@@ -105,7 +105,14 @@ def enter_soft_prompt(
 
 
 def run_base_model(twin: Twin, tokens: Int[Tensor, " pos"], cache: PrefixCache) -> list[KeysValues]:
-    """Run one sequence without unembedding it; the keys and values that it added, per block."""
+    """Run one sequence without unembedding it; the keys and values that it added, per block.
+
+    Raises:
+        TypeError: a block adds none.
+    """
     with cache_in_use(cache):
         twin.causal_lm.base_model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
-    return [cast(KeysValues, layer.of_rows) for layer in cache.prefix_layers]
+    added = [layer.of_rows for layer in cache.prefix_layers]
+    if any(keys_values is None for keys_values in added):
+        raise TypeError("a block keeps no keys and values of its tokens, as in a state-space model")
+    return cast(list[KeysValues], added)

@@ -1,14 +1,14 @@
-"""The staggered engine: what `patchscopes.engine.hooks` computes with one full forward per row, at a fraction of the cost.
+"""The staggered engine: what `hooks` computes with one full forward per row, at a fraction of the cost.
 
 Nearly everything in a patched forward pass is the same for every row. This engine runs it once:
 
 1. tokens before the target position i* never see the patch: their keys and values (the *prefix*) are computed
-   once and shared by all rows (`patchscopes.engine.prefix`);
-2. up to block ℓ* the *suffix* (tokens from i* on) is the clean run too: it is recorded once (`patchscopes.engine.clean_run`),
-   and a row joins the batch only after its own block ℓ*;
+   once and shared by all rows (`prefix`);
+2. up to block ℓ* the *suffix* (tokens from i* on) is the clean run too: it is recorded once (`clean_run`), and a row
+   joins the batch only after its own block ℓ*;
 3. only the token that is read is unembedded;
 4. generation goes on from the keys and values of the patched run: its effect lives in them. What rows that have
-   generated the same have in common is again run once (`patchscopes.engine.decoding`).
+   generated the same have in common is again run once (`decoding`).
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def start_residuals(
 def part_sizes(layers: Int[Tensor, " row"], most: int) -> list[int]:
     """How many rows to read at a time: at most so many, and all rows of a layer together if they are no more.
 
-    Rows of a regular grid then come in few sizes (see `patchscopes.engine.decoding.pad_rows`).
+    Rows of a regular grid then come in few sizes (see `decoding.pad_rows`).
     """
     sizes: list[int] = []
     for n_rows in layers.unique_consecutive(return_counts=True)[1].tolist():

@@ -1,8 +1,8 @@
 """Which engine answers: the fast one, once it has been proved to do what plain hooks do on the model at hand.
 
-The proof is local. A few rows run through the plain engine (`patchscopes.engine.reference`), and then through the fast
-one while every block is given the plain engine's numbers and compared on its own (`patchscopes.engine.checking`).
-Compared at the end of the network, rounding would be amplified on the way, and the verdict would be about the processor.
+The proof is local. A few rows run through the plain engine (`reference`), and then through the fast one while every
+block is given the plain engine's numbers and compared on its own (`checking`). Compared at the end of the network,
+rounding would have been amplified on the way, and the verdict would be about the processor.
 """
 
 import warnings
@@ -15,10 +15,10 @@ import torch
 from patchscopes.engine import fast
 from patchscopes.engine.building import REFUSALS, get_twin, use_own_attention
 from patchscopes.engine.checking import Difference, get_tolerance, supervise_blocks
+from patchscopes.engine.generation import concatenate_logits
 from patchscopes.engine.reference import Reference, measure_error, record_reference
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import block_forwards
-from patchscopes.engine.unembedding import unembed
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel, has_hooks
 
@@ -87,14 +87,14 @@ def prove(target: TargetPrompt) -> str | None:
         record_reference(TargetPrompt(target.model, tokens, position, soft_prompt=soft_prompt))
         for position in positions
     ]
-    failure = _compare(references)
+    failure = compare(references)
     if failure is not None and twin.shares_prefix:
         use_own_attention(target.model)
-        failure = _compare(references)
+        failure = compare(references)
     return failure
 
 
-def _compare(references: list[Reference]) -> str | None:
+def compare(references: list[Reference]) -> str | None:
     """Why the fast engine differs from the references, or None."""
     try:
         for reference in references:
@@ -154,7 +154,8 @@ def _check_logits(reference: Reference) -> None:
     for step in range(reference.n_steps + 1):
         going_on = [row for row, tokens in enumerate(reference.continuations) if len(tokens) >= step]
         residual = reference.streams[-1, going_on, reference.n_tokens - 1 + step]
-        logits, expected = unembed(twin, residual), reference.logits[going_on, step]
+        logits = concatenate_logits(fast.unembed_in_parts(twin, residual))
+        expected = reference.logits[going_on, step]
         centre = expected.mean(dim=-1, keepdim=True)
         error = measure_error(logits - centre, expected - centre, expected)
         if not bool((error <= get_tolerance(twin, logits.dtype)).all()):

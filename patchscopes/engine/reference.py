@@ -24,8 +24,8 @@ Continuation: TypeAlias = tuple[int, ...]
 Identity: TypeAlias = int | Continuation
 
 # For each row of the proof the tokens that it generates. The first row stops after the prompt; two rows go on alike and
-# then part; the others have nothing in common. The numbers are twelfths of the vocabulary: its first tokens, for special
-# purposes, may be all the same to the model.
+# then part; the others have nothing in common. The numbers are twelfths of the vocabulary: its first tokens, for
+# special purposes, may be all the same to the model.
 CONTINUATIONS: tuple[Continuation, ...] = ((), (5, 9), (7, 4), (3, 8), (5, 6), (5, 9))
 N_ROUNDINGS = 4
 
@@ -83,7 +83,7 @@ class Reference:
 
     @cached_property
     def sensitivity(self) -> Float[Tensor, "block stream pos"]:
-        """How much what each block adds changes, as a part of it, when the last digit of its input is rounded otherwise.
+        """How much what each block adds changes, as a part of it, when its input is rounded otherwise.
 
         The largest of several roundings: the choice of an expert changes with some and not with others. Where a vector
         is written, it means nothing.

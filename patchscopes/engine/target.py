@@ -74,15 +74,30 @@ def placeholder_target(model: LensModel, prompt: str, placeholder: str = PLACEHO
     Raises:
         PatchscopesError: the placeholder is not in the prompt, or not one token of its own there.
     """
-    if not placeholder or placeholder not in prompt:
-        raise PatchscopesError(f"the target prompt {prompt!r} has no placeholder {placeholder!r}; put one into it")
-    first, last = (
-        find_substring_token_position(model, prompt, placeholder, last=last, occurrence=-1) for last in (False, True)
-    )
-    span = find_token_spans(model, prompt)[last]
-    if first != last or prompt[slice(*span)].strip() != placeholder.strip():
-        raise PatchscopesError(
-            f"the placeholder {placeholder!r} is not one token of its own in the target prompt {prompt!r}: its tokens "
-            f"are {decode_each_token(model, to_token_ids(model, prompt))}; choose another placeholder or put spaces around it"
-        )
+    last = find_target_position(model, prompt, placeholder)
+    first = find_substring_token_position(model, prompt, placeholder, last=False, occurrence=-1)
+    if first != last:
+        raise _not_of_its_own(model, prompt, placeholder)
     return TargetPrompt(model, prompt, last)
+
+
+def find_target_position(model: LensModel, prompt: str, word: str) -> int:
+    """The last token of the last occurrence of a word, where a vector can be written in its place.
+
+    Raises:
+        PatchscopesError: the word is not in the prompt, or its last token is part of another word too.
+    """
+    if not word or word not in prompt:
+        raise PatchscopesError(f"the target prompt {prompt!r} has no placeholder {word!r}; put one into it")
+    position = find_substring_token_position(model, prompt, word, occurrence=-1)
+    start, end = find_token_spans(model, prompt)[position]
+    if prompt[start:end].strip() not in word.strip() or not prompt[:end].rstrip().endswith(word.strip()):
+        raise _not_of_its_own(model, prompt, word)
+    return position
+
+
+def _not_of_its_own(model: LensModel, prompt: str, word: str) -> PatchscopesError:
+    return PatchscopesError(
+        f"the placeholder {word!r} is not one token of its own in the target prompt {prompt!r}: its tokens are "
+        f"{decode_each_token(model, to_token_ids(model, prompt))}; choose another placeholder or put spaces around it"
+    )

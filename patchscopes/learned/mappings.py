@@ -134,10 +134,33 @@ class LayerMapping:
                 f"there is no map to layer {last}, {ahead} tokens ahead; those given go to (layer, tokens ahead) "
                 f"{sorted({key[1:] for key in maps})}"
             )
-        for made in {id(f.provenance): f.provenance for f in chosen.values()}.values():
-            check_model(made.source_model, model)
-            if made.target_model != made.source_model:
-                check_model(made.target_model, model)
+        _check_models(chosen, model, model)
+        return cls(chosen)
+
+    @classmethod
+    def between(
+        cls,
+        source_model: LensModel,
+        target_model: LensModel,
+        maps: Mapping[MapKey, AffineMap],
+        target_layers: Mapping[int, int],
+    ) -> "LayerMapping":
+        """Those of `maps` that go from layers of one model to layers of another (or the same), at the same token.
+
+        Args:
+            target_layers: ℓ* for each ℓ.
+
+        Raises:
+            PatchscopesError: there is no map for a pair (ℓ, ℓ*), or they were fitted on other models.
+        """
+        missing = [pair for pair in target_layers.items() if MapKey(*pair) not in maps]
+        if missing:
+            raise PatchscopesError(
+                f"there is no map from layer {missing[0][0]} to layer {missing[0][1]}; those given go from and to "
+                f"{sorted({key[:2] for key in maps})}"
+            )
+        chosen = {source: maps[MapKey(source, target)] for source, target in target_layers.items()}
+        _check_models(chosen, source_model, target_model)
         return cls(chosen)
 
     def __call__(
@@ -159,7 +182,9 @@ class LayerMapping:
         return representations if out is None else out
 
 
-# --- Fitting --------------------------------------------------------------------------------------------------
-
-
-# --- The cache ------------------------------------------------------------------------------------------------
+def _check_models(maps: Mapping[int, AffineMap], source_model: LensModel, target_model: LensModel) -> None:
+    """Refuse maps that were fitted on other models."""
+    for made in {id(f.provenance): f.provenance for f in maps.values()}.values():
+        check_model(made.source_model, source_model)
+        if target_model is not source_model or made.target_model != made.source_model:
+            check_model(made.target_model, target_model)

@@ -26,18 +26,36 @@ def get_hook_name(layer: int) -> str:
     return "blocks.0.hook_resid_pre" if layer == EMBEDDING else f"blocks.{layer}.hook_resid_post"
 
 
-def resolve_target_layers(model: LensModel, source_layers: Sequence[int], target_layer: str) -> list[int]:
-    """ℓ* for each ℓ, from one of `same`, `embedding`, `last` or a number.
+def resolve_source_layers(model: LensModel, layers: Sequence[int] | None) -> list[int]:
+    """The given source layers ℓ, which must exist, or all blocks.
+
+    Raises:
+        PatchscopesError: there is no such layer.
+    """
+    return [check_layer(model, layer) for layer in (range(model.cfg.n_layers) if layers is None else layers)]
+
+
+def resolve_target_layers(
+    model: LensModel, source_layers: Sequence[int], target_layers: str | int | Sequence[int]
+) -> list[int]:
+    """ℓ* for each ℓ, from one of `same`, `embedding`, `last`, a number (also as text), or one number for each ℓ.
 
     Raises:
         PatchscopesError: none of these, or no such layer.
     """
+    if not isinstance(target_layers, (str, int)):
+        if len(target_layers) != len(source_layers):
+            raise PatchscopesError(
+                f"{len(target_layers)} target layers were given for {len(source_layers)} source layers; give one for "
+                "each, or same, embedding, last or one number"
+            )
+        return [check_layer(model, layer) for layer in target_layers]
+    if target_layers == "same":
+        return [check_layer(model, layer) for layer in source_layers]
     fixed = {"embedding": EMBEDDING, "last": model.cfg.n_layers - 1}
-    if target_layer == "same":
-        return list(source_layers)
-    if target_layer not in fixed and not target_layer.lstrip("-").isdecimal():
-        raise PatchscopesError(f"target layer must be same, embedding, last or a number, got {target_layer!r}")
-    layer = fixed[target_layer] if target_layer in fixed else int(target_layer)
+    if isinstance(target_layers, str) and target_layers not in fixed and not target_layers.lstrip("-").isdecimal():
+        raise PatchscopesError(f"target layer must be same, embedding, last or a number, got {target_layers!r}")
+    layer = fixed[target_layers] if target_layers in fixed else int(target_layers)
     return [check_layer(model, layer)] * len(source_layers)
 
 

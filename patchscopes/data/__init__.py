@@ -1,0 +1,4 @@
+"""What is read from files: `texts` to take states from, `entities` with descriptions, two-hop `questions`.
+
+All go through the one reader in `files`, which says in which row a file is wrong.
+"""

@@ -1,0 +1,7 @@
+"""What is fitted or trained on texts that no evaluation uses; the lenses of `patchscopes.baselines` are made of it.
+
+Texts are read, and the sums over their positions (`least_squares`) give affine `mappings` (`fitting`); or gradient
+descent (`training`) makes a Tuned Lens by KL (`tuned_lens`) or a Future Lens's prompt (`future_lens`), held against the
+model's own `continuation`. `config` has the default settings. Everything learned carries its `provenance`, and `files`
+keeps it in the user's cache folder.
+"""

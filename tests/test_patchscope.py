@@ -1,0 +1,187 @@
+"""The five choices as one object: what it says is what two lines of the rows primitive say."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+from conftest import ROOT
+
+import patchscopes
+from patchscopes import Patchscope, TargetPrompt, load_model
+from patchscopes.alignment import align_positions
+from patchscopes.baselines import LogitLens, source_patchscope
+from patchscopes.data.texts import TextSet
+from patchscopes.engine.extract import extract_representations
+from patchscopes.errors import PatchscopesError
+from patchscopes.learned.fitting import fit_cross_model_maps
+from patchscopes.learned.mappings import LayerMapping
+from patchscopes.patch import patch_generate, patch_logits, placeholder_target
+from patchscopes.prompts import build_token_identity_prompt
+from patchscopes.tokens import decode_each_token
+
+SOURCE = "Amazon's former CEO attended Oscars"
+IDENTITY = build_token_identity_prompt()
+
+
+@pytest.fixture
+def patchscope(llama):
+    return Patchscope(
+        model=llama, source_prompt=SOURCE, source_position="CEO", target_prompt=IDENTITY, target_position="?"
+    )
+
+
+class TestSaysWhatTheRowsPrimitiveSays:
+    def test_over_all_layers_at_once(self, llama, patchscope):
+        position = decode_each_token(llama, llama.to_tokens(SOURCE)[0]).index("O", 10)
+        vectors = extract_representations(llama, [SOURCE], [position])[0]
+        target = placeholder_target(llama, IDENTITY)
+        layers = [0, 1, 2, 3]
+        assert patchscope.source_layers == layers
+        torch.testing.assert_close(patchscope.logits(), patch_logits(target, vectors, layers))
+        said = patch_generate(target, vectors, layers, max_new_tokens=6)
+        assert patchscope.generate(6) == llama.tokenizer.batch_decode(said, skip_special_tokens=True)
+        for top, logits in zip(patchscope.top_k(3), patchscope.logits(), strict=True):
+            assert [one.token for one in top] == decode_each_token(llama, logits.topk(3).indices)
+            assert 0 < top[-1].probability <= top[0].probability <= 1
+
+    @pytest.mark.parametrize("engine", ["fast", "hooks"])
+    def test_with_either_engine(self, patchscope, engine):
+        torch.testing.assert_close(patchscope.logits(engine=engine), patchscope.logits(), atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("target_layers", "expected"),
+        [("same", [1, 3]), ("last", [3, 3]), ("embedding", [-1, -1]), (2, [2, 2]), ("2", [2, 2]), ([0, 2], [0, 2])],
+    )
+    def test_target_layers(self, patchscope, target_layers, expected):
+        some = replace(patchscope, source_layers=(1, 3), target_layers=target_layers)
+        assert some.layers == expected
+        torch.testing.assert_close(some.logits(), patch_logits(some.target, some.vectors, expected))
+
+    def test_without_a_target_prompt_t_is_s(self, llama):
+        # The Logit Lens is T = S, i* = i, ℓ* = last.
+        lens = Patchscope(model=llama, source_prompt=SOURCE, target_layers="last")
+        assert torch.equal(lens.target.tokens, llama.to_tokens(SOURCE)[0])
+        rows, layers = lens.vectors, torch.arange(4)
+        torch.testing.assert_close(lens.logits(), LogitLens(llama)(rows, layers), atol=1e-5, rtol=0)
+        torch.testing.assert_close(lens.logits(), source_patchscope(llama, SOURCE, -1)(rows, layers))
+        inner = Patchscope(model=llama, source_prompt=SOURCE, source_position="CEO")
+        assert inner.target.position == inner.source[1]
+        # Written over itself, a state changes nothing.
+        torch.testing.assert_close(inner.logits(), llama(SOURCE)[:, -1].expand(4, -1), atol=1e-4, rtol=0)
+
+    def test_a_mapping_comes_before_writing(self, patchscope):
+        doubled = replace(patchscope, mapping=lambda representations: 2 * representations)
+        torch.testing.assert_close(doubled.vectors, 2 * patchscope.vectors)
+        assert (doubled.logits() - patchscope.logits()).abs().max() > 1e-3
+
+    def test_token_ids_are_texts_too(self, llama, patchscope):
+        tokens, position = patchscope.source
+        by_ids = replace(patchscope, source_prompt=tokens.tolist(), source_position=position - len(tokens))
+        torch.testing.assert_close(by_ids.logits(), patchscope.logits())
+
+
+class TestTwoModels:
+    @pytest.fixture
+    def pair(self, models_by_tokenizer):
+        return models_by_tokenizer["byte_level"], models_by_tokenizer["sentencepiece_like"]
+
+    def test_a_layer_mapping_goes_between_them(self, pair):
+        source, target = pair
+        texts = TextSet("own", "train", tuple(f"the {n} cats saw {n * 7} dogs in the garden" for n in range(60)))
+        maps = fit_cross_model_maps(source, target, texts, [0, 2], [1, 2])
+        mapping = LayerMapping.between(source, target, maps, {0: 2, 2: 1})
+        across = Patchscope(
+            model=source,
+            source_prompt=SOURCE,
+            source_layers=(0, 2),
+            target_model=target,
+            target_prompt=IDENTITY,
+            target_position="?",
+            mapping=mapping,
+            target_layers=(2, 1),
+        )
+        states = extract_representations(source, [SOURCE], [-1], [0, 2])[0]
+        vectors = torch.stack([f(state) for f, state in zip((maps[0, 2, 0], maps[2, 1, 0]), states, strict=True)])
+        expected = patch_logits(placeholder_target(target, IDENTITY), vectors, [2, 1])
+        torch.testing.assert_close(across.logits(), expected)
+        with pytest.raises(PatchscopesError, match="no map from layer 0 to layer 0"):
+            LayerMapping.between(source, target, maps, {0: 0})
+        with pytest.raises(PatchscopesError, match="learned from"):
+            LayerMapping.between(target, source, maps, {0: 2})
+
+    def test_t_is_s_where_both_have_read_the_same(self, pair):
+        source, target = pair
+        aligned = dict(align_positions(source, target, SOURCE))
+        n_tokens = len(source.to_tokens(SOURCE)[0])
+        for position in range(1, n_tokens):
+            fields = {"source_position": position, "target_model": target, "mapping": lambda h: h[:, :24]}
+            if position in aligned:
+                across = Patchscope(model=source, source_prompt=SOURCE, source_layers=[0], **fields)
+                assert across.target.position == aligned[position]
+            else:
+                with pytest.raises(PatchscopesError, match="ends where token .* give a target_position"):
+                    Patchscope(model=source, source_prompt=SOURCE, **fields)
+        assert 1 < len(aligned) < n_tokens
+
+    def test_other_widths_need_a_mapping(self, pair):
+        with pytest.raises(PatchscopesError, match="24 wide and the source model 32: give a mapping"):
+            Patchscope(model=pair[0], source_prompt="a dog", source_layers=[0], target_model=pair[1])
+
+
+class TestShown:
+    def test_as_the_papers_table(self, patchscope):
+        shown = patchscope._repr_html_()
+        for symbol in ("S", "i", "M", "ℓ", "T", "i*", "f", "M*", "ℓ*"):
+            assert f">{symbol}</th>" in shown
+        assert "0–3" in shown
+        assert "-&gt;" in shown
+        assert "identity" in repr(patchscope)
+        assert "ℓ* = same" in repr(patchscope)
+        assert "ℓ = 0, 2" in repr(replace(patchscope, source_layers=(0, 2)))
+
+    def test_it_is_frozen(self, patchscope):
+        with pytest.raises(FrozenInstanceError):
+            patchscope.target_layers = "last"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source_position": "CFO"}, "'CFO' is not in the text"),
+        ({"source_position": 99}, "position 99 does not exist"),
+        ({"target_position": "!"}, "has no placeholder '!'"),
+        ({"source_layers": [7]}, "layer 7 does not exist"),
+        ({"target_layers": "first"}, "must be same, embedding, last or a number"),
+        ({"target_layers": 9}, "layer 9 does not exist"),
+        ({"target_layers": [1, 2]}, "2 target layers were given for 4 source layers"),
+        ({"source_prompt": [5, 6], "source_position": "a"}, "can be found only in a text"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(patchscope, fields, message):
+    with pytest.raises(PatchscopesError, match=message):
+        replace(patchscope, **fields)
+
+
+def test_more_tokens_than_there_are(patchscope):
+    with pytest.raises(PatchscopesError, match="300 tokens, 301 most likely ones"):
+        patchscope.top_k(301)
+
+
+class TestTopLevel:
+    def test_names(self):
+        assert patchscopes.load_model is load_model
+        assert patchscopes.TargetPrompt is TargetPrompt
+        assert patchscopes.EMBEDDING == -1
+        assert set(patchscopes.__all__) <= set(dir(patchscopes))
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = patchscopes.nothing
+
+    def test_importing_it_is_quick_and_brings_nothing_heavy(self):
+        code = (
+            "import time; t = time.perf_counter(); import sys, patchscopes; t = time.perf_counter() - t; "
+            "assert not {'torch', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules); print(t)"
+        )
+        ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert float(ran.stdout) < 0.2
