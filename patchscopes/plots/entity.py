@@ -1,0 +1,3 @@
+"""Temporary."""
+
+from patchscopes.plots.all import plot_entity as plot_entity

@@ -1,0 +1,3 @@
+"""Temporary."""
+
+from patchscopes.plots.all import plot_entity_layers as plot_entity_layers

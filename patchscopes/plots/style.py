@@ -1,0 +1,3 @@
+"""Temporary."""
+
+from patchscopes.plots.all import save_png as save_png
