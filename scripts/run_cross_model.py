@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from learned import describe_learned, get_provenance, load_train_texts
 from options import build_common_parser, layer_list, positive
@@ -15,6 +16,10 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import CrossModelConfig, EntityConfig
 from patchscopes.model.registry import EXPLAINED_BY
 
+if TYPE_CHECKING:
+    from patchscopes.learned.mappings import AffineMap, MapKey
+    from patchscopes.model.lens_model import LensModel
+
 # Of the options of the entity experiment, those that have an effect here.
 ENTITY_OPTIONS = ("target_prompt", "placeholder", "separator", "max_new_tokens")
 
@@ -26,9 +31,7 @@ def main() -> None:
     entities = load_entities(options.entities)[: options.entity_samples]
 
     from patchscopes.experiments import cross_model
-    from patchscopes.experiments.model_pair import resolve_layer_grid
     from patchscopes.experiments.sampling import sample_aligned_positions
-    from patchscopes.learned.fitting import fit_or_load_cross_model_maps
     from patchscopes.model.environment import describe_environment
     from patchscopes.plots.cross_model import plot_cross_model
 
@@ -45,22 +48,11 @@ def main() -> None:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    layers, target_layers = resolve_layer_grid(source, target, config)
     # Too few positions are refused before f is fitted for minutes.
     sample_aligned_positions(source, target, texts, config.n_samples, config.seed)
     environment = describe_environment(source, texts) | {"target_model": describe_environment(target)["model"]}
-    maps = None
-    if options.mapping == "affine":
-        maps = fit_or_load_cross_model_maps(
-            source,
-            target,
-            load_train_texts(options),
-            layers,
-            target_layers,
-            n_positions=options.train_positions,
-            seed=options.seed,
-            progress=progress_bar("fitting f"),
-        )
+    maps = fit_maps(source, target, config, options) if config.mapping == "affine" else None
+    if maps is not None:
         environment |= describe_learned({"f": get_provenance(maps)})
     run_experiment(
         options,
@@ -80,6 +72,24 @@ def main() -> None:
         plot=plot_cross_model,
         print_table=print_table,
         inputs={"entities": [asdict(one) for one in entities]},
+    )
+
+
+def fit_maps(
+    source: "LensModel", target: "LensModel", config: CrossModelConfig, options: argparse.Namespace
+) -> "dict[MapKey, AffineMap]":
+    """f for each pair of layers, from the cache folder if it was fitted before."""
+    from patchscopes.experiments.model_pair import resolve_layer_grid
+    from patchscopes.learned.fitting import fit_or_load_cross_model_maps
+
+    return fit_or_load_cross_model_maps(
+        source,
+        target,
+        load_train_texts(options),
+        *resolve_layer_grid(source, target, config),
+        n_positions=options.train_positions,
+        seed=options.seed,
+        progress=progress_bar("fitting f"),
     )
 
 

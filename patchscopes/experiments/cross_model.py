@@ -19,11 +19,10 @@ longest token of M that it begins with: the same token, wherever M has it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from patchscopes.alignment import Vocabularies
 from patchscopes.data.entities import Entity
-from patchscopes.data.texts import TextSet
+from patchscopes.data.texts import Sample, TextSet
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
@@ -82,16 +81,14 @@ def run(
         placeholder_target(model, config.entity.target_prompt, config.entity.placeholder) for model in (source, target)
     )
 
-    def measure(chunk: tuple[str, Sequence[Any]]) -> Json:
-        task, members = chunk
-        if task == "entity":
-            return _describe_entities(pair, source_description, target_description, members, config.entity)
-        return predict_next_tokens(pair, texts, drawn, members, vocabularies, token_identity, config)
+    def predict(samples: Sequence[Sample]) -> Json:
+        return predict_next_tokens(pair, texts, drawn, samples, vocabularies, token_identity, config)
 
-    chunks = [("next_token", samples) for samples in split_into_chunks(drawn.samples, CHUNK_SAMPLES)]
-    n_next_token = len(chunks)
-    chunks += [("entity", some) for some in split_into_chunks(entities, CHUNK_ENTITIES)]
-    finished = measure_chunks(chunks, store, measure, progress)
+    def describe(some: Sequence[Entity]) -> Json:
+        return _describe_entities(pair, source_description, target_description, some, config.entity)
+
+    chunks = split_into_chunks(drawn.samples, CHUNK_SAMPLES)
+    predicted = measure_chunks(chunks, ChunkStore(store.folder / "next_token"), predict, progress)
     methods = [*config.methods, CrossModelConfig.TARGET_MODEL_ALONE]
     results: Json = {
         "layers": pair.layers,
@@ -99,18 +96,21 @@ def run(
         "next_token": {
             "align_positions": sum(map(len, drawn.pairs.values())),
             "source_positions": drawn.n_source_positions,
-            **summarise_samples(finished[:n_next_token], drawn.samples, methods, METRICS, config.seed),
+            **summarise_samples(predicted, drawn.samples, methods, METRICS, config.seed),
         },
     }
-    if entities:
-        described = [entity for chunk in finished[n_next_token:] for entity in chunk["entities"]]
-        results["entity"] = {
-            "pairs": pair.diagonal,
-            "n_samples": len(entities),
-            "methods": summarise_scores(described, config.seed),
-            "entities": described,
-        }
-    return results, sum_timing(finished)
+    if not entities:
+        return results, sum_timing(predicted)
+    chunks_of_entities = split_into_chunks(entities, CHUNK_ENTITIES)
+    described = measure_chunks(chunks_of_entities, ChunkStore(store.folder / "entity"), describe, progress)
+    results["entity"] = {"pairs": pair.diagonal} | _summarise_entities(described, config.seed)
+    return results, sum_timing([*predicted, *described])
+
+
+def _summarise_entities(finished: Sequence[Json], seed: int) -> Json:
+    """As in the entity experiment: how many there are, means with intervals, and every description."""
+    described = [entity for chunk in finished for entity in chunk["entities"]]
+    return {"n_samples": len(described), "methods": summarise_scores(described, seed), "entities": described}
 
 
 def _describe_entities(

@@ -177,7 +177,7 @@ def _score_reader(
         ranks.append(rank(logits.flatten(0, 1), source.tokens[batch_samples].flatten()))
         surprisals.append(-log_probabilities[batch_samples[:, None], ahead, logits.argmax(dim=-1)])
 
-    def tabulate(parts: Sequence[Tensor]) -> Tensor:
+    def tabulate(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts).view(n_samples, len(layers), N_TOKENS).transpose(1, 2)
 
     table_of_ranks = tabulate(ranks)

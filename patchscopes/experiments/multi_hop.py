@@ -69,15 +69,12 @@ def run(
     patchable = [question for question in questions if can_be_patched(model, question)]
 
     def ask(asked: Sequence[TwoHopQuestion], prompts: Sequence[str], folder: str) -> list[Json]:
-        chunks = split_into_chunks(asked, CHUNK_QUESTIONS)
-        return measure_chunks(
-            chunks, ChunkStore(store.folder / folder), lambda some: _ask(model, some, prompts, config), progress
-        )
+        chunks, of_phase = split_into_chunks(asked, CHUNK_QUESTIONS), ChunkStore(store.folder / folder)
+        return measure_chunks(chunks, of_phase, lambda some: _ask(model, some, prompts, config), progress)
 
     def patch(question: TwoHopQuestion) -> Json:
         unrelated = draw_unrelated(question, patchable, config.seed)
-        found = patch_question(model, question, unrelated, layers, target_layers, config)
-        return found | {"control_id": unrelated and unrelated.id}
+        return patch_question(model, question, unrelated, layers, target_layers, config)
 
     asked_hops = ask(patchable, ("hop1", "hop2"), "hops")
     hops = [answers for chunk in asked_hops for answers in chunk["questions"]]

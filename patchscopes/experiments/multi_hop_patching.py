@@ -53,7 +53,7 @@ def patch_question(
             states = extract_representations(model, [source], [position], layers)[0]
             texts = generate_patched(target, states, layers, pairs, question, config)
             methods[method] = _find_solved(pairs, texts, question)
-    return {"methods": methods, "seconds": watch.seconds}
+    return {"methods": methods, "control_id": unrelated and unrelated.id, "seconds": watch.seconds}
 
 
 def build_patching(model: LensModel, method: str, question: TwoHopQuestion, unrelated: TwoHopQuestion) -> Patching:
