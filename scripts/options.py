@@ -1,30 +1,25 @@
-"""The options that all scripts share, and what every script does around its experiment."""
+"""The options that scripts share, and how they are parsed. Nothing heavy is imported: a mistake is told at once."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from matplotlib.figure import Figure
-
 from patchscopes.data.texts import PASSAGES, STREAMED
-from patchscopes.engine.memory import keep_freed_memory
 from patchscopes.errors import PatchscopesError
-from patchscopes.model.registry import EMBEDDED_MODEL
-from patchscopes.plots.all import save_png
-from patchscopes.results import ChunkStore, Json, write_json
+from patchscopes.model.registry import EMBEDDED_MODEL, resolve_hub_id
 
 FIGURES = Path(__file__).parent.parent / "figures"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def common_parser(
+def build_common_parser(
     description: str,
     output: str,
     *,
     methods: tuple[str, ...],
     default_methods: tuple[str, ...] | None = None,
     samples: int = 500,
+    max_new_tokens: int = 8,
     unused: tuple[str, ...] = (),
     models: tuple[str, ...] = ("model",),
 ) -> argparse.ArgumentParser:
@@ -34,7 +29,7 @@ def common_parser(
         output: name of the output files without suffix; they go to `figures/`.
         methods: those that `--methods` may choose from.
         default_methods: those that it chooses unless given; all of them if None.
-        samples: default number of samples.
+        samples, max_new_tokens: defaults.
         unused: common options that this script accepts and has no use for.
         models: the options that name a model.
     """
@@ -61,25 +56,34 @@ def common_parser(
     )
     run.add_argument("--batch-size", type=positive, metavar="N", help="texts and rows at a time (default: by size)")
     run.add_argument(
-        "--max-new-tokens", type=positive, default=8, metavar="N", help="length of generations (default: %(default)s)"
+        "--max-new-tokens",
+        type=positive,
+        default=max_new_tokens,
+        metavar="N",
+        help="length of generations (default: %(default)s)",
     )
     run.add_argument("--fresh", action="store_true", help="start over instead of going on from finished chunks")
-    out = parser.add_argument_group("output")
-    out.add_argument(
+    add_output_options(parser, output)
+    return parser
+
+
+def add_output_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Where the figure and its numbers go."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--output-plot",
         type=file_name(".png"),
-        default=FIGURES / f"{output}.png",
+        default=FIGURES / f"{name}.png",
         metavar="PNG",
-        help=f"the figure (default: figures/{output}.png)",
+        help=f"the figure (default: figures/{name}.png)",
     )
-    out.add_argument(
+    group.add_argument(
         "--output-json",
         type=file_name(".json"),
-        default=FIGURES / f"{output}.json",
+        default=FIGURES / f"{name}.json",
         metavar="JSON",
-        help=f"all numbers; finished chunks are kept beside it (default: figures/{output}.json)",
+        help=f"all numbers; finished chunks are kept beside it (default: figures/{name}.json)",
     )
-    return parser
 
 
 def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = ("model",)) -> None:
@@ -88,11 +92,17 @@ def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = 
     for name in names:
         model.add_argument(
             f"--{name}",
+            type=model_name,
             default=EMBEDDED_MODEL,
             help="alias (scripts/list_models.py prints them), hub id or local folder (default: %(default)s)",
         )
     model.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
-    model.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
+    model.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        metavar="DTYPE",
+        help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)",
+    )
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -117,6 +127,38 @@ def add_layers_option(group: argparse._ArgumentGroup) -> None:
         metavar="LAYERS",
         help="source layers: 0,4,8 or 0-15 or all (default: %(default)s)",
     )
+
+
+def add_target_layer_option(group: argparse._ArgumentGroup, default: str) -> None:
+    """The target layer, the same rule for all source layers."""
+    group.add_argument(
+        "--target-layer",
+        type=target_layer,
+        default=default,
+        help="ℓ*: same, embedding, last or a number (default: %(default)s)",
+    )
+
+
+def add_layer_range_option(group: argparse._ArgumentGroup) -> None:
+    """The source layers under the name that earlier reproductions use."""
+    group.add_argument("--layer-range", dest="layers", type=layer_list, metavar="LAYERS", help="the same as --layers")
+
+
+def model_name(text: str) -> str:
+    """An alias, a hub id or a local folder; whether the hub has it, only the hub knows."""
+    if not Path(text).expanduser().is_dir():
+        try:
+            resolve_hub_id(text)
+        except PatchscopesError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def target_layer(text: str) -> str:
+    """A rule for target layers, or the number of one."""
+    if text not in ("same", "embedding", "last") and not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"expected same, embedding, last or a number, got {text!r}")
+    return text
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -168,6 +210,26 @@ def file_name(suffix: str) -> Callable[[str], Path]:
     return parse
 
 
+def entity_name(text: str) -> str:
+    """A name with words in it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty; give one")
+    return text
+
+
+def existing_file(suffix: str, advice: str) -> Callable[[str], Path]:
+    """A parser of names of files that end in `suffix` and are there; the advice is what to do about one that is not."""
+    parse_name = file_name(suffix)
+
+    def parse(text: str) -> Path:
+        path = parse_name(text)
+        if not path.is_file():
+            raise argparse.ArgumentTypeError(f"there is no file {text}; {advice}")
+        return path
+
+    return parse
+
+
 def layer_list(text: str) -> tuple[int, ...] | None:
     """`0,4,8`, `0-15`, a mixture, or `all` (None)."""
     if text == "all":
@@ -181,37 +243,3 @@ def layer_list(text: str) -> tuple[int, ...] | None:
     if len(set(layers)) < len(layers):
         raise argparse.ArgumentTypeError(f"some layer is given twice in {text!r}")
     return tuple(layers)
-
-
-def chunk_store(options: argparse.Namespace, config: Json, environment: Json) -> ChunkStore:
-    """The finished chunks of this run, none with `--fresh`."""
-    store = ChunkStore.beside(options.output_json, config, environment)
-    if options.fresh:
-        store.clear()
-    return store
-
-
-def write_results(options: argparse.Namespace, document: Json, plot: Callable[[Json], Figure]) -> None:
-    """Write the JSON file, then the figure that is drawn from it."""
-    write_json(options.output_json, document)
-    save_png(plot(document), options.output_plot)
-
-
-def print_files(options: argparse.Namespace, document: Json) -> None:
-    """Where the results are, and what they took."""
-    seconds, memory = document["timing"]["seconds"]["total"], document["timing"]["peak_memory_gib"]
-    print(f"wrote {options.output_plot} and {options.output_json}")
-    print(f"{seconds:.0f} s of computing, peak memory {memory:.1f} GiB")
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a user's mistake ends it with one line instead of a traceback."""
-    keep_freed_memory()
-    try:
-        main()
-    except PatchscopesError as error:
-        sys.exit(f"error: {error}")
-    except torch.OutOfMemoryError as error:
-        sys.exit(f"error: out of memory on the device; try a smaller --batch-size or --dtype bfloat16 ({error})")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: run the same command again to go on from what is finished")

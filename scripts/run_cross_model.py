@@ -3,40 +3,41 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from learned import bar, described, train_texts
-from options import chunk_store, common_parser, layer_list, positive, print_files, run_script, write_results
+from learned import describe_learned, get_provenance, load_train_texts
+from options import build_common_parser, layer_list, positive
+from skeleton import load_chosen_model, progress_bar, run_experiment, run_script
 
 from patchscopes.data.entities import load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.texts import load_texts
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments import cross_model
 from patchscopes.experiments.config import CrossModelConfig, EntityConfig
-from patchscopes.learned.fitting import fit_or_load_cross_model_maps
-from patchscopes.model.environment import describe_environment
-from patchscopes.model.loading import load_model
 from patchscopes.model.registry import EXPLAINED_BY
-from patchscopes.plots.all import plot_cross_model
-from patchscopes.results import build_document
+
+if TYPE_CHECKING:
+    from patchscopes.learned.mappings import AffineMap, MapKey
+    from patchscopes.model.lens_model import LensModel
 
 # Of the options of the entity experiment, those that have an effect here.
-DESCRIBED = ("target_prompt", "placeholder", "separator", "max_new_tokens")
+ENTITY_OPTIONS = ("target_prompt", "placeholder", "separator", "max_new_tokens")
 
 
 def main() -> None:
-    options = parser().parse_args()
-    target_name = options.target_model or EXPLAINED_BY.get(options.source_model.lower())
-    if target_name is None:
-        raise PatchscopesError(
-            f"which model should explain {options.source_model!r}? Give --target-model (by default "
-            f"{', '.join(f'{source} is explained by {target}' for source, target in EXPLAINED_BY.items())})"
-        )
+    options = build_parser().parse_args()
+    target_name = choose_target_model(options)
     texts = load_texts(options.dataset, limit=options.samples)
     entities = load_entities(options.entities)[: options.entity_samples]
+
+    from patchscopes.experiments import cross_model
+    from patchscopes.experiments.sampling import sample_aligned_positions
+    from patchscopes.model.environment import describe_environment
+    from patchscopes.plots.cross_model import plot_cross_model
+
     # The one that may not be there first.
-    target = load_model(target_name, device=options.device, dtype=options.dtype)
-    source = load_model(options.source_model, device=options.device, dtype=options.dtype)
+    target = load_chosen_model(options, target_name)
+    source = load_chosen_model(options, options.source_model)
     config = CrossModelConfig(
         methods=options.methods,
         n_samples=options.samples,
@@ -48,47 +49,73 @@ def main() -> None:
         batch_size=options.batch_size,
     )
     # Too few positions are refused before f is fitted for minutes.
-    cross_model.draw_aligned(source, target, texts, config)
-    maps = None
-    surroundings = describe_environment(source, texts) | {"target_model": describe_environment(target)["model"]}
-    if options.mapping == "affine":
-        maps = fit_or_load_cross_model_maps(
-            source,
-            target,
-            train_texts(options.dataset),
-            *cross_model.resolve_layer_grid(source, target, config),
-            n_positions=options.train_positions,
-            seed=options.seed,
-            progress=bar("fitting f"),
+    sample_aligned_positions(source, target, texts, config.n_samples, config.seed)
+    environment = describe_environment(source, texts) | {"target_model": describe_environment(target)["model"]}
+    maps = fit_maps(source, target, config, options) if config.mapping == "affine" else None
+    if maps is not None:
+        environment |= describe_learned({"f": get_provenance(maps)})
+    run_experiment(
+        options,
+        "cross_model",
+        lambda store, progress: cross_model.run(
+            source, target, texts, entities, config, store, maps=maps, progress=progress
+        ),
+        config={
+            "source_model": options.source_model,
+            "target_model": target_name,
+            "dataset": options.dataset,
+            "entities": options.entities.name,
+            **asdict(config),
+            "entity": {name: getattr(config.entity, name) for name in ENTITY_OPTIONS},
+        },
+        environment=environment,
+        plot=plot_cross_model,
+        print_table=print_table,
+        inputs={"entities": [asdict(one) for one in entities]},
+    )
+
+
+def fit_maps(
+    source: "LensModel", target: "LensModel", config: CrossModelConfig, options: argparse.Namespace
+) -> "dict[MapKey, AffineMap]":
+    """f for each pair of layers, from the cache folder if it was fitted before."""
+    from patchscopes.experiments.model_pair import resolve_layer_grid
+    from patchscopes.learned.fitting import fit_or_load_cross_model_maps
+
+    return fit_or_load_cross_model_maps(
+        source,
+        target,
+        load_train_texts(options),
+        *resolve_layer_grid(source, target, config),
+        n_positions=options.train_positions,
+        seed=options.seed,
+        progress=progress_bar("fitting f"),
+    )
+
+
+def choose_target_model(options: argparse.Namespace) -> str:
+    """The model that explains: the one that was asked for, or the usual one for this source model."""
+    target_name = options.target_model or EXPLAINED_BY.get(options.source_model.lower())
+    if target_name is None:
+        raise PatchscopesError(
+            f"which model should explain {options.source_model!r}? Give --target-model (by default "
+            f"{', '.join(f'{source} is explained by {target}' for source, target in EXPLAINED_BY.items())})"
         )
-        surroundings |= described({"f": next(iter(maps.values())).provenance})
-    chosen = {
-        "source_model": options.source_model,
-        "target_model": target_name,
-        "dataset": options.dataset,
-        "entities": [asdict(one) for one in entities],
-        **asdict(config),
-        "entity": {name: value for name, value in asdict(config.entity).items() if name in DESCRIBED},
-    }
-    store = chunk_store(options, chosen, surroundings)
-    results, timing = cross_model.run(
-        source, target, texts, entities, config, store, maps=maps, progress=bar("cross-model")
-    )
-    # Every entity stands with its results already.
-    chosen["entities"] = options.entities.name
-    document = build_document("cross_model", chosen, surroundings, results, timing)
-    write_results(options, document, plot_cross_model)
-    print_table(document)
-    print_files(options, document)
+    return target_name
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = common_parser(
-        __doc__, "cross_model", methods=CrossModelConfig.METHODS, samples=200, models=("source-model", "target-model")
+def build_parser() -> argparse.ArgumentParser:
+    parser = build_common_parser(
+        __doc__,
+        "cross_model",
+        methods=CrossModelConfig.METHODS,
+        samples=200,
+        max_new_tokens=EntityConfig.max_new_tokens,
+        models=("source-model", "target-model"),
     )
-    parser.set_defaults(target_model=None, max_new_tokens=20)
-    own = parser.add_argument_group("two models")
-    own.add_argument(
+    parser.set_defaults(target_model=None)
+    group = parser.add_argument_group("two models")
+    group.add_argument(
         "--target-layers",
         type=layer_list,
         default="all",
@@ -96,49 +123,49 @@ def parser() -> argparse.ArgumentParser:
         help="target layers ℓ*, as --layers; of both, `all` takes some at equal distances "
         f"({CrossModelConfig.N_SOURCE_LAYERS} and {CrossModelConfig.N_TARGET_LAYERS})",
     )
-    own.add_argument(
+    group.add_argument(
         "--mapping",
         choices=CrossModelConfig.MAPPINGS,
         default=CrossModelConfig.mapping,
         help="f (default: %(default)s; the identity needs models of one width)",
     )
-    own.add_argument(
+    group.add_argument(
         "--train-positions",
         type=positive,
         metavar="N",
         help="positions to fit f on, in texts that no evaluation uses (default: by the source model's width)",
     )
-    own.add_argument(
+    group.add_argument(
         "--entities",
         type=Path,
         default=DATA_FOLDER / "entities.json",
         help="JSON or CSV file of entities to describe (default: data/entities.json)",
     )
-    own.add_argument("--entity-samples", type=positive, metavar="N", help="the first N of them (default: all)")
+    group.add_argument("--entity-samples", type=positive, metavar="N", help="the first N of them (default: all)")
     return parser
 
 
 def print_table(document: dict) -> None:
     """The best pair of layers of each method, and the descriptions."""
     results = document["results"]
-    of_tokens = results["next_token"]
-    shared = of_tokens["aligned_positions"] / of_tokens["source_positions"]
+    next_token = results["next_token"]
+    shared = next_token["aligned_positions"] / next_token["source_positions"]
     print(f"both models have read the same at {shared:.0%} of the source model's positions in these texts")
     fitted = document["environment"].get("learned", {}).get("f")
     if fitted is not None:
         print(f"f was fitted on {fitted['n_positions']} such positions of other texts")
     for method in document["config"]["methods"]:
-        table = of_tokens["methods"][method]["precision_at_1"]["mean"]
-        intervals = of_tokens["methods"][method]["precision_at_1"]["ci95"]
+        table = next_token["methods"][method]["precision_at_1"]["mean"]
+        intervals = next_token["methods"][method]["precision_at_1"]["ci95"]
         best, interval, layer, target_layer = max(
             (value, interval, layer, target_layer)
-            for layer, row, of_row in zip(results["layers"], table, intervals, strict=True)
-            for target_layer, value, interval in zip(results["target_layers"], row, of_row, strict=True)
+            for layer, row, row_intervals in zip(results["layers"], table, intervals, strict=True)
+            for target_layer, value, interval in zip(results["target_layers"], row, row_intervals, strict=True)
         )
         low, high = interval
         where = f"at the best of all pairs, ℓ = {layer}, ℓ* = {target_layer}"
         print(f"{method:>20}: Precision@1 {best:.3f} [{low:.3f}, {high:.3f}] {where}")
-    alone = of_tokens["methods"][cross_model.TARGET_MODEL_ALONE]["precision_at_1"]
+    alone = next_token["methods"][CrossModelConfig.TARGET_MODEL_ALONE]["precision_at_1"]
     print(f"{'target model alone':>20}: {alone['mean']:.3f} [{alone['ci95'][0]:.3f}, {alone['ci95'][1]:.3f}]")
     methods = results["entity"]["methods"]
     print("ROUGE-L (F1) of descriptions: " + ", ".join(f"layer {layer}" for layer in results["layers"]))

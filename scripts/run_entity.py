@@ -4,23 +4,23 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from learned import bar
-from options import chunk_store, common_parser, print_files, run_script, write_results
+from options import add_target_layer_option, build_common_parser
+from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.entities import load_entities
 from patchscopes.data.files import DATA_FOLDER
-from patchscopes.experiments import entity
 from patchscopes.experiments.config import EntityConfig
-from patchscopes.model.environment import describe_environment
-from patchscopes.model.loading import load_model
-from patchscopes.plots.all import plot_entity
-from patchscopes.results import build_document
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = build_parser().parse_args()
     entities = load_entities(options.entities)[: options.samples]
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
+
+    from patchscopes.experiments import entity
+    from patchscopes.model.environment import describe_environment
+    from patchscopes.plots.entity import plot_entity
+
+    model = load_chosen_model(options)
     config = EntityConfig(
         layers=options.layers,
         target_layer=options.target_layer,
@@ -28,28 +28,29 @@ def main() -> None:
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    described = {
-        "model": options.model,
-        "dataset": options.entities.name,
-        "entities": [asdict(one) for one in entities],
-        **asdict(config),
-    }
-    surroundings = describe_environment(model)
-    store = chunk_store(options, described, surroundings)
-    results, timing = entity.run(model, entities, config, store, progress=bar("entity"))
-    # Every entity stands with its results already.
-    del described["entities"]
-    document = build_document("entity", described, surroundings, results, timing)
-    write_results(options, document, plot_entity)
-    print_table(document)
-    print_files(options, document)
+    run_experiment(
+        options,
+        "entity",
+        lambda store, progress: entity.run(model, entities, config, store, progress=progress),
+        config={"model": options.model, "dataset": options.entities.name, **asdict(config)},
+        environment=describe_environment(model),
+        plot=plot_entity,
+        print_table=print_table,
+        inputs={"entities": [asdict(one) for one in entities]},
+    )
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = common_parser(__doc__, "entity", methods=("patchscope",), samples=10_000, unused=("dataset", "methods"))
-    parser.set_defaults(max_new_tokens=20)
-    own = parser.add_argument_group("entities")
-    own.add_argument(
+def build_parser() -> argparse.ArgumentParser:
+    parser = build_common_parser(
+        __doc__,
+        "entity",
+        methods=("patchscope",),
+        samples=10_000,
+        max_new_tokens=EntityConfig.max_new_tokens,
+        unused=("dataset", "methods"),
+    )
+    group = parser.add_argument_group("entities")
+    group.add_argument(
         "entities",
         type=Path,
         nargs="?",
@@ -57,11 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="JSON or CSV file with `entity` and `reference`, and perhaps `kind` and `popularity` "
         "(default: data/entities.json); --samples takes the first N",
     )
-    own.add_argument(
-        "--target-layer",
-        default=EntityConfig.target_layer,
-        help="ℓ*: same, embedding, last or a number (default: %(default)s)",
-    )
+    add_target_layer_option(group, EntityConfig.target_layer)
     return parser
 
 

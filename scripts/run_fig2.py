@@ -1,34 +1,26 @@
 """Figure 2: Precision@1 and Surprisal of next-token prediction from one hidden state, over all layers."""
 
+import argparse
 from dataclasses import asdict
 
-from learned import add_learned_options, described, tuned_lens
-from options import chunk_store, common_parser, print_files, run_script, write_results
-from tqdm import tqdm
+from learned import add_learned_options, describe_learned, get_provenance, get_tuned_lens
+from options import build_common_parser
+from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.texts import load_texts
-from patchscopes.experiments import next_token
 from patchscopes.experiments.config import NextTokenConfig
-from patchscopes.experiments.sampling import resolve_layers
-from patchscopes.model.environment import describe_environment
-from patchscopes.model.loading import load_model
-from patchscopes.plots.all import plot_next_token
-from patchscopes.results import build_document
 
 
 def main() -> None:
-    parser = common_parser(
-        __doc__,
-        "fig2",
-        methods=NextTokenConfig.METHODS,
-        default_methods=NextTokenConfig.methods,
-        samples=1000,
-        unused=("max-new-tokens",),
-    )
-    add_learned_options(parser, "tuned-lens", "tuned-lens-kl")
-    options = parser.parse_args()
+    options = build_parser().parse_args()
     texts = load_texts(options.dataset, limit=options.samples)
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
+
+    from patchscopes.experiments import next_token
+    from patchscopes.experiments.checks import resolve_layers
+    from patchscopes.model.environment import describe_environment
+    from patchscopes.plots.next_token import plot_next_token
+
+    model = load_chosen_model(options)
     # Before anything is learned, which takes longer than to see a mistake.
     resolve_layers(model, options.layers)
     config = NextTokenConfig(
@@ -40,20 +32,33 @@ def main() -> None:
     )
     files = {"tuned_lens": options.tuned_lens, "tuned_lens_kl": options.tuned_lens_kl}
     maps = {
-        method: tuned_lens(model, options, method, file) for method, file in files.items() if method in options.methods
+        method: get_tuned_lens(model, options, method, file)
+        for method, file in files.items()
+        if method in options.methods
     }
-    options_described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
-    surroundings = describe_environment(model, texts) | described(
-        {method: next(iter(of_method.values())).provenance for method, of_method in maps.items()}
+    provenances = {method: get_provenance(of_method) for method, of_method in maps.items()}
+    run_experiment(
+        options,
+        "next_token",
+        lambda store, progress: next_token.run(model, texts, config, store, maps=maps, progress=progress),
+        config={"model": options.model, "dataset": options.dataset, **asdict(config)},
+        environment=describe_environment(model, texts) | describe_learned(provenances),
+        plot=plot_next_token,
+        print_table=print_table,
     )
-    store = chunk_store(options, options_described, surroundings)
-    results, timing = next_token.run(
-        model, texts, config, store, maps=maps, progress=lambda chunks: tqdm(chunks, desc="fig2", unit="chunk")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = build_common_parser(
+        __doc__,
+        "fig2",
+        methods=NextTokenConfig.METHODS,
+        default_methods=NextTokenConfig.methods,
+        samples=1000,
+        unused=("max-new-tokens",),
     )
-    document = build_document("next_token", options_described, surroundings, results, timing)
-    write_results(options, document, plot_next_token)
-    print_table(document)
-    print_files(options, document)
+    add_learned_options(parser, "tuned-lens", "tuned-lens-kl")
+    return parser
 
 
 def print_table(document: dict) -> None:

@@ -1,28 +1,32 @@
 """Future Lens: Precision@1, @5, @10 and Surprisal for the next three tokens from one hidden state, over all layers."""
 
+import argparse
 from dataclasses import asdict
 
-from learned import add_learned_options, bar, described, linear_future_lens, soft_prompt
-from options import chunk_store, common_parser, print_files, run_script, write_results
+from learned import (
+    add_learned_options,
+    describe_learned,
+    get_linear_future_lens,
+    get_provenance,
+    get_soft_prompt,
+)
+from options import build_common_parser
+from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.texts import load_texts
-from patchscopes.experiments import future_lens
 from patchscopes.experiments.config import FutureLensConfig
-from patchscopes.experiments.sampling import resolve_layers
-from patchscopes.model.environment import describe_environment
-from patchscopes.model.loading import load_model
-from patchscopes.plots.all import plot_future_lens
-from patchscopes.results import build_document
 
 
 def main() -> None:
-    parser = common_parser(
-        __doc__, "future_lens", methods=FutureLensConfig.METHODS, samples=200, unused=("max-new-tokens",)
-    )
-    add_learned_options(parser, "linear-maps", "soft-prompt")
-    options = parser.parse_args()
+    options = build_parser().parse_args()
     texts = load_texts(options.dataset, limit=options.samples)
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
+
+    from patchscopes.experiments import future_lens
+    from patchscopes.experiments.checks import resolve_layers
+    from patchscopes.model.environment import describe_environment
+    from patchscopes.plots.future_lens import plot_future_lens
+
+    model = load_chosen_model(options)
     # Before anything is learned, which takes longer than to see a mistake.
     resolve_layers(model, options.layers)
     config = FutureLensConfig(
@@ -32,20 +36,29 @@ def main() -> None:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    maps = linear_future_lens(model, options, options.linear_maps) if "linear" in options.methods else None
-    prompt = soft_prompt(model, options, options.soft_prompt) if "learned_prompt" in options.methods else None
-    made = {"linear": next(iter(maps.values())).provenance} if maps else {}
-    made |= {"learned_prompt": prompt.provenance} if prompt else {}
-    options_described = {"model": options.model, "dataset": options.dataset, **asdict(config)}
-    surroundings = describe_environment(model, texts) | described(made)
-    store = chunk_store(options, options_described, surroundings)
-    results, timing = future_lens.run(
-        model, texts, config, store, maps=maps, soft_prompt=prompt, progress=bar("future_lens")
+    maps = get_linear_future_lens(model, options, options.linear_maps) if "linear" in options.methods else None
+    prompt = get_soft_prompt(model, options, options.soft_prompt) if "learned_prompt" in options.methods else None
+    provenances = {"linear": get_provenance(maps)} if maps else {}
+    provenances |= {"learned_prompt": prompt.provenance} if prompt else {}
+    run_experiment(
+        options,
+        "future_lens",
+        lambda store, progress: future_lens.run(
+            model, texts, config, store, maps=maps, soft_prompt=prompt, progress=progress
+        ),
+        config={"model": options.model, "dataset": options.dataset, **asdict(config)},
+        environment=describe_environment(model, texts) | describe_learned(provenances),
+        plot=plot_future_lens,
+        print_table=print_table,
     )
-    document = build_document("future_lens", options_described, surroundings, results, timing)
-    write_results(options, document, plot_future_lens)
-    print_table(document)
-    print_files(options, document)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = build_common_parser(
+        __doc__, "future_lens", methods=FutureLensConfig.METHODS, samples=200, unused=("max-new-tokens",)
+    )
+    add_learned_options(parser, "linear-maps", "soft-prompt")
+    return parser
 
 
 def print_table(document: dict) -> None:
@@ -53,7 +66,7 @@ def print_table(document: dict) -> None:
     results = document["results"]
     print("best layer, and the value there")
     print(f"{'':>16} {'':>16} " + " ".join(f"{f't+{ahead}':>14}" for ahead in results["ahead"]))
-    for metric in future_lens.METRICS:
+    for metric in FutureLensConfig.METRICS:
         best = min if metric == "surprisal" else max
         for method, metrics in results["methods"].items():
             cells = []

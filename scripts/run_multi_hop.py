@@ -4,55 +4,62 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from learned import bar
-from options import chunk_store, common_parser, layer_list, positive, print_files, run_script, write_results
+from options import build_common_parser, layer_list, positive
+from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.questions import load_questions
-from patchscopes.experiments import multi_hop
 from patchscopes.experiments.config import MultiHopConfig
-from patchscopes.model.environment import describe_environment
-from patchscopes.model.loading import load_model
-from patchscopes.plots.all import plot_multi_hop
-from patchscopes.results import build_document
+
+# What the table calls the measures of a method.
+MEASURES = {
+    "accuracy": "",
+    "any": "any (ℓ, ℓ*)",
+    "any_upwards": "any with ℓ < ℓ*",
+    "held_out": "held-out (ℓ, ℓ*)",
+    "held_out_gain": "held-out, above vanilla",
+    "any_above_control": "any, above control",
+    "any_upwards_above_control": "any with ℓ < ℓ*, above control",
+    "held_out_above_control": "held-out, above control",
+}
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = build_parser().parse_args()
     questions = load_questions(options.questions)
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
-    every = tuple(range(model.cfg.n_layers)) if options.full_grid else None
+
+    from patchscopes.experiments import multi_hop
+    from patchscopes.model.environment import describe_environment
+    from patchscopes.plots.multi_hop import plot_multi_hop
+
+    model = load_chosen_model(options)
+    all_layers = tuple(range(model.cfg.n_layers)) if options.full_grid else None
     config = MultiHopConfig(
         methods=options.methods,
-        layers=options.layers or every,
-        target_layers=options.target_layers or every,
+        layers=options.layers or all_layers,
+        target_layers=options.target_layers or all_layers,
         n_samples=options.samples,
         max_new_tokens=options.max_new_tokens,
         cot_new_tokens=options.cot_new_tokens,
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    described = {
-        "model": options.model,
-        "dataset": options.questions.name,
-        "questions": [asdict(one) for one in questions],
-        **asdict(config),
-    }
-    surroundings = describe_environment(model)
-    store = chunk_store(options, described, surroundings)
-    results, timing = multi_hop.run(model, questions, config, store, progress=bar("multi-hop"))
-    # Those that were patched stand with their results already.
-    del described["questions"]
-    document = build_document("multi_hop", described, surroundings, results, timing)
-    write_results(options, document, plot_multi_hop)
-    print_table(document)
-    print_files(options, document)
+    run_experiment(
+        options,
+        "multi_hop",
+        lambda store, progress: multi_hop.run(model, questions, config, store, progress=progress),
+        config={"model": options.model, "dataset": options.questions.name, **asdict(config)},
+        environment=describe_environment(model),
+        plot=plot_multi_hop,
+        print_table=print_table,
+        inputs={"questions": [asdict(one) for one in questions]},
+    )
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = common_parser(__doc__, "multi_hop", methods=MultiHopConfig.METHODS, samples=100, unused=("dataset",))
-    own = parser.add_argument_group("multi-hop")
-    own.add_argument(
+def build_parser() -> argparse.ArgumentParser:
+    parser = build_common_parser(__doc__, "multi_hop", methods=MultiHopConfig.METHODS, samples=100, unused=("dataset",))
+    group = parser.add_argument_group("multi-hop")
+    group.add_argument(
         "questions",
         type=Path,
         nargs="?",
@@ -60,15 +67,15 @@ def parser() -> argparse.ArgumentParser:
         help="JSON file of two-hop questions (default: data/multihop_examples.json); --samples of those whose hops the "
         "model answers one by one are patched",
     )
-    own.add_argument(
+    group.add_argument(
         "--target-layers",
         type=layer_list,
         metavar="LAYERS",
         help="target layers ℓ*, as --layers; of both, `all` takes some at equal distances "
         f"({MultiHopConfig.N_LAYERS}) unless there is --full-grid",
     )
-    own.add_argument("--full-grid", action="store_true", help="every pair of layers (ℓ, ℓ*)")
-    own.add_argument(
+    group.add_argument("--full-grid", action="store_true", help="every pair of layers (ℓ, ℓ*)")
+    group.add_argument(
         "--cot-new-tokens",
         type=positive,
         default=MultiHopConfig.cot_new_tokens,
@@ -89,33 +96,28 @@ def print_table(document: dict) -> None:
         f"{results['n_passed']} of {results['n_questions']} questions have both hops answered one by one; "
         f"{results['n_samples']} of them:"
     )
-    labels = {
-        "accuracy": "",
-        "any": "any (ℓ, ℓ*)",
-        "any_upwards": "any with ℓ < ℓ*",
-        "held_out": "held-out (ℓ, ℓ*)",
-        "held_out_gain": "held-out, above vanilla",
-        "any_above_control": "any, above control",
-        "any_upwards_above_control": "any with ℓ < ℓ*, above control",
-        "held_out_above_control": "held-out, above control",
-    }
     for method, measures in results["methods"].items():
-        for measure, label in labels.items():
-            of = measures.get(measure)
-            if of is not None and isinstance(of["mean"], float):
-                low, high = of["ci95"]
-                print(f"{method:>12} {label:<32} {of['mean']:6.3f}  [{low:.3f}, {high:.3f}]")
+        for name, label in MEASURES.items():
+            measure = measures.get(name)
+            # Over all questions: `accuracy` of a patching method is a table of pairs of layers.
+            if measure is not None and isinstance(measure["mean"], float):
+                low, high = measure["ci95"]
+                print(f"{method:>12} {label:<32} {measure['mean']:6.3f}  [{low:.3f}, {high:.3f}]")
         if "n_repaired" in measures:
             print(f"{'':>12} repaired by any (ℓ, ℓ*): {measures['n_repaired']} of {measures['n_failed']} failures")
-    for question in results["questions"]:
-        solved = question.get("patchscope", {}).get("solved")
-        if solved and not question["vanilla"]["solved"]:
+    print_repaired_question(results["questions"])
+
+
+def print_repaired_question(questions: list[dict]) -> None:
+    """The first question that fails alone and is solved patched, if there is one."""
+    for question in questions:
+        if question.get("patchscope", {}).get("solved") and not question["vanilla"]["solved"]:
             text = question["patchscope"]["texts"][0]
             print(
                 f"for instance {question['combined_question']!r}: {question['vanilla']['text']!r}; patched from "
                 f"ℓ = {text['layer']} to ℓ* = {text['target_layer']}: {text['text']!r}"
             )
-            break
+            return
 
 
 if __name__ == "__main__":

@@ -6,18 +6,13 @@ interrupted training goes on from its last measurement when the same command is 
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from learned import bar, train_texts
-from options import (
-    add_data_options,
-    add_layers_option,
-    add_model_options,
-    file_name,
-    positive,
-    real_from_zero,
-    run_script,
-)
+from learned import get_provenance, load_train_texts
+from options import add_data_options, add_layers_option, add_model_options, file_name, positive, real_from_zero
+from skeleton import load_chosen_model, progress_bar, run_script
 
+from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import (
     FIXED_PROMPT,
@@ -27,11 +22,9 @@ from patchscopes.learned.config import (
     SOFT_PROMPT_TRAINING,
     TrainingConfig,
 )
-from patchscopes.learned.fitting import fit_or_load_affine_maps
-from patchscopes.learned.future_lens import train_soft_prompt
-from patchscopes.learned.mappings import save_maps
-from patchscopes.learned.tuned_lens import train_tuned_lens
-from patchscopes.model.loading import load_model
+
+if TYPE_CHECKING:
+    from patchscopes.model.lens_model import LensModel
 
 LENSES = {
     "tuned_lens": "affine maps to the last layer, by least squares",
@@ -48,51 +41,80 @@ TRAINING_OPTIONS = (
     "evaluate_every",
     "patience",
 )
+# Lenses by least squares; and those that are trained, with their default settings.
+FITTED = ("tuned_lens", "linear")
 DEFAULTS = {"tuned_lens_kl": TrainingConfig(), "learned_prompt": SOFT_PROMPT_TRAINING}
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = build_parser().parse_args()
     refuse_options_of_other_lenses(options)
-    texts = train_texts(options.dataset)
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
-    if options.lens in ("tuned_lens", "linear"):
-        maps = fit_or_load_affine_maps(
-            model,
-            texts,
-            ahead=tuple(range(N_TOKENS)) if options.lens == "linear" else (0,),
-            n_positions=options.train_positions,
-            ridge=RIDGE if options.ridge is None else options.ridge,
-            seed=options.seed,
-            fresh=options.fresh,
-            progress=bar("fitting"),
-        )
-        save_maps(options.output, maps)
-        made = next(iter(maps.values())).provenance
-        print(f"{len(maps)} maps from {made.n_positions} positions")
+    texts = load_train_texts(options)
+    model = load_chosen_model(options)
+    if options.lens in FITTED:
+        fit_maps(model, texts, options)
     elif options.lens == "tuned_lens_kl":
-        maps = train_tuned_lens(
-            model, texts, options.layers, training_config(options), fresh=options.fresh, progress=bar("training")
-        )
-        save_maps(options.output, maps)
-        print_held_out(next(iter(maps.values())).provenance.options["held_out"])
+        train_maps(model, texts, options)
     else:
-        prompt = train_soft_prompt(
-            model,
-            texts,
-            options.layers,
-            training_config(options),
-            prompt=options.prompt or FIXED_PROMPT,
-            n_samples=options.train_samples or N_TRAIN_SAMPLES,
-            fresh=options.fresh,
-            progress=bar("learning"),
-        )
-        prompt.save(options.output)
-        print_held_out(prompt.provenance.options["held_out"])
+        train_prompt(model, texts, options)
     print(f"wrote {options.output}")
 
 
-def parser() -> argparse.ArgumentParser:
+def fit_maps(model: "LensModel", texts: TextSet, options: argparse.Namespace) -> None:
+    """The Tuned Lens or the linear Future Lens by least squares."""
+    from patchscopes.learned.fitting import fit_or_load_affine_maps
+    from patchscopes.learned.mappings import save_maps
+
+    maps = fit_or_load_affine_maps(
+        model,
+        texts,
+        ahead=tuple(range(N_TOKENS)) if options.lens == "linear" else (0,),
+        n_positions=options.train_positions,
+        ridge=RIDGE if options.ridge is None else options.ridge,
+        seed=options.seed,
+        fresh=options.fresh,
+        progress=progress_bar("fitting"),
+    )
+    save_maps(options.output, maps)
+    print(f"{len(maps)} maps from {get_provenance(maps).n_positions} positions")
+
+
+def train_maps(model: "LensModel", texts: TextSet, options: argparse.Namespace) -> None:
+    """The Tuned Lens by KL."""
+    from patchscopes.learned.mappings import save_maps
+    from patchscopes.learned.tuned_lens import train_tuned_lens
+
+    maps = train_tuned_lens(
+        model,
+        texts,
+        options.layers,
+        choose_training_config(options),
+        fresh=options.fresh,
+        progress=progress_bar("training"),
+    )
+    save_maps(options.output, maps)
+    print_held_out(get_provenance(maps).options["held_out"])
+
+
+def train_prompt(model: "LensModel", texts: TextSet, options: argparse.Namespace) -> None:
+    """The soft prompt of the Future Lens."""
+    from patchscopes.learned.future_lens import train_soft_prompt
+
+    prompt = train_soft_prompt(
+        model,
+        texts,
+        options.layers,
+        choose_training_config(options),
+        prompt=options.prompt or FIXED_PROMPT,
+        n_samples=options.train_samples or N_TRAIN_SAMPLES,
+        fresh=options.fresh,
+        progress=progress_bar("learning"),
+    )
+    prompt.save(options.output)
+    print_held_out(prompt.provenance.options["held_out"])
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--lens",
@@ -115,10 +137,10 @@ def parser() -> argparse.ArgumentParser:
     train = parser.add_argument_group("tuned_lens_kl and learned_prompt (defaults of each in this order)")
     add_layers_option(train)
 
-    def shown(name: str) -> str:
+    def show_defaults(name: str) -> str:
         return ", ".join(str(getattr(config, name)) for config in DEFAULTS.values())
 
-    train.add_argument("--optimizer", choices=("sgd", "adamw"), help=f"(default: {shown('optimizer')})")
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), help=f"(default: {show_defaults('optimizer')})")
     for name, kind, what in (
         ("learning_rate", real_from_zero, "at its largest"),
         ("weight_decay", real_from_zero, ""),
@@ -128,7 +150,9 @@ def parser() -> argparse.ArgumentParser:
         ("patience", positive, "measurements without improvement after which training ends"),
     ):
         option = f"--{name.removeprefix('n_').replace('_', '-')}"
-        train.add_argument(option, dest=name, type=kind, metavar="N", help=f"{what} (default: {shown(name)})".strip())
+        train.add_argument(
+            option, dest=name, type=kind, metavar="N", help=f"{what} (default: {show_defaults(name)})".strip()
+        )
     prompt = parser.add_argument_group("learned_prompt")
     prompt.add_argument("--prompt", help=f"the text that it begins as (default: {FIXED_PROMPT})")
     prompt.add_argument(
@@ -142,8 +166,8 @@ def parser() -> argparse.ArgumentParser:
 
 def refuse_options_of_other_lenses(options: argparse.Namespace) -> None:
     """An option that has no effect on the chosen lens is a mistake."""
-    fit, train = ("tuned_lens", "linear"), ("tuned_lens_kl", "learned_prompt")
-    allowed = dict.fromkeys(("train_positions", "ridge"), fit) | dict.fromkeys(("layers", *TRAINING_OPTIONS), train)
+    allowed = dict.fromkeys(("train_positions", "ridge"), FITTED)
+    allowed |= dict.fromkeys(("layers", *TRAINING_OPTIONS), tuple(DEFAULTS))
     allowed |= dict.fromkeys(("prompt", "train_samples"), ("learned_prompt",))
     for name, lenses in allowed.items():
         if getattr(options, name) is not None and options.lens not in lenses:
@@ -151,7 +175,7 @@ def refuse_options_of_other_lenses(options: argparse.Namespace) -> None:
             raise PatchscopesError(f"--{option} is for {' and '.join(lenses)}; leave it out for {options.lens}")
 
 
-def training_config(options: argparse.Namespace) -> TrainingConfig:
+def choose_training_config(options: argparse.Namespace) -> TrainingConfig:
     """The lens's own default settings, with what was given."""
     default = DEFAULTS[options.lens]
     given = {name: getattr(options, name) for name in TRAINING_OPTIONS if getattr(options, name) is not None}

@@ -69,6 +69,9 @@ class FutureLensConfig:
     """
 
     METHODS: ClassVar = ("linear", "fixed_prompt", "learned_prompt", "token_identity")
+    # Precision@k is how often the model's own token is among the k that the lens finds most likely.
+    PRECISION_AT: ClassVar = (1, 5, 10)
+    METRICS: ClassVar = (*(f"precision_at_{k}" for k in PRECISION_AT), "surprisal")
     methods: tuple[str, ...] = METHODS
     n_samples: int = 200
     layers: tuple[int, ...] | None = None
@@ -145,6 +148,8 @@ class CrossModelConfig:
     """
 
     METHODS: ClassVar = ("token_identity", "source_prompt")
+    # Reported beside them: what M* predicts with nothing patched.
+    TARGET_MODEL_ALONE: ClassVar = "target_model_alone"
     MAPPINGS: ClassVar = ("affine", "identity")
     # A map between widths of 4,096 and 5,120 takes 84 MB, and its sums twice that: not every layer unless asked for.
     N_SOURCE_LAYERS: ClassVar = 10
@@ -185,3 +190,20 @@ class MultiHopConfig:
     cot_new_tokens: int = 32
     seed: int = 0
     batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Options of the benchmark (`benchmark`).
+
+    Attributes:
+        n_samples: positions for the next token, each at all layers.
+        max_new_tokens: of a description. The answers of the two-hop question have those of `MultiHopConfig`.
+        methods: the tasks that are timed.
+    """
+
+    METHODS: ClassVar = ("next_token", "generation", "grid")
+    n_samples: int = 16
+    max_new_tokens: int = 20
+    seed: int = 0
+    methods: tuple[str, ...] = METHODS

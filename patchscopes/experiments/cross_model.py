@@ -18,49 +18,32 @@ Predictions of different vocabularies are compared by their text. The Surprisal 
 longest token of M that it begins with: the same token, wherever M has it.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from patchscopes.alignment import Vocabularies
 from patchscopes.data.entities import Entity
 from patchscopes.data.texts import Sample, TextSet
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
-from patchscopes.engine.unembedding import logit_lens
 from patchscopes.engine.unpatched import generate_after
+from patchscopes.experiments.checks import check_methods
+from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import CrossModelConfig, EntityConfig
+from patchscopes.experiments.cross_model_prediction import METRICS, predict_next_tokens
 from patchscopes.experiments.entity import (
     CHUNK_ENTITIES,
+    collect_scores,
     fill_placeholder,
     generate_descriptions,
     generate_from_vectors,
-    score_descriptions,
     summarise_scores,
 )
-from patchscopes.experiments.model_pair import ModelPair, check_pair, draw_aligned
-from patchscopes.experiments.sampling import (
-    CHUNK_SAMPLES,
-    check_finite,
-    measure_chunks,
-    sum_timing,
-    summarise_metric,
-)
+from patchscopes.experiments.model_pair import ModelPair, pair_models
+from patchscopes.experiments.sampling import CHUNK_SAMPLES, sample_aligned_positions, summarise_samples
 from patchscopes.learned.mappings import AffineMap, MapKey
-from patchscopes.metrics import surprisal
-from patchscopes.model.layers import EMBEDDING
 from patchscopes.model.lens_model import LensModel
-from patchscopes.patch import patch_logits_in_batches
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
-from patchscopes.tokens import to_token_ids
-
-TARGET_MODEL_ALONE = "target_model_alone"
 
 
 def run(
@@ -72,7 +55,7 @@ def run(
     store: ChunkStore,
     *,
     maps: Mapping[MapKey, AffineMap] | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = iter,
 ) -> tuple[Json, Json]:
     """Run the experiment, going on from the chunks in `store`.
 
@@ -89,189 +72,86 @@ def run(
         PatchscopesError: a method or layer does not exist, f does not fit the models, or the texts have too few
             positions at which both models have read the same.
     """
-    pair = check_pair(source, target, config, maps)
-    drawn, pairs_in_texts, n_source_positions = draw_aligned(source, target, texts, config)
-    chunks = [drawn[start : start + CHUNK_SAMPLES] for start in range(0, len(drawn), CHUNK_SAMPLES)]
-    of_entities = [entities[start : start + CHUNK_ENTITIES] for start in range(0, len(entities), CHUNK_ENTITIES)]
+    check_methods(config.methods, CrossModelConfig.METHODS)
+    pair = pair_models(source, target, config, maps)
+    drawn = sample_aligned_positions(source, target, texts, config.n_samples, config.seed)
     vocabularies = Vocabularies.of(source, target)
-    identity = placeholder_target(target, build_token_identity_prompt())
-    description = placeholder_target(target, config.entity.target_prompt, config.entity.placeholder)
-    own_description = placeholder_target(source, config.entity.target_prompt, config.entity.placeholder)
-
-    def measure(chunk: tuple[str, Sequence[Any]]) -> Json:
-        kind, members = chunk
-        if kind == "entity":
-            return _describe(pair, description, own_description, members, config.entity)
-        return _next_tokens(pair, texts, members, pairs_in_texts, vocabularies, identity, config)
-
-    finished = measure_chunks(
-        [*(("next_token", chunk) for chunk in chunks), *(("entity", chunk) for chunk in of_entities)],
-        store,
-        measure,
-        progress,
+    token_identity = placeholder_target(target, build_token_identity_prompt())
+    source_description, target_description = (
+        placeholder_target(model, config.entity.target_prompt, config.entity.placeholder) for model in (source, target)
     )
-    predicted, described = finished[: len(chunks)], finished[len(chunks) :]
-    groups = np.array([sample.text for sample in drawn])
+
+    def predict(samples: Sequence[Sample]) -> Json:
+        return predict_next_tokens(pair, texts, drawn, samples, vocabularies, token_identity, config)
+
+    def describe(some: Sequence[Entity]) -> Json:
+        return _describe_entities(pair, source_description, target_description, some, config.entity)
+
+    chunks = split_into_chunks(drawn.samples, CHUNK_SAMPLES)
+    predicted = measure_chunks(chunks, ChunkStore(store.folder / "next_token"), predict, progress)
+    methods = [*config.methods, CrossModelConfig.TARGET_MODEL_ALONE]
     results: Json = {
         "layers": pair.layers,
         "target_layers": pair.target_layers,
         "next_token": {
-            "n_samples": len(drawn),
-            "n_texts": len(np.unique(groups)),
-            "aligned_positions": sum(map(len, pairs_in_texts.values())),
-            "source_positions": n_source_positions,
-            "methods": {
-                method: {
-                    metric: summarise_metric(predicted, method, metric, groups, config.seed)
-                    for metric in ("precision_at_1", "surprisal", "same_token_exists")
-                }
-                for method in [*config.methods, TARGET_MODEL_ALONE]
-            },
+            "aligned_positions": sum(map(len, drawn.pairs.values())),
+            "source_positions": drawn.n_source_positions,
+            **summarise_samples(predicted, drawn.samples, methods, METRICS, config.seed),
         },
     }
-    if entities:
-        descriptions = [entity for chunk in described for entity in chunk["entities"]]
-        results["entity"] = {
-            "pairs": pair.diagonal,
-            "n_samples": len(entities),
-            "methods": summarise_scores(descriptions, config.seed),
-            "entities": descriptions,
-        }
-    return results, sum_timing(finished)
+    if not entities:
+        return results, sum_timing(predicted)
+    chunks_of_entities = split_into_chunks(entities, CHUNK_ENTITIES)
+    described = measure_chunks(chunks_of_entities, ChunkStore(store.folder / "entity"), describe, progress)
+    results["entity"] = {"pairs": pair.diagonal} | _summarise_entities(described, config.seed)
+    return results, sum_timing([*predicted, *described])
 
 
-def _next_tokens(
+def _summarise_entities(finished: Sequence[Json], seed: int) -> Json:
+    """As in the entity experiment: how many there are, means with intervals, and every description."""
+    described = [entity for chunk in finished for entity in chunk["entities"]]
+    return {"n_samples": len(described), "methods": summarise_scores(described, seed), "entities": described}
+
+
+def _describe_entities(
     pair: ModelPair,
-    texts: TextSet,
-    samples: Sequence[Sample],
-    aligned: Mapping[int, list[tuple[int, int]]],
-    vocabularies: Vocabularies,
-    identity: TargetPrompt,
-    config: CrossModelConfig,
-) -> Json:
-    """All metrics of each method for each sample, as tables [ℓ][ℓ*], and the seconds that each step took."""
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-    positions = [aligned[sample.text][sample.position] for sample in samples]
-    source_ids, target_ids = (
-        [to_token_ids(model, texts.texts[sample.text], truncate=True) for sample in samples]
-        for model in (pair.source, pair.target)
-    )
-    last = pair.source.cfg.n_layers - 1
-    representations = extract_representations(
-        pair.source, source_ids, [position for position, _ in positions], [*pair.layers, last]
-    )
-    final_logits = check_finite(pair.source, logit_lens(pair.source, representations[:, -1]))
-    vectors = pair.mapped(representations[:, :-1], pair.grid)
-    where = [target_layer for _, target_layer in pair.grid]
-    seconds["sources"] = time.perf_counter() - started
-
-    measured: Json = {}
-    if "token_identity" in config.methods:
-        started = time.perf_counter()
-        rows = _predict_tokens(identity, vectors.flatten(0, 1), where * len(samples), config.batch_size)
-        predicted = rows.view(len(samples), len(where))
-        measured["token_identity"] = _compare_predictions(pair, predicted, final_logits, vocabularies)
-        seconds["token_identity"] = time.perf_counter() - started
-
-    # An embedding written over itself patches nothing: what the target model says alone.
-    started = time.perf_counter()
-    target_positions = [position for _, position in positions]
-    own = extract_representations(pair.target, target_ids, target_positions, [EMBEDDING])
-    patched = "source_prompt" in config.methods
-    layers = [EMBEDDING, *where] if patched else [EMBEDDING]
-    predictions = []
-    for sample, (ids, position) in enumerate(zip(target_ids, target_positions, strict=True)):
-        prompt = TargetPrompt(pair.target, ids[: position + 1], -1)
-        rows = torch.cat([own[sample].float(), vectors[sample].to(own.device)]) if patched else own[sample]
-        predictions.append(_predict_tokens(prompt, rows, layers, config.batch_size))
-    predicted = torch.stack(predictions)
-    alone = _compare_predictions(pair, predicted[:, :1], final_logits, vocabularies, shape=())
-    if patched:
-        measured["source_prompt"] = _compare_predictions(pair, predicted[:, 1:], final_logits, vocabularies)
-    seconds["source_prompt"] = time.perf_counter() - started
-    return {"measured": measured | {TARGET_MODEL_ALONE: alone}, "seconds": seconds}
-
-
-def _predict_tokens(
-    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Sequence[int], batch_size: int | None
-) -> Int[Tensor, " row"]:
-    """The most likely token of each row; logits exist for one batch of rows at a time."""
-    batches = patch_logits_in_batches(target, vectors, layers, batch_size=batch_size)
-    return torch.cat([check_finite(target.model, logits).argmax(dim=-1) for logits in batches])
-
-
-def _compare_predictions(
-    pair: ModelPair,
-    predicted: Int[Tensor, "sample pair"],
-    final_logits: Float[Tensor, "sample d_vocab"],
-    vocabularies: Vocabularies,
-    shape: tuple[int, ...] | None = None,
-) -> Json:
-    """What M* predicts, against the prediction of M, by the text of their tokens.
-
-    `same_token_exists` is 1 where M's vocabulary has the predicted token, so that its Surprisal is exact. A text that
-    begins with no token of M counts as M's least likely token.
-    """
-    shape = (len(pair.layers), len(pair.target_layers)) if shape is None else shape
-    predicted = predicted.to(final_logits.device)
-    same, closest = vocabularies.same(pair.target, predicted), vocabularies.closest(predicted)
-    own = vocabularies.same(pair.source, final_logits.argmax(dim=-1))
-    measured = {
-        "precision_at_1": (same == own[:, None]) & (same >= 0),
-        "surprisal": surprisal(torch.where(closest < 0, final_logits.argmin(dim=-1)[:, None], closest), final_logits),
-        "same_token_exists": same >= 0,
-    }
-    return {metric: (1.0 * values).reshape(len(predicted), *shape).tolist() for metric, values in measured.items()}
-
-
-def _describe(
-    pair: ModelPair,
-    target: TargetPrompt,
-    own_target: TargetPrompt,
+    source_description: TargetPrompt,
+    target_description: TargetPrompt,
     entities: Sequence[Entity],
     config: EntityConfig,
 ) -> Json:
-    """Every generation and score for some entities, and the seconds that each step took."""
+    """Every generation and score for some entities, and the seconds that each step took.
+
+    Args:
+        source_description, target_description: the entity-description prompt of M, and of M*.
+    """
     names = [entity.name for entity in entities]
-    started = time.perf_counter()
-    representations = extract_representations(pair.source, names, [-1] * len(names), pair.layers)
-    where = [target_layer for _, target_layer in pair.diagonal]
-    across = generate_from_vectors(target, pair.mapped(representations, pair.diagonal), where, config)
-    after_across = time.perf_counter()
-    same = generate_descriptions(pair.source, own_target, names, pair.layers, pair.layers, config)
-    after_same = time.perf_counter()
-    prompts = [fill_placeholder(config, name) for name in [*names, config.placeholder]]
-    in_clear: dict[str, list[str]] = {}
-    for role, model in (("source", pair.source), ("target", pair.target)):
-        said = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
-        in_clear[role] = model.tokenizer.batch_decode(said, skip_special_tokens=True)
-    described = []
-    for number, entity in enumerate(entities):
-        texts_of = {
-            "cross_model": across[number],
-            "same_model": same[number],
-            "name_in_clear_source_model": [in_clear["source"][number]],
-            "name_in_clear_target_model": [in_clear["target"][number]],
-            "unpatched_target_model": [in_clear["target"][-1]],
-        }
-        described.append(
-            {
-                "entity": entity.name,
-                "reference": entity.reference,
-                "kind": entity.kind,
-                "popularity": entity.popularity,
-                "methods": {
-                    method: score_descriptions(texts, entity.reference, config.separator)
-                    for method, texts in texts_of.items()
+    watch = StopWatch()
+    with watch.time("cross_model"):
+        representations = extract_representations(pair.source, names, [-1] * len(names), pair.layers)
+        vectors = pair.map_representations(representations, pair.diagonal)
+        target_layers = [target_layer for _, target_layer in pair.diagonal]
+        cross_model = generate_from_vectors(target_description, vectors, target_layers, config)
+    with watch.time("same_model"):
+        same_model = generate_descriptions(source_description, names, pair.layers, pair.layers, config)
+    with watch.time("baselines"):
+        prompts = [fill_placeholder(config, name) for name in [*names, config.placeholder]]
+        in_clear: dict[str, list[str]] = {}
+        for role, model in (("source", pair.source), ("target", pair.target)):
+            tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+            in_clear[role] = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        scored = [
+            collect_scores(
+                entity,
+                {
+                    "cross_model": cross_model[number],
+                    "same_model": same_model[number],
+                    "name_in_clear_source_model": [in_clear["source"][number]],
+                    "name_in_clear_target_model": [in_clear["target"][number]],
+                    "unpatched_target_model": [in_clear["target"][-1]],
                 },
-            }
-        )
-    return {
-        "entities": described,
-        "seconds": {
-            "cross_model": after_across - started,
-            "same_model": after_same - after_across,
-            "baselines": time.perf_counter() - after_same,
-        },
-    }
+                config.separator,
+            )
+            for number, entity in enumerate(entities)
+        ]
+    return {"entities": scored, "seconds": watch.seconds}

@@ -6,9 +6,7 @@ compared with a reference by ROUGE. Two baselines frame it: the name itself in t
 model can do), and the placeholder left as it is (what is said about nothing).
 """
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -19,8 +17,9 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.checks import resolve_layers
+from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import EntityConfig
-from patchscopes.experiments.sampling import measure_chunks, resolve_layers, sum_timing
 from patchscopes.metrics import ROUGE_TYPES, mean_with_interval, rouge
 from patchscopes.model.layers import resolve_target_layers
 from patchscopes.model.lens_model import LensModel
@@ -39,7 +38,7 @@ def run(
     entities: Sequence[Entity],
     config: EntityConfig,
     store: ChunkStore,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = iter,
 ) -> tuple[Json, Json]:
     """Run the experiment, going on from the chunks in `store`.
 
@@ -56,29 +55,58 @@ def run(
     if not entities:
         raise PatchscopesError("no entities were given; give at least one")
     layers = resolve_layers(model, config.layers)
+    target_layers = resolve_target_layers(model, layers, config.target_layer)
     target = placeholder_target(model, config.target_prompt, config.placeholder)
-    where = resolve_target_layers(model, layers, config.target_layer)
-    chunks = [entities[start : start + CHUNK_ENTITIES] for start in range(0, len(entities), CHUNK_ENTITIES)]
 
-    def measure(chunk: Sequence[Entity]) -> Json:
-        return _describe(model, target, chunk, layers, where, config)
+    def measure(some: Sequence[Entity]) -> Json:
+        return _describe_entities(target, some, layers, target_layers, config)
 
-    finished = measure_chunks(chunks, store, measure, progress)
+    finished = measure_chunks(split_into_chunks(entities, CHUNK_ENTITIES), store, measure, progress)
     described = [entity for chunk in finished for entity in chunk["entities"]]
-    groups = sorted({entity.popularity for entity in entities})
+    groups = {
+        group: [entity for entity in described if entity["popularity"] == group]
+        for group in sorted({entity.popularity for entity in entities})
+    }
     results = {
         "layers": layers,
-        "target_layers": where,
+        "target_layers": target_layers,
         "n_samples": len(entities),
         "methods": summarise_scores(described, config.seed),
         "popularity": {
             group: {"n_samples": len(members), "methods": summarise_scores(members, config.seed)}
-            for group in groups
-            if (members := [entity for entity in described if entity["popularity"] == group])
+            for group, members in groups.items()
         },
         "entities": described,
     }
     return results, sum_timing(finished)
+
+
+def _describe_entities(
+    target: TargetPrompt,
+    entities: Sequence[Entity],
+    layers: Sequence[int],
+    target_layers: Sequence[int],
+    config: EntityConfig,
+) -> Json:
+    """Every generation and score for some entities, and the seconds that each step took."""
+    model, names = target.model, [entity.name for entity in entities]
+    watch = StopWatch()
+    with watch.time("patchscope"):
+        patched = generate_descriptions(target, names, layers, target_layers, config)
+    with watch.time("baselines"):
+        prompts = [fill_placeholder(config, name) for name in [*names, config.placeholder]]
+        tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+        *in_clear, unpatched = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    with watch.time("rouge"):
+        scored = [
+            collect_scores(
+                entity,
+                {"patchscope": by_layer, "name_in_clear": [clear], "unpatched": [unpatched]},
+                config.separator,
+            )
+            for entity, by_layer, clear in zip(entities, patched, in_clear, strict=True)
+        ]
+    return {"entities": scored, "seconds": watch.seconds}
 
 
 def fill_placeholder(config: EntityConfig, name: str) -> str:
@@ -88,84 +116,58 @@ def fill_placeholder(config: EntityConfig, name: str) -> str:
 
 
 def generate_descriptions(
-    model: LensModel,
     target: TargetPrompt,
     names: Sequence[str],
     layers: Sequence[int],
-    where: Sequence[int],
+    target_layers: Sequence[int],
     config: EntityConfig,
 ) -> list[list[str]]:
     """What the model says for the representation of each name's last token at each layer."""
-    return generate_from_vectors(
-        target, extract_representations(model, names, [-1] * len(names), layers), where, config
-    )
+    vectors = extract_representations(target.model, names, [-1] * len(names), layers)
+    return generate_from_vectors(target, vectors, target_layers, config)
 
 
 def generate_from_vectors(
     target: TargetPrompt,
     vectors: Float[Tensor, "name row d_model"],
-    where: Sequence[int],
+    target_layers: Sequence[int],
     config: EntityConfig,
 ) -> list[list[str]]:
-    """What the target model says for the vectors of each name, the r-th of them written at layer `where[r]`."""
+    """What the target model says for the vectors of each name, row r of them written at layer `target_layers[r]`."""
     tokens = patch_generate(
         target,
         vectors.flatten(0, 1),
-        list(where) * len(vectors),
+        list(target_layers) * len(vectors),
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
     )
-    texts = target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return [texts[start : start + len(where)] for start in range(0, len(texts), len(where))]
+    generations = target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [generations[start : start + len(target_layers)] for start in range(0, len(generations), len(target_layers))]
 
 
-def _describe(
-    model: LensModel,
-    target: TargetPrompt,
-    entities: Sequence[Entity],
-    layers: Sequence[int],
-    where: Sequence[int],
-    config: EntityConfig,
-) -> Json:
-    """Every generation and score for some entities, and the seconds that each step took."""
-    names = [entity.name for entity in entities]
-    started = time.perf_counter()
-    patched = generate_descriptions(model, target, names, layers, where, config)
-    after_patched = time.perf_counter()
-    prompts = [fill_placeholder(config, name) for name in [*names, config.placeholder]]
-    tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
-    *in_clear, unpatched = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    after_baselines = time.perf_counter()
-    described = [
-        {
-            "entity": entity.name,
-            "reference": entity.reference,
-            "kind": entity.kind,
-            "popularity": entity.popularity,
-            "methods": {
-                "patchscope": score_descriptions(by_layer, entity.reference, config.separator),
-                "name_in_clear": score_descriptions([clear], entity.reference, config.separator),
-                "unpatched": score_descriptions([unpatched], entity.reference, config.separator),
-            },
-        }
-        for entity, by_layer, clear in zip(entities, patched, in_clear, strict=True)
-    ]
+def collect_scores(entity: Entity, generations: Mapping[str, Sequence[str]], separator: str) -> Json:
+    """An entity with the generations of each method and their scores."""
     return {
-        "entities": described,
-        "seconds": {
-            "patchscope": after_patched - started,
-            "baselines": after_baselines - after_patched,
-            "rouge": time.perf_counter() - after_baselines,
+        "entity": entity.name,
+        "reference": entity.reference,
+        "kind": entity.kind,
+        "popularity": entity.popularity,
+        "methods": {
+            method: score_generations(of_method, entity.reference, separator)
+            for method, of_method in generations.items()
         },
     }
 
 
-def score_descriptions(texts: Sequence[str], reference: str, separator: str) -> Json:
+def score_generations(generations: Sequence[str], reference: str, separator: str) -> Json:
     """The generations, their descriptions, and the scores of both, one list entry per generation."""
-    of = {"generation": list(texts), "description": [cut_description(text, separator) for text in texts]}
-    scores = {what: [rouge(text, reference) for text in of[what]] for what in SCORED}
-    return of | {
-        f"{kind}_{score}_of_{what}": [one[kind][score] for one in scores[what]]
+    texts = {
+        "generation": list(generations),
+        "description": [cut_description(generation, separator) for generation in generations],
+    }
+    scores = {what: [rouge(text, reference) for text in texts[what]] for what in SCORED}
+    return texts | {
+        f"{kind}_{score}_of_{what}": [of_text[kind][score] for of_text in scores[what]]
         for what in SCORED
         for kind in ROUGE_TYPES
         for score in SCORES
@@ -174,14 +176,12 @@ def score_descriptions(texts: Sequence[str], reference: str, separator: str) -> 
 
 def summarise_scores(described: Sequence[Json], seed: int) -> Json:
     """Means and intervals over entities of each score of each method."""
-    methods = described[0]["methods"]
+
+    def summarise(method: str, metric: str) -> Json:
+        values = np.array([entity["methods"][method][metric] for entity in described])
+        return mean_with_interval(values, seed=seed).as_json()
+
     return {
-        method: {
-            metric: mean_with_interval(
-                np.array([entity["methods"][method][metric] for entity in described]), seed=seed
-            ).as_json()
-            for metric in methods[method]
-            if metric not in SCORED
-        }
-        for method in methods
+        method: {metric: summarise(method, metric) for metric in scores if metric not in SCORED}
+        for method, scores in described[0]["methods"].items()
     }

@@ -5,17 +5,17 @@ A name is read from its last word backwards: early layers know "Wales", later on
 in clear; a layer has resolved the ending whose description is most like its own, if the two share enough words.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from patchscopes.data.entities import cut_description
 from patchscopes.engine.target import placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.checks import resolve_layers
+from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import EntityConfig
 from patchscopes.experiments.entity import fill_placeholder, generate_descriptions
-from patchscopes.experiments.sampling import resolve_layers
 from patchscopes.metrics import rouge
 from patchscopes.model.layers import resolve_target_layers
 from patchscopes.model.lens_model import LensModel
@@ -63,7 +63,7 @@ def run(
     name: str,
     config: EntityConfig,
     show: Callable[[LayerDescription], None],
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = iter,
 ) -> Json:
     """The `results` of the result file; each layer is given to `show` as soon as it is there.
 
@@ -72,37 +72,39 @@ def run(
     """
     endings = list_name_endings(name)
     layers = resolve_layers(model, config.layers)
-    where = resolve_target_layers(model, layers, config.target_layer)
+    target_layers = resolve_target_layers(model, layers, config.target_layer)
     target = placeholder_target(model, config.target_prompt, config.placeholder)
-    prompts = [fill_placeholder(config, ending) for ending in endings]
-    in_clear = model.tokenizer.batch_decode(
-        generate_after(model, prompts, max_new_tokens=config.max_new_tokens), skip_special_tokens=True
-    )
-    meanings = dict(zip(endings, (cut_description(text, config.separator) for text in in_clear), strict=True))
+    meanings = _describe_in_clear(model, endings, config)
     described: list[LayerDescription] = []
     for start in progress(range(0, len(layers), LAYERS_AT_A_TIME)):
         some = slice(start, start + LAYERS_AT_A_TIME)
-        (texts,) = generate_descriptions(model, target, [name], layers[some], where[some], config)
-        for layer, text in zip(layers[some], texts, strict=True):
-            description = cut_description(text, config.separator)
-            resolved, likeness = find_most_alike(description, meanings)
-            described.append(LayerDescription(layer, text, description, resolved, likeness))
+        (generations,) = generate_descriptions(target, [name], layers[some], target_layers[some], config)
+        for layer, generation in zip(layers[some], generations, strict=True):
+            description = cut_description(generation, config.separator)
+            described.append(LayerDescription(layer, generation, description, *find_most_alike(description, meanings)))
             show(described[-1])
     return {
         "name": name,
         "layers": layers,
-        "target_layers": where,
+        "target_layers": target_layers,
         "n_samples": 1,
         "endings": [{"ending": ending, "description": meaning} for ending, meaning in meanings.items()],
         "methods": {
             "patchscope": {
-                "generation": [one.generation for one in described],
-                "description": [one.description for one in described],
-                "resolved": [one.resolved for one in described],
-                "likeness": [one.likeness for one in described],
+                field: [getattr(one, field) for one in described]
+                for field in ("generation", "description", "resolved", "likeness")
             }
         },
     }
+
+
+def _describe_in_clear(model: LensModel, endings: Sequence[str], config: EntityConfig) -> dict[str, str]:
+    """What the model says of each ending of the name that stands in the placeholder's place."""
+    prompts = [fill_placeholder(config, ending) for ending in endings]
+    tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens)
+    generations = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    descriptions = (cut_description(generation, config.separator) for generation in generations)
+    return dict(zip(endings, descriptions, strict=True))
 
 
 def find_most_alike(description: str, meanings: dict[str, str]) -> tuple[str, float]:

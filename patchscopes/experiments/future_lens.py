@@ -13,11 +13,9 @@ The prompts go on with the tokens that they themselves say, not with those of th
 prompt was trained on the model's continuations, the affine maps were fitted on what the texts really say next.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,18 +26,12 @@ from patchscopes.engine.batching import rows_per_batch
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.checks import check_finite, check_methods, resolve_layers
+from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import FutureLensConfig
-from patchscopes.experiments.sampling import (
-    DrawnSamples,
-    check_finite,
-    draw_positions,
-    measure_chunks,
-    resolve_layers,
-    sum_timing,
-    summarise_metric,
-)
+from patchscopes.experiments.sampling import CHUNK_SAMPLES, SampledPositions, sample_positions, summarise_samples
 from patchscopes.learned.config import N_TOKENS
-from patchscopes.learned.continuation import read_with_continuation
+from patchscopes.learned.continuation import Continued, read_with_continuation
 from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.metrics import rank
@@ -48,14 +40,73 @@ from patchscopes.patch import patch_logits_ahead_in_batches
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
 
-# Precision@k is how often the model's own token is among the k that the lens finds most likely.
-PRECISION_AT = (1, 5, 10)
-METRICS = (*(f"precision_at_{k}" for k in PRECISION_AT), "surprisal")
-
 # Representations and their layers in; logits of tokens t+1, t+2, t+3 out, batch by batch.
 Reader: TypeAlias = Callable[
     [Float[Tensor, "row d_model"], Int[Tensor, " row"]], Iterator[Float[Tensor, "batch ahead d_vocab"]]
 ]
+
+
+def run(
+    model: LensModel,
+    texts: TextSet,
+    config: FutureLensConfig,
+    store: ChunkStore,
+    *,
+    maps: Mapping[MapKey, AffineMap] | None = None,
+    soft_prompt: SoftPrompt | None = None,
+    progress: Progress = iter,
+) -> tuple[Json, Json]:
+    """Run the experiment, going on from the chunks in `store`.
+
+    Args:
+        maps: for `linear`: to the last layer, for tokens 0, 1 and 2 ahead.
+        soft_prompt: for `learned_prompt`.
+        progress: wraps the iteration over chunks, `tqdm` for instance.
+
+    Returns:
+        the `results` and the `timing` of the result file. Each metric's `mean` is `[ahead, layer]`.
+
+    Raises:
+        PatchscopesError: a method or layer does not exist, or the texts have too few positions.
+    """
+    readers = build_readers(model, config.methods, maps, soft_prompt, config.batch_size)
+    layers = resolve_layers(model, config.layers)
+    drawn = sample_positions(model, texts, config.n_samples, config.seed, room=N_TOKENS - 1)
+
+    def measure(samples: Sequence[Sample]) -> Json:
+        return _measure(model, drawn, samples, layers, readers)
+
+    finished = measure_chunks(split_into_chunks(drawn.samples, CHUNK_SAMPLES), store, measure, progress)
+    summary = summarise_samples(finished, drawn.samples, config.methods, FutureLensConfig.METRICS, config.seed)
+    return {"layers": layers, "ahead": list(range(1, N_TOKENS + 1))} | summary, sum_timing(finished)
+
+
+def build_readers(
+    model: LensModel,
+    methods: Sequence[str],
+    maps: Mapping[MapKey, AffineMap] | None,
+    soft_prompt: SoftPrompt | None,
+    batch_size: int | None,
+) -> dict[str, Reader]:
+    """The reader of each method.
+
+    Raises:
+        PatchscopesError: a method does not exist, or lacks what it has to learn first.
+    """
+    check_methods(methods, FutureLensConfig.METHODS)
+    readers: dict[str, Reader] = {}
+    for method in methods:
+        if method == "linear" and maps is not None:
+            readers[method] = build_linear_reader(model, maps, batch_size)
+        elif method == "learned_prompt" and soft_prompt is not None:
+            readers[method] = build_prompt_reader(soft_prompt.target(model), batch_size)
+        elif method == "fixed_prompt":
+            readers[method] = build_prompt_reader(build_fixed_prompt_target(model), batch_size)
+        elif method == "token_identity":
+            readers[method] = build_prompt_reader(placeholder_target(model, build_token_identity_prompt()), batch_size)
+        else:
+            raise PatchscopesError(f"{method} must be learned first: see scripts/train_lens.py")
+    return readers
 
 
 def build_prompt_reader(target: TargetPrompt, batch_size: int | None) -> Reader:
@@ -77,120 +128,58 @@ def build_linear_reader(model: LensModel, maps: Mapping[MapKey, AffineMap], batc
     def read(
         vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
     ) -> Iterator[Float[Tensor, "batch ahead d_vocab"]]:
-        for some, of_some in zip(vectors.split(size), layers.split(size), strict=True):
-            yield torch.stack([lens(some, of_some) for lens in lenses], dim=1)
+        for some, some_layers in zip(vectors.split(size), layers.split(size), strict=True):
+            yield torch.stack([lens(some, some_layers) for lens in lenses], dim=1)
 
     return read
 
 
-def build_readers(
-    model: LensModel,
-    methods: Sequence[str],
-    maps: Mapping[MapKey, AffineMap] | None,
-    soft_prompt: SoftPrompt | None,
-    batch_size: int | None,
-) -> dict[str, Reader]:
-    """The reader of each method.
-
-    Raises:
-        PatchscopesError: a method does not exist, or lacks what it has to learn first.
-    """
-    readers: dict[str, Reader] = {}
-    for method in methods:
-        if method == "linear" and maps is not None:
-            readers[method] = build_linear_reader(model, maps, batch_size)
-        elif method == "learned_prompt" and soft_prompt is not None:
-            readers[method] = build_prompt_reader(soft_prompt.target(model), batch_size)
-        elif method == "fixed_prompt":
-            readers[method] = build_prompt_reader(build_fixed_prompt_target(model), batch_size)
-        elif method == "token_identity":
-            readers[method] = build_prompt_reader(placeholder_target(model, build_token_identity_prompt()), batch_size)
-        elif method in FutureLensConfig.METHODS:
-            raise PatchscopesError(f"{method} must be learned first: see scripts/train_lens.py")
-        else:
-            raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(FutureLensConfig.METHODS)}")
-    return readers
-
-
-def run(
-    model: LensModel,
-    texts: TextSet,
-    config: FutureLensConfig,
-    store: ChunkStore,
-    *,
-    maps: Mapping[MapKey, AffineMap] | None = None,
-    soft_prompt: SoftPrompt | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> tuple[Json, Json]:
-    """Run the experiment, going on from the chunks in `store`.
-
-    Args:
-        maps: for `linear`: to the last layer, for tokens 0, 1 and 2 ahead.
-        soft_prompt: for `learned_prompt`.
-        progress: wraps the iteration over chunks, `tqdm` for instance.
-
-    Returns:
-        the `results` and the `timing` of the result file. Each metric's `mean` is `[ahead, layer]`.
-
-    Raises:
-        PatchscopesError: a method or layer does not exist, or the texts have too few positions.
-    """
-    readers = build_readers(model, config.methods, maps, soft_prompt, config.batch_size)
-    layers = resolve_layers(model, config.layers)
-    drawn = draw_positions(model, texts, config.n_samples, config.seed, room=N_TOKENS - 1)
-
-    def measure(chunk: Sequence[Sample]) -> Json:
-        return _measure(model, drawn, chunk, layers, readers)
-
-    finished = measure_chunks(drawn.chunks(), store, measure, progress)
-    results = {
-        "layers": layers,
-        "ahead": list(range(1, N_TOKENS + 1)),
-        "n_samples": len(drawn.samples),
-        "n_texts": len(np.unique(drawn.groups)),
-        "methods": {
-            method: {
-                metric: summarise_metric(finished, method, metric, drawn.groups, config.seed) for metric in METRICS
-            }
-            for method in config.methods
-        },
-    }
-    return results, sum_timing(finished)
-
-
 def _measure(
     model: LensModel,
-    drawn: DrawnSamples,
-    chunk: Sequence[Sample],
+    drawn: SampledPositions,
+    samples: Sequence[Sample],
     layers: Sequence[int],
     readers: Mapping[str, Reader],
 ) -> Json:
     """All metrics, `[sample, ahead, layer]`, of each method for a chunk, and the seconds that each step took."""
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-    texts, positions = [drawn.tokens[sample.text] for sample in chunk], [sample.position for sample in chunk]
-    source = read_with_continuation(model, texts, positions, layers, N_TOKENS)
-    own = torch.log_softmax(check_finite(model, logit_lens(model, source.final)).float(), dim=-1)
-    rows = source.representations.flatten(0, 1)
-    of_rows = torch.tensor(layers, device=rows.device).repeat(len(chunk))
-    samples = torch.arange(len(chunk), device=rows.device).repeat_interleave(len(layers))
-    seconds["sources"] = time.perf_counter() - started
-
+    watch = StopWatch()
+    with watch.time("sources"):
+        source = read_with_continuation(model, *drawn.get_sources(samples), layers, N_TOKENS)
+        log_probabilities = torch.log_softmax(check_finite(model, logit_lens(model, source.final)).float(), dim=-1)
     measured: Json = {}
     for method, read in readers.items():
-        started = time.perf_counter()
-        ranks, surprisals = [], []
-        done = 0
-        for logits in read(rows, of_rows):
-            of_batch = samples[done : done + len(logits)]
-            done += len(logits)
-            flat = logits.flatten(0, 1)
-            ranks.append(rank(flat, source.tokens[of_batch].flatten()))
-            predicted = logits.argmax(dim=-1)
-            surprisals.append(-own[of_batch[:, None], torch.arange(N_TOKENS, device=own.device), predicted])
-        by_layer = (len(chunk), len(layers), N_TOKENS)
-        all_ranks = torch.cat(ranks).view(by_layer).transpose(1, 2)
-        measured[method] = {f"precision_at_{k}": (all_ranks < k).int().tolist() for k in PRECISION_AT}
-        measured[method]["surprisal"] = torch.cat(surprisals).view(by_layer).transpose(1, 2).tolist()
-        seconds[method] = time.perf_counter() - started
-    return {"measured": measured, "seconds": seconds}
+        with watch.time(method):
+            measured[method] = _score_reader(read, source, layers, log_probabilities)
+    return {"measured": measured, "seconds": watch.seconds}
+
+
+def _score_reader(
+    read: Reader,
+    source: Continued,
+    layers: Sequence[int],
+    log_probabilities: Float[Tensor, "sample ahead d_vocab"],
+) -> Json:
+    """All metrics of one method, each as a table `[sample, ahead, layer]`.
+
+    Args:
+        source: the representations that are read, and the model's own continuation.
+        log_probabilities: what the model itself predicts at each token of its continuation.
+    """
+    vectors, n_samples = source.representations.flatten(0, 1), len(source.tokens)
+    row_layers = torch.tensor(layers, device=vectors.device).repeat(n_samples)
+    row_samples = torch.arange(n_samples, device=vectors.device).repeat_interleave(len(layers))
+    ahead = torch.arange(N_TOKENS, device=vectors.device)
+    ranks, surprisals = [], []
+    n_read = 0
+    for logits in read(vectors, row_layers):
+        batch_samples = row_samples[n_read : n_read + len(logits)]
+        n_read += len(logits)
+        ranks.append(rank(logits.flatten(0, 1), source.tokens[batch_samples].flatten()))
+        surprisals.append(-log_probabilities[batch_samples[:, None], ahead, logits.argmax(dim=-1)])
+
+    def tabulate(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts).view(n_samples, len(layers), N_TOKENS).transpose(1, 2)
+
+    table_of_ranks = tabulate(ranks)
+    scores: Json = {f"precision_at_{k}": (table_of_ranks < k).int().tolist() for k in FutureLensConfig.PRECISION_AT}
+    return scores | {"surprisal": tabulate(surprisals).tolist()}

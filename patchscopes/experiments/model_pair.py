@@ -7,15 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchscopes.alignment import align_positions
-from patchscopes.data.texts import Sample, TextSet, draw_samples
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.checks import resolve_layers
 from patchscopes.experiments.config import CrossModelConfig
 from patchscopes.learned.mappings import AffineMap, MapKey
 from patchscopes.learned.provenance import check_model
-from patchscopes.model.layers import check_layer, spread_layers
 from patchscopes.model.lens_model import LensModel
-from patchscopes.tokens import to_token_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +29,7 @@ class ModelPair:
     target_layers: list[int]
     maps: Mapping[MapKey, AffineMap] | None
 
-    def mapped(
+    def map_representations(
         self, representations: Float[Tensor, "sample layer d_in"], pairs: Sequence[tuple[int, int]]
     ) -> Float[Tensor, "sample pair d_out"]:
         """f of the representations at ℓ, for each pair (ℓ, ℓ*)."""
@@ -65,34 +62,31 @@ def resolve_layer_grid(source: LensModel, target: LensModel, config: CrossModelC
     Raises:
         PatchscopesError: a layer does not exist.
     """
-    asked = (
-        (source, config.layers, CrossModelConfig.N_SOURCE_LAYERS),
-        (target, config.target_layers, CrossModelConfig.N_TARGET_LAYERS),
+    return (
+        resolve_layers(source, config.layers, CrossModelConfig.N_SOURCE_LAYERS),
+        resolve_layers(target, config.target_layers, CrossModelConfig.N_TARGET_LAYERS),
     )
-    layers, target_layers = (
-        spread_layers(model, n) if chosen is None else [check_layer(model, layer) for layer in chosen]
-        for model, chosen, n in asked
-    )
-    return layers, target_layers
 
 
-def check_pair(
+def pair_models(
     source: LensModel, target: LensModel, config: CrossModelConfig, maps: Mapping[MapKey, AffineMap] | None
 ) -> ModelPair:
-    """The two models and f, if they fit each other and the configuration."""
-    unknown = [method for method in config.methods if method not in CrossModelConfig.METHODS]
-    if unknown:
-        raise PatchscopesError(f"no method is called {unknown[0]!r}; choose from {', '.join(CrossModelConfig.METHODS)}")
-    pair = ModelPair(source, target, *resolve_layer_grid(source, target, config), maps)
+    """The two models and f.
+
+    Raises:
+        PatchscopesError: a layer or such an f does not exist, or f does not fit the two models.
+    """
+    layers, target_layers = resolve_layer_grid(source, target, config)
     if config.mapping == "identity":
         if source.cfg.d_model != target.cfg.d_model:
             raise PatchscopesError(
                 f"f can be the identity only between models of one width: {source.cfg.model_name} has "
                 f"{source.cfg.d_model}, {target.cfg.model_name} {target.cfg.d_model}; use the affine mapping"
             )
-        return ModelPair(source, target, pair.layers, pair.target_layers, None)
+        return ModelPair(source, target, layers, target_layers, None)
     if config.mapping != "affine":
         raise PatchscopesError(f"mapping must be affine or identity, got {config.mapping!r}")
+    pair = ModelPair(source, target, layers, target_layers, maps)
     missing = [f"{key[0]}→{key[1]}" for key in pair.grid if maps is None or MapKey(*key) not in maps]
     if maps is None or missing:
         raise PatchscopesError(
@@ -102,23 +96,3 @@ def check_pair(
     check_model(made.source_model, source)
     check_model(made.target_model, target)
     return pair
-
-
-def draw_aligned(
-    source: LensModel, target: LensModel, texts: TextSet, config: CrossModelConfig
-) -> tuple[list[Sample], dict[int, list[tuple[int, int]]], int]:
-    """Random positions at which both models have read the same, sorted by text; all such positions of each text; and
-    how many positions there are for the source model alone.
-
-    The number in `Sample.position` counts the pairs of a text.
-    """
-    aligned = {
-        number: [pair for pair in align_positions(source, target, text) if min(pair) > 0]
-        for number, text in enumerate(texts.texts)
-    }
-    n_source = sum(len(to_token_ids(source, text, truncate=True)) - 1 for text in texts.texts)
-    # draw_samples leaves out the first position of a text, which is not among the pairs.
-    lengths = [len(pairs) + 1 for pairs in aligned.values()]
-    samples = draw_samples(lengths, texts.texts, config.n_samples, config.seed)
-    samples = [Sample(sample.text, sample.position - 1) for sample in samples]
-    return sorted(samples, key=lambda sample: (sample.text, sample.position)), aligned, n_source

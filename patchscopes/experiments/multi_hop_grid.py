@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 from patchscopes.data.questions import TwoHopQuestion, contains_answer
 from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.unpatched import generate_after
 from patchscopes.experiments.config import MultiHopConfig
-from patchscopes.experiments.multi_hop import CHAIN_OF_THOUGHT, resolve_layer_grid
+from patchscopes.experiments.multi_hop import ask_unpatched, resolve_layer_grid
 from patchscopes.experiments.multi_hop_patching import build_patching, generate_patched
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import Json
@@ -30,25 +29,19 @@ def run(
     """
     layers, target_layers = resolve_layer_grid(model, config)
     unpatched: Json = {}
-    for method, prompt, new_tokens in (
-        ("vanilla", question.combined_question, config.max_new_tokens),
-        ("cot", CHAIN_OF_THOUGHT + question.combined_question, config.cot_new_tokens),
-    ):
-        (text,) = model.tokenizer.batch_decode(
-            generate_after(model, [prompt], max_new_tokens=new_tokens), skip_special_tokens=True
-        )
-        unpatched[method] = {"text": text, "solved": int(contains_answer(text, question.accepted))}
-        show_unpatched(method, text, contains_answer(text, question.accepted))
+    for method in MultiHopConfig.UNPATCHED:
+        (unpatched[method],) = ask_unpatched(model, [question], method, config)
+        show_unpatched(method, unpatched[method]["text"], bool(unpatched[method]["solved"]))
     source, position, target = build_patching(model, "patchscope", question, question)
     states = extract_representations(model, [source], [position], layers)[0]
     texts, solved = [], []
     for slot, layer in enumerate(layers):
         pairs = [(layer, target_layer) for target_layer in target_layers]
-        said = generate_patched(model, target, states[slot : slot + 1], [layer], pairs, question, config)
-        right = [contains_answer(text, question.accepted) for text in said]
-        texts.append(said)
-        solved.append([int(one) for one in right])
-        show_layer(layer, said, right)
+        of_layer = generate_patched(target, states[slot : slot + 1], [layer], pairs, question, config)
+        is_right = [contains_answer(text, question.accepted) for text in of_layer]
+        texts.append(of_layer)
+        solved.append(list(map(int, is_right)))
+        show_layer(layer, of_layer, is_right)
     return {
         "layers": layers,
         "target_layers": target_layers,

@@ -41,13 +41,13 @@ def summarise_methods(
     def interval(values: Float[np.ndarray, " question"]) -> Json:
         return mean_with_interval(values, groups=groups, seed=config.seed).as_json()
 
-    of_methods: Json = {}
+    summary: Json = {}
     values: dict[str, dict[str, Any]] = {}
     vanilla = np.array([one["vanilla"]["solved"] for one in answered], dtype=float)
     for method in MultiHopConfig.UNPATCHED:
         if method in config.methods:
             solved = np.array([one[method]["solved"] for one in answered], dtype=float)
-            of_methods[method] = {"accuracy": interval(solved)}
+            summary[method] = {"accuracy": interval(solved)}
     for method in MultiHopConfig.PATCHED:
         if not all(method in one for one in answered):
             continue
@@ -57,7 +57,7 @@ def summarise_methods(
         values[method] = {"any": table.any(axis=(1, 2)).astype(float), "held_out": held_out}
         if method != "back_patch":
             values[method]["any_upwards"] = (table & upwards).any(axis=(1, 2)).astype(float)
-        of_methods[method] = {measure: interval(of) for measure, of in values[method].items()} | {
+        summary[method] = {measure: interval(scores) for measure, scores in values[method].items()} | {
             "held_out_pairs": [(layers[row], target_layers[column]) for row, column in pairs],
             "held_out_gain": interval(held_out - vanilla),
             "accuracy": mean_with_interval(table.astype(float), groups=groups, seed=config.seed).as_json(),
@@ -65,12 +65,12 @@ def summarise_methods(
     if "patchscope" in values and "control" in values:
         for measure in ("any", "any_upwards", "held_out"):
             difference = values["patchscope"][measure] - values["control"][measure]
-            of_methods["patchscope"][f"{measure}_above_control"] = interval(difference)
+            summary["patchscope"][f"{measure}_above_control"] = interval(difference)
     failed = vanilla == 0
-    for method, of in values.items():
-        of_methods[method]["n_failed"] = int(failed.sum())
-        of_methods[method]["n_repaired"] = int(of["any"][failed].sum())
-    return of_methods
+    for method, measures in values.items():
+        summary[method]["n_failed"] = int(failed.sum())
+        summary[method]["n_repaired"] = int(measures["any"][failed].sum())
+    return summary
 
 
 def tabulate_solved(

@@ -8,16 +8,80 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.data.questions import TwoHopQuestion, contains_answer
+from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.chunks import StopWatch
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_generate
 from patchscopes.positions import find_substring_token_position, find_token_spans
+from patchscopes.results import Json
 from patchscopes.tokens import to_token_ids
 
+PLACEHOLDER = "x"
+# Texts that are kept of each question and method.
+N_TEXTS = 3
 
-def patch_positions(model: LensModel, question: TwoHopQuestion) -> tuple[int, int]:
+# S and i, and T with i*.
+Patching: TypeAlias = tuple[Int[Tensor, " pos"], int, TargetPrompt]
+
+
+def patch_question(
+    model: LensModel,
+    question: TwoHopQuestion,
+    unrelated: TwoHopQuestion | None,
+    layers: Sequence[int],
+    target_layers: Sequence[int],
+    config: MultiHopConfig,
+) -> Json:
+    """What each patching method finds for one question, over all pairs (ℓ, ℓ*), and the seconds that each took.
+
+    Args:
+        unrelated: whose representations the control writes; None to leave the control out.
+    """
+    methods: Json = {}
+    watch = StopWatch()
+    grid = [(layer, target_layer) for layer in layers for target_layer in target_layers]
+    backwards = [(layer, target_layer) for layer, target_layer in grid if layer > target_layer]
+    for method in MultiHopConfig.PATCHED:
+        pairs = backwards if method == "back_patch" else grid
+        if method not in config.methods or not pairs or (method == "control" and unrelated is None):
+            continue
+        source, position, target = build_patching(model, method, question, unrelated or question)
+        with watch.time(method):
+            states = extract_representations(model, [source], [position], layers)[0]
+            texts = generate_patched(target, states, layers, pairs, question, config)
+            methods[method] = _find_solved(pairs, texts, question)
+    return {"methods": methods, "control_id": unrelated and unrelated.id, "seconds": watch.seconds}
+
+
+def build_patching(model: LensModel, method: str, question: TwoHopQuestion, unrelated: TwoHopQuestion) -> Patching:
+    """S and i, and T with i*, of one patching method.
+
+    Args:
+        unrelated: whose representations the control writes.
+
+    Raises:
+        PatchscopesError: the placeholder is no token of its own.
+    """
+    query = to_token_ids(model, question.combined_question)
+    end_of_pi1, end_of_pi2 = find_patch_positions(model, question)
+    if method == "patchscope":
+        return query, end_of_pi1, TargetPrompt(model, query, end_of_pi2)
+    if method == "control":
+        end_of_unrelated, _ = find_patch_positions(model, unrelated)
+        source = to_token_ids(model, unrelated.combined_question)
+        return source, end_of_unrelated, TargetPrompt(model, query, end_of_pi2)
+    if method == "back_patch":
+        return query, end_of_pi1, TargetPrompt(model, query, end_of_pi1)
+    hop1 = question.hop1_prompt
+    end_of_hop1 = find_substring_token_position(model, hop1, hop1.removesuffix(question.cue))
+    prompt = f"{question.hop2_prompt_prefix} {PLACEHOLDER}{question.cue}"
+    return to_token_ids(model, hop1), end_of_hop1, placeholder_target(model, prompt, PLACEHOLDER)
+
+
+def find_patch_positions(model: LensModel, question: TwoHopQuestion) -> tuple[int, int]:
     """The last token of π1 and the last token of π2, in the tokens of the combined question.
 
     Raises:
@@ -36,48 +100,16 @@ def patch_positions(model: LensModel, question: TwoHopQuestion) -> tuple[int, in
     return source_position, target_position
 
 
-PLACEHOLDER = "x"
-
-
-# S and i, and T with i*.
-Patching: TypeAlias = tuple[Int[Tensor, " pos"], int, TargetPrompt]
-
-
 def can_be_patched(model: LensModel, question: TwoHopQuestion) -> bool:
     """Whether a token ends where π2 ends."""
     try:
-        patch_positions(model, question)
+        find_patch_positions(model, question)
     except PatchscopesError:
         return False
     return True
 
 
-def build_patching(model: LensModel, method: str, question: TwoHopQuestion, other: TwoHopQuestion) -> Patching:
-    """S and i, and T with i*, of one patching method.
-
-    Args:
-        other: whose representations the control writes.
-
-    Raises:
-        PatchscopesError: the placeholder is no token of its own.
-    """
-    query = to_token_ids(model, question.combined_question)
-    end_of_pi1, end_of_pi2 = patch_positions(model, question)
-    if method == "patchscope":
-        return query, end_of_pi1, TargetPrompt(model, query, end_of_pi2)
-    if method == "control":
-        end_of_other = patch_positions(model, other)[0]
-        return to_token_ids(model, other.combined_question), end_of_other, TargetPrompt(model, query, end_of_pi2)
-    if method == "back_patch":
-        return query, end_of_pi1, TargetPrompt(model, query, end_of_pi1)
-    hop1 = question.hop1_prompt
-    end_of_hop1 = find_substring_token_position(model, hop1, hop1.removesuffix(question.cue))
-    prompt = f"{question.hop2_prompt_prefix} {PLACEHOLDER}{question.cue}"
-    return to_token_ids(model, hop1), end_of_hop1, placeholder_target(model, prompt, PLACEHOLDER)
-
-
 def generate_patched(
-    model: LensModel,
     target: TargetPrompt,
     states: Float[Tensor, "layer d_model"],
     layers: Sequence[int],
@@ -85,14 +117,19 @@ def generate_patched(
     question: TwoHopQuestion,
     config: MultiHopConfig,
 ) -> list[str]:
-    """What the model says for each pair (ℓ, ℓ*); a row that has answered says no more."""
+    """What the model says for each pair (ℓ, ℓ*); a row that has answered says no more.
 
-    def answered(tokens: Int[Tensor, "row new_token"]) -> Bool[Tensor, " row"]:
+    Args:
+        states: the representation at each of `layers`.
+    """
+    tokenizer = target.model.tokenizer
+
+    def has_answered(tokens: Int[Tensor, "row new_token"]) -> Bool[Tensor, " row"]:
         # On the CPU, and each text once: rows say few different things.
         different, which = tokens.cpu().unique(dim=0, return_inverse=True)
-        texts = model.tokenizer.batch_decode(different, skip_special_tokens=True)
-        answer = torch.tensor([contains_answer(text, question.accepted, closed=True) for text in texts])
-        return answer[which].to(tokens.device)
+        texts = tokenizer.batch_decode(different, skip_special_tokens=True)
+        answered = torch.tensor([contains_answer(text, question.accepted, closed=True) for text in texts])
+        return answered[which].to(tokens.device)
 
     slots = {layer: slot for slot, layer in enumerate(layers)}
     tokens = patch_generate(
@@ -100,7 +137,19 @@ def generate_patched(
         states[[slots[layer] for layer, _ in pairs]],
         [target_layer for _, target_layer in pairs],
         max_new_tokens=config.max_new_tokens,
-        stop=answered,
+        stop=has_answered,
         batch_size=config.batch_size,
     )
-    return model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def _find_solved(pairs: Sequence[tuple[int, int]], texts: Sequence[str], question: TwoHopQuestion) -> Json:
+    """Which pairs solve the question, and some of what was said then (or else)."""
+    is_right = [contains_answer(text, question.accepted) for text in texts]
+    solved = [list(pair) for pair, right in zip(pairs, is_right, strict=True) if right]
+    shown = [(pair, text) for pair, text, right in zip(pairs, texts, is_right, strict=True) if right or not solved]
+    return {
+        "solved": solved,
+        "n_pairs": len(pairs),
+        "texts": [{"layer": pair[0], "target_layer": pair[1], "text": text} for pair, text in shown[:N_TEXTS]],
+    }

@@ -13,11 +13,8 @@ All methods are instances of one Patchscope with ℓ* = ℓ:
 * `simplescope`: it is written over the placeholder of the prompt `?`.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,61 +26,21 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.checks import check_finite, check_methods, resolve_layers
+from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import NextTokenConfig
 from patchscopes.experiments.sampling import (
-    DrawnSamples,
-    check_finite,
-    draw_positions,
-    measure_chunks,
-    resolve_layers,
-    sum_timing,
-    summarise_metric,
+    CHUNK_SAMPLES,
+    METRICS,
+    SampledPositions,
+    sample_positions,
+    score_predictions,
+    summarise_samples,
 )
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
-from patchscopes.metrics import precision_at_1, surprisal
 from patchscopes.model.lens_model import LensModel
 from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
-
-
-def build_lenses(
-    model: LensModel, methods: Sequence[str], maps: Mapping[str, Mapping[MapKey, AffineMap]]
-) -> dict[str, Lens]:
-    """The lens of each method.
-
-    Args:
-        maps: for `tuned_lens` and `tuned_lens_kl`, if they are among the methods, their maps to the last layer.
-
-    Raises:
-        PatchscopesError: a method does not exist, has no maps, or maps of another model.
-    """
-    lenses: dict[str, Lens] = {}
-    for method in methods:
-        if method == "logit_lens":
-            lenses[method] = LogitLens(model)
-        elif method == "token_identity":
-            lenses[method] = PatchscopeLens(placeholder_target(model, build_token_identity_prompt()))
-        elif method == "simplescope":
-            lenses[method] = PatchscopeLens(placeholder_target(model, SIMPLESCOPE_PROMPT))
-        elif method not in NextTokenConfig.METHODS:
-            raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(NextTokenConfig.METHODS)}")
-        elif method not in maps:
-            raise PatchscopesError(
-                f"{method} needs its maps: fit them with patchscopes.learned.fitting or train_lens.py"
-            )
-        else:
-            lenses[method] = AffineLens(model, LayerMapping.to_last(model, maps[method]))
-    return lenses
-
-
-def read_tokens(
-    lens: Lens, representations: Float[Tensor, "sample layer d_model"], layers: Sequence[int], batch_size: int
-) -> Int[Tensor, "sample layer"]:
-    """The most likely next token, by a lens, for each representation; logits exist for one batch of rows at a time."""
-    rows = representations.flatten(0, 1)
-    of_rows = torch.tensor(layers, device=rows.device).repeat(len(representations))
-    batches = zip(rows.split(batch_size), of_rows.split(batch_size), strict=True)
-    return torch.cat([lens(some, of_some).argmax(dim=-1) for some, of_some in batches]).view(representations.shape[:2])
 
 
 def run(
@@ -93,7 +50,7 @@ def run(
     store: ChunkStore,
     *,
     maps: Mapping[str, Mapping[MapKey, AffineMap]] | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = iter,
 ) -> tuple[Json, Json]:
     """Run the experiment, going on from the chunks in `store`.
 
@@ -110,54 +67,74 @@ def run(
     """
     lenses = build_lenses(model, config.methods, maps or {})
     layers = resolve_layers(model, config.layers)
-    drawn = draw_positions(model, texts, config.n_samples, config.seed)
+    drawn = sample_positions(model, texts, config.n_samples, config.seed)
 
-    def measure(chunk: Sequence[Sample]) -> Json:
-        return _measure(model, drawn, chunk, layers, lenses, config.batch_size)
+    def measure(samples: Sequence[Sample]) -> Json:
+        return _measure(model, drawn, samples, layers, lenses, config.batch_size)
 
-    finished = measure_chunks(drawn.chunks(), store, measure, progress)
-    results = {
-        "layers": layers,
-        "n_samples": len(drawn.samples),
-        "n_texts": len(np.unique(drawn.groups)),
-        "methods": {
-            method: {
-                metric: summarise_metric(finished, method, metric, drawn.groups, config.seed)
-                for metric in ("precision_at_1", "surprisal")
-            }
-            for method in config.methods
-        },
-    }
-    return results, sum_timing(finished)
+    finished = measure_chunks(split_into_chunks(drawn.samples, CHUNK_SAMPLES), store, measure, progress)
+    summary = summarise_samples(finished, drawn.samples, config.methods, METRICS, config.seed)
+    return {"layers": layers} | summary, sum_timing(finished)
+
+
+def build_lenses(
+    model: LensModel, methods: Sequence[str], maps: Mapping[str, Mapping[MapKey, AffineMap]]
+) -> dict[str, Lens]:
+    """The lens of each method.
+
+    Args:
+        maps: for `tuned_lens` and `tuned_lens_kl`, if they are among the methods, their maps to the last layer.
+
+    Raises:
+        PatchscopesError: a method does not exist, has no maps, or maps of another model.
+    """
+    check_methods(methods, NextTokenConfig.METHODS)
+    lenses: dict[str, Lens] = {}
+    for method in methods:
+        if method == "logit_lens":
+            lenses[method] = LogitLens(model)
+        elif method == "token_identity":
+            lenses[method] = PatchscopeLens(placeholder_target(model, build_token_identity_prompt()))
+        elif method == "simplescope":
+            lenses[method] = PatchscopeLens(placeholder_target(model, SIMPLESCOPE_PROMPT))
+        elif method in maps:
+            lenses[method] = AffineLens(model, LayerMapping.to_last(model, maps[method]))
+        else:
+            raise PatchscopesError(
+                f"{method} needs its maps: fit them with patchscopes.learned.fitting or train_lens.py"
+            )
+    return lenses
 
 
 def _measure(
     model: LensModel,
-    drawn: DrawnSamples,
-    chunk: Sequence[Sample],
+    drawn: SampledPositions,
+    samples: Sequence[Sample],
     layers: Sequence[int],
-    lenses: dict[str, Lens],
+    lenses: Mapping[str, Lens],
     batch_size: int | None,
 ) -> Json:
     """Both metrics of each method for each sample of a chunk, and the seconds that each step took."""
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-    representations = extract_representations(
-        model,
-        [drawn.tokens[sample.text] for sample in chunk],
-        [sample.position for sample in chunk],
-        [*layers, model.cfg.n_layers - 1],
-        batch_size=batch_size or 32,
-    )
-    final_logits = check_finite(model, logit_lens(model, representations[:, -1]))
-    seconds["sources"] = time.perf_counter() - started
+    watch = StopWatch()
+    with watch.time("sources"):
+        representations = extract_representations(
+            model, *drawn.get_sources(samples), [*layers, model.cfg.n_layers - 1], batch_size=batch_size or 32
+        )
+        final_logits = check_finite(model, logit_lens(model, representations[:, -1]))
     measured: Json = {}
     for method, lens in lenses.items():
-        started = time.perf_counter()
-        predicted = read_tokens(lens, representations[:, :-1], layers, batch_size or rows_per_batch(model))
-        measured[method] = {
-            "precision_at_1": precision_at_1(predicted, final_logits).int().tolist(),
-            "surprisal": surprisal(predicted, final_logits).tolist(),
-        }
-        seconds[method] = time.perf_counter() - started
-    return {"measured": measured, "seconds": seconds}
+        with watch.time(method):
+            predicted = read_tokens(lens, representations[:, :-1], layers, batch_size or rows_per_batch(model))
+            measured[method] = score_predictions(predicted, final_logits)
+    return {"measured": measured, "seconds": watch.seconds}
+
+
+def read_tokens(
+    lens: Lens, representations: Float[Tensor, "sample layer d_model"], layers: Sequence[int], batch_size: int
+) -> Int[Tensor, "sample layer"]:
+    """The most likely next token, by a lens, for each representation; logits exist for one batch of rows at a time."""
+    rows = representations.flatten(0, 1)
+    row_layers = torch.tensor(layers, device=rows.device).repeat(len(representations))
+    batches = zip(rows.split(batch_size), row_layers.split(batch_size), strict=True)
+    predicted = [lens(some, some_layers).argmax(dim=-1) for some, some_layers in batches]
+    return torch.cat(predicted).view(representations.shape[:2])

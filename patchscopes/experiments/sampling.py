@@ -1,28 +1,27 @@
-"""What experiments over random positions of texts share: drawing them, finishing them chunk by chunk, summing up."""
+"""What experiments over random positions of texts share: drawing them, scoring predictions there, summing up."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from patchscopes.alignment import align_positions
 from patchscopes.data.texts import Sample, TextSet, draw_samples
-from patchscopes.errors import PatchscopesError
-from patchscopes.metrics import mean_with_interval
-from patchscopes.model.layers import check_layer
+from patchscopes.metrics import mean_with_interval, precision_at_1, surprisal
 from patchscopes.model.lens_model import LensModel
-from patchscopes.results import ChunkStore, Json
+from patchscopes.results import Json
 from patchscopes.tokens import to_token_ids
 
 # Samples that are finished, and kept, together.
 CHUNK_SAMPLES = 32
+# Of the prediction of the next token, by `score_predictions`.
+METRICS = ("precision_at_1", "surprisal")
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnSamples:
+class SampledPositions:
     """Random positions of texts.
 
     Attributes:
@@ -33,67 +32,84 @@ class DrawnSamples:
     tokens: list[Int[Tensor, " _"]]
     samples: list[Sample]
 
-    @property
-    def groups(self) -> Int[np.ndarray, " sample"]:
-        """The text of each sample: positions of one text are not independent."""
-        return np.array([sample.text for sample in self.samples])
-
-    def chunks(self) -> list[list[Sample]]:
-        """The samples in the parts that are finished together."""
-        return [self.samples[start : start + CHUNK_SAMPLES] for start in range(0, len(self.samples), CHUNK_SAMPLES)]
+    def get_sources(self, samples: Sequence[Sample]) -> tuple[list[Int[Tensor, " _"]], list[int]]:
+        """S, as tokens, and i of each sample."""
+        return [self.tokens[sample.text] for sample in samples], [sample.position for sample in samples]
 
 
-def draw_positions(model: LensModel, texts: TextSet, n_samples: int, seed: int, room: int = 0) -> DrawnSamples:
-    """Draw positions of `texts` as in the paper, with room for more tokens in the context. See `draw_samples`."""
-    tokens = [to_token_ids(model, text, truncate=True)[: model.cfg.n_ctx - room] for text in texts.texts]
-    samples = draw_samples([len(ids) for ids in tokens], texts.texts, n_samples, seed)
-    return DrawnSamples(tokens, sorted(samples, key=lambda sample: (sample.text, sample.position)))
-
-
-def resolve_layers(model: LensModel, layers: Sequence[int] | None) -> list[int]:
-    """The given source layers, which must exist, or all blocks."""
-    return [check_layer(model, layer) for layer in (range(model.cfg.n_layers) if layers is None else layers)]
-
-
-def check_finite(model: LensModel, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
-    """The logits, if none overflowed.
+def sample_positions(model: LensModel, texts: TextSet, n_samples: int, seed: int, room: int = 0) -> SampledPositions:
+    """Draw positions of `texts` as in the paper, with room for more tokens in the context. See `draw_samples`.
 
     Raises:
-        PatchscopesError: some did.
+        PatchscopesError: the texts have fewer positions.
     """
-    if not bool(torch.isfinite(logits).all()):
-        raise PatchscopesError(f"logits overflow in {model.cfg.dtype}: use float32 or bfloat16")
-    return logits
+    tokens = [to_token_ids(model, text, truncate=True)[: model.cfg.n_ctx - room] for text in texts.texts]
+    samples = draw_samples([len(ids) for ids in tokens], texts.texts, n_samples, seed)
+    return SampledPositions(tokens, _sort_by_text(samples))
 
 
-def measure_chunks(
-    chunks: Sequence[Any],
-    store: ChunkStore,
-    measure: Callable[[Any], Json],
-    progress: Callable[[Iterable[Any]], Iterable[Any]],
-) -> list[Json]:
-    """What `measure` finds for each chunk, or found in an earlier run that left it in `store`."""
-    finished: list[Json] = []
-    for number, chunk in enumerate(progress(chunks)):
-        name = f"{number:05d}"
-        measured = store.load(name)
-        if measured is None:
-            measured = measure(chunk)
-            store.save(name, measured)
-        finished.append(measured)
-    return finished
+@dataclass(frozen=True, eq=False)
+class AlignedPositions:
+    """Random positions of texts at which two models have read the same.
+
+    Attributes:
+        samples: sorted by text; `position` is the number of a pair of that text.
+        pairs: all such positions of each text, (of the source model, of the target model).
+        n_source_positions: positions of the source model in all texts, aligned or not.
+    """
+
+    samples: list[Sample]
+    pairs: Mapping[int, list[tuple[int, int]]]
+    n_source_positions: int
 
 
-def summarise_metric(
-    finished: Sequence[Json], method: str, metric: str, groups: Int[np.ndarray, " sample"], seed: int
+def sample_aligned_positions(
+    source: LensModel, target: LensModel, texts: TextSet, n_samples: int, seed: int
+) -> AlignedPositions:
+    """Draw positions of `texts` at which both models have read the same.
+
+    Raises:
+        PatchscopesError: the texts have fewer such positions.
+    """
+    pairs = {
+        number: [pair for pair in align_positions(source, target, text) if min(pair) > 0]
+        for number, text in enumerate(texts.texts)
+    }
+    n_source_positions = sum(len(to_token_ids(source, text, truncate=True)) - 1 for text in texts.texts)
+    # draw_samples leaves out the first position of a text, which is not among the pairs.
+    lengths = [len(of_text) + 1 for of_text in pairs.values()]
+    samples = draw_samples(lengths, texts.texts, n_samples, seed)
+    samples = [Sample(sample.text, sample.position - 1) for sample in samples]
+    return AlignedPositions(_sort_by_text(samples), pairs, n_source_positions)
+
+
+def _sort_by_text(samples: Sequence[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda sample: (sample.text, sample.position))
+
+
+def score_predictions(predicted: Int[Tensor, "sample layer"], final_logits: Float[Tensor, "sample d_vocab"]) -> Json:
+    """Both `METRICS` of each prediction, against the model's own at the same position."""
+    return {
+        "precision_at_1": precision_at_1(predicted, final_logits).int().tolist(),
+        "surprisal": surprisal(predicted, final_logits).tolist(),
+    }
+
+
+def summarise_samples(
+    finished: Sequence[Json], samples: Sequence[Sample], methods: Sequence[str], metrics: Sequence[str], seed: int
 ) -> Json:
-    """Mean and interval over samples of one metric; several positions of one text are resampled together."""
-    values = np.array([row for chunk in finished for row in chunk["measured"][method][metric]], dtype=float)
-    return mean_with_interval(values, groups=groups, seed=seed).as_json()
+    """The part of `results` that all experiments over positions share: how many there are, and means with intervals.
 
+    Several positions of one text are not independent, so they are resampled together.
+    """
+    texts = np.array([sample.text for sample in samples])
 
-def sum_timing(finished: Sequence[Json]) -> Json:
-    """The `timing` of the result file: seconds by what they were spent on, over all chunks."""
-    steps = dict.fromkeys(step for chunk in finished for step in chunk["seconds"])
-    seconds = {step: sum(chunk["seconds"].get(step, 0.0) for chunk in finished) for step in steps}
-    return {"seconds": seconds | {"total": sum(seconds.values())}}
+    def summarise(method: str, metric: str) -> Json:
+        values = np.array([row for chunk in finished for row in chunk["measured"][method][metric]], dtype=float)
+        return mean_with_interval(values, groups=texts, seed=seed).as_json()
+
+    return {
+        "n_samples": len(samples),
+        "n_texts": len(np.unique(texts)),
+        "methods": {method: {metric: summarise(method, metric) for metric in metrics} for method in methods},
+    }

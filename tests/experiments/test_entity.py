@@ -1,18 +1,12 @@
-"""Entities: their files, where descriptions end, and the experiment."""
-
-import json
+"""Entity descriptions: their prompt, their scores, and both experiments."""
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from patchscopes.data.entities import Entity, cut_description, load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import placeholder_target
-from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import entity, entity_layers
 from patchscopes.experiments.config import EntityConfig
@@ -48,44 +42,6 @@ class TestPrompt:
         assert target.position == len(target.tokens) - 1
 
 
-class TestCut:
-    @pytest.mark.parametrize(
-        ("generation", "description"),
-        [
-            (": British monarch, Queen Elizabeth: English queen", "British monarch"),
-            (
-                ": Country in Europe, the Baltic and the north, Oslo: city",
-                "Country in Europe, the Baltic and the north",
-            ),
-            (": American actor\nIt is", "American actor"),
-            (" British monarch", "British monarch"),
-            (": city", "city"),
-            ("", ""),
-            ("\n\nIn the context of", ""),
-            ("ar: African-American male, Al-Sabah: Al-", "African-American male"),
-            (" States: United Kingdom, United States: United", "United Kingdom"),
-            ("actor, director: both", "actor"),
-            (":", ""),
-            (": , x: y", ""),
-            (": actor, director", "actor, director"),
-            (": at 10:30, in May", "at 10:30, in May"),
-            (": one, two: three, four: five", "one"),
-        ],
-    )
-    def test_ends_where_the_prompts_format_ends_it(self, generation, description):
-        assert cut_description(generation) == description
-
-    def test_another_separator(self):
-        assert cut_description(": one, two: three; four: five", "; ") == "one, two: three"
-        assert cut_description(": one\ntwo: three", "\n") == "one"
-
-    @given(st.text(max_size=60))
-    def test_is_a_part_of_one_line(self, generation):
-        description = cut_description(generation)
-        assert description in generation
-        assert "\n" not in description
-
-
 class TestRouge:
     def test_known_pairs(self):
         same = rouge("Country in the Middle East", "country in the middle east")
@@ -104,57 +60,6 @@ class TestRouge:
         assert scores["precision"] == pytest.approx(3 / 5)
         assert scores["recall"] == 1.0
         assert scores["f1"] == pytest.approx(2 * 0.6 / 1.6)
-
-
-class TestFiles:
-    def test_those_of_the_library(self):
-        entities = load_entities(DATA_FOLDER / "entities.json")
-        assert len(entities) >= 120
-        assert len({one.name for one in entities}) == len(entities)
-        kinds, popularity = ([getattr(one, name) for one in entities] for name in ("kind", "popularity"))
-        assert set(kinds) == {"person", "place", "organisation", "work", "event", "species", "material"}
-        assert min(map(kinds.count, set(kinds))) >= 14
-        assert popularity.count("well_known") == popularity.count("little_known")
-        for one in entities:
-            assert one.name.lower() not in one.reference.lower()
-            assert ":" not in one.name
-
-    def test_csv_and_json_are_the_same(self, tmp_path):
-        (tmp_path / "a.csv").write_text('entity,reference,kind\n"Diana, Princess of Wales",royal,person\nOslo,city,\n')
-        rows = [
-            {"entity": "Diana, Princess of Wales", "reference": "royal", "kind": "person"},
-            {"entity": "Oslo", "reference": "city"},
-        ]
-        (tmp_path / "a.json").write_text(json.dumps(rows))
-        assert load_entities(tmp_path / "a.csv") == load_entities(tmp_path / "a.json")
-        assert load_entities(tmp_path / "a.json")[1].popularity == "unspecified"
-
-    @pytest.mark.parametrize(
-        ("name", "content", "message"),
-        [
-            (
-                "a.json",
-                '[{"entity": "a", "reference": "b"}, {"entity": "c"}]',
-                "a.json, item 2: expected the strings",
-            ),
-            ("a.json", '[{"entity": "a", "reference": 3}]', "item 1"),
-            ("a.json", '["a"]', "item 1"),
-            ("a.json", '{"entity": "a"}', "expected a list of objects, got dict"),
-            ("a.json", "[\n{,}]", "line 2: not JSON"),
-            ("a.json", "[]", "has no entities"),
-            ("a.csv", "entity,reference\na,b\nc\n", "a.csv, line 3: expected"),
-            ("a.csv", "name,reference\na,b\n", "line 2: expected"),
-            ("a.txt", "a", r"expected a .json or .csv file"),
-        ],
-    )
-    def test_a_bad_row_is_named(self, tmp_path, name, content, message):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(PatchscopesError, match=message):
-            load_entities(tmp_path / name)
-
-    def test_no_such_file(self, tmp_path):
-        with pytest.raises(PatchscopesError, match="there is no file"):
-            load_entities(tmp_path / "a.json")
 
 
 class TestExperiment:
@@ -234,41 +139,6 @@ class TestExperiment:
         metric = "rougeL_f1_of_description"
         assert methods["name_in_clear"][metric]["mean"][0] > methods["unpatched"][metric]["mean"][0]
         assert max(methods["patchscope"][metric]["mean"]) > methods["unpatched"][metric]["mean"][0]
-
-
-class TestGenerateAfter:
-    PROMPTS = ("one two", "one two three", "one", "one tree", "one two")
-
-    @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom", "gptj"])
-    def test_equals_each_prompt_alone(self, tiny_models, family):
-        model = tiny_models(family)
-        together = generate_after(model, self.PROMPTS, max_new_tokens=5, batch_size=3)
-        for prompt, tokens in zip(self.PROMPTS, together, strict=True):
-            assert torch.equal(generate_after(model, [prompt], max_new_tokens=5, engine="hooks")[0], tokens)
-            sequence = model.to_tokens(prompt)
-            for token in tokens:
-                assert model(sequence)[0, -1].argmax() == token
-                if token in model.tokenizer.all_special_ids:
-                    break
-                sequence = torch.cat([sequence, token.view(1, 1)], dim=1)
-
-    def test_an_end_of_sequence_in_a_prompt_does_not_end_it(self, llama):
-        end = llama.tokenizer.eos_token_id
-        prompts = [[5, end, 7], [5, 9, 9, 9]]
-        together = generate_after(llama, prompts, max_new_tokens=4)
-        assert torch.equal(together[0], generate_after(llama, prompts[:1], max_new_tokens=4)[0])
-
-    def test_prompts_with_nothing_in_common(self, llama):
-        """As those of models without a BOS token may be."""
-        prompts = [[5, 6], [6, 5, 7], [5, 9], [8]]
-        together = generate_after(llama, prompts, max_new_tokens=4)
-        for prompt, tokens in zip(prompts, together, strict=True):
-            assert torch.equal(generate_after(llama, [prompt], max_new_tokens=4)[0], tokens)
-
-    def test_nothing_and_mistakes(self, llama):
-        assert generate_after(llama, [], max_new_tokens=3).shape == (0, 3)
-        with pytest.raises(PatchscopesError, match="do not fit the model's context"):
-            generate_after(llama, [[5] * 250], max_new_tokens=20)
 
 
 class TestLayerByLayer:

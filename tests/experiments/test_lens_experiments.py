@@ -1,4 +1,4 @@
-"""The experiments as functions, and what the figures of the paper must show on the embedded model."""
+"""The experiments over positions of texts: next token, Future Lens, and the lenses side by side."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments import future_lens, layer_readout, lenses, next_token
-from patchscopes.experiments.config import FutureLensConfig, LayerReadoutConfig, LensesConfig, NextTokenConfig
+from patchscopes.experiments import future_lens, lenses, next_token
+from patchscopes.experiments.config import FutureLensConfig, LensesConfig, NextTokenConfig
+from patchscopes.experiments.sampling import sample_positions
 from patchscopes.learned.fitting import fit_affine_maps
 from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
 from patchscopes.learned.mappings import LayerMapping
 from patchscopes.learned.provenance import describe_provenance
-from patchscopes.model.layers import EMBEDDING, resolve_target_layers
 from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore
@@ -153,7 +153,7 @@ class TestFutureLens:
     def test_is_the_plain_computation(self, llama, store, maps, soft_prompt):
         config = FutureLensConfig(n_samples=9, layers=(1, 3))
         results, _ = future_lens.run(llama, TEXTS, config, store, maps=maps, soft_prompt=soft_prompt)
-        drawn = future_lens.draw(llama, TEXTS, 9, 0, room=2)
+        drawn = sample_positions(llama, TEXTS, 9, 0, room=2)
         targets = {
             "fixed_prompt": build_fixed_prompt_target(llama),
             "learned_prompt": soft_prompt.target(llama),
@@ -228,34 +228,3 @@ class TestLenses:
     def test_mistakes(self, llama, store, maps):
         with pytest.raises(PatchscopesError, match="learned_prompt with a prompt; got 'learned_prompt'"):
             lenses.run(llama, TEXTS, LensesConfig(), store, maps=maps)
-
-
-class TestLayerReadout:
-    def test_figure_1_on_the_embedded_model(self, smollm):
-        results = layer_readout.run(smollm, LayerReadoutConfig())
-        readout = results["methods"]["token_identity"]
-        assert results["source_tokens"][results["source_position"]] == " CEO"
-        assert results["target_tokens"][results["target_position"]] == "?"
-        assert len(readout["top_k"]) == len(readout["generations"]) == 30
-        assert all(text.startswith(" -> CEO") for text in readout["generations"][:10])
-        for row in readout["top_k"]:
-            probabilities = [entry["probability"] for entry in row]
-            assert probabilities == sorted(probabilities, reverse=True)
-            assert 0 < sum(probabilities) <= 1
-
-    @pytest.mark.parametrize(("mode", "parts"), [("top_k", {"top_k"}), ("generate", {"generations"})])
-    def test_modes(self, llama, mode, parts):
-        config = LayerReadoutConfig(source_prompt="a big dog", source_word="big", mode=mode, layers=(0, 2))
-        results = layer_readout.run(llama, config)
-        assert set(results["methods"]["token_identity"]) == parts
-        assert results["layers"] == [0, 2]
-
-    def test_target_layers(self, llama):
-        assert resolve_target_layers(llama, [0, 3], "same") == [0, 3]
-        assert resolve_target_layers(llama, [0, 3], "embedding") == [EMBEDDING, EMBEDDING]
-        assert resolve_target_layers(llama, [0, 3], "last") == [3, 3]
-        assert resolve_target_layers(llama, [0, 3], "1") == [1, 1]
-        with pytest.raises(PatchscopesError, match="layer 4 does not exist"):
-            resolve_target_layers(llama, [0], "4")
-        with pytest.raises(PatchscopesError, match="same, embedding, last or a number"):
-            resolve_target_layers(llama, [0], "first")

@@ -1,178 +1,33 @@
-"""Two-hop questions: their file, where they are patched, what counts as an answer, and the measures."""
+"""Two-hop questions: where they are patched, the experiment, and its measures."""
 
-import json
-import re
-from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from made_up_questions import make_questions
 
 from patchscopes.data.files import DATA_FOLDER
-from patchscopes.data.questions import TwoHopQuestion, contains_answer, find_question, load_questions
+from patchscopes.data.questions import contains_answer, load_questions
 from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.generation import generate
-from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments import multi_hop, multi_hop_grid
+from patchscopes.experiments import multi_hop, multi_hop_grid, multi_hop_patching
 from patchscopes.experiments.config import MultiHopConfig
-from patchscopes.experiments.multi_hop_patching import patch_positions
+from patchscopes.experiments.multi_hop_measures import score_held_out, summarise_methods
+from patchscopes.experiments.multi_hop_patching import (
+    build_patching,
+    find_patch_positions,
+    generate_patched,
+    patch_question,
+)
 from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.results import ChunkStore
-from patchscopes.tokens import get_end_tokens, to_token_ids
+from patchscopes.tokens import to_token_ids
 
 QUESTIONS = load_questions(DATA_FOLDER / "multihop_examples.json")
-ROW = {
-    "id": 7,
-    "hop1_prompt": "The country whose capital is Tokyo is",
-    "hop1_answer": "Japan",
-    "hop2_prompt_prefix": "The official currency of",
-    "hop2_answer": "yen",
-    "combined_question": "The official currency of the country whose capital is Tokyo is",
-}
-
-
-NAMES = [
-    f"{kind} {animal}"
-    for kind in ("RED", "BLUE", "OLD", "BIG", "WILD", "TAME", "SHY", "FAST")
-    for animal in ("DOG", "CAT", "BIRD", "FISH", "HORSE", "COW")
-]
-
-
-def own_questions(model, n_questions: int = 4) -> list[TwoHopQuestion]:
-    """Questions to which a tiny random model knows the "answers": whatever it says to each hop."""
-
-    def says(prompts: list[str]) -> list[tuple[str, ...]]:
-        texts = model.tokenizer.batch_decode(generate_after(model, prompts, max_new_tokens=5), skip_special_tokens=True)
-        return [tuple(re.findall(r"[^\W_]+", text)) for text in texts]
-
-    questions = []
-    to_hop1 = says([f"The {name} is" for name in NAMES])
-    to_hop2 = says([f"Colour of {words[0] if words else 'x'} is" for words in to_hop1])
-    for number, (name, hop1, hop2) in enumerate(zip(NAMES, to_hop1, to_hop2, strict=True)):
-        combined = f"Colour of the {name} is"
-        if hop1 and hop2 and not contains_answer(combined, hop2):
-            questions.append(
-                TwoHopQuestion(
-                    id=number,
-                    hop1_prompt=f"The {name} is",
-                    hop1_answer=hop1[0],
-                    hop2_prompt_prefix="Colour of",
-                    hop2_answer=hop2[0],
-                    hop2_aliases=hop2[1:],
-                    combined_question=combined,
-                    category=f"kind {number % 2}",
-                )
-            )
-    assert len(questions) >= n_questions
-    return questions[:n_questions]
-
-
-class TestAnswers:
-    @pytest.mark.parametrize(
-        ("text", "accepted", "expected"),
-        [
-            (" the Japanese yen.", ["yen"], True),
-            (" the Japanese Yen", ["yen"], True),
-            (" called “YEN”, which", ["yen"], True),
-            (" a yenta", ["yen"], False),
-            (" Doyen of", ["yen"], False),
-            (" rupees, of course", ["rupee", "rupees"], True),
-            (" rupees", ["rupee"], False),
-            (" New\nYork City", ["new york"], True),
-            (" New York's", ["New York"], True),
-            (" in Sao Paulo", ["São Paulo", "Sao Paulo"], True),
-            (" SÃO PAULO", ["São Paulo"], True),
-            (" Washington, D.C.", ["Washington DC", "Washington, D.C."], True),
-            (" 42", ["4"], False),
-            ("", ["yen"], False),
-            (" anything", [""], False),
-            (" anything", [], False),
-        ],
-    )
-    def test_whole_words_without_case_and_punctuation(self, text, accepted, expected):
-        assert contains_answer(text, accepted) is expected
-
-    def test_closed(self):
-        """At the end of the text the next token may go on with the word."""
-        assert not contains_answer(" the yen", ["yen"], closed=True)
-        assert contains_answer(" the yen.", ["yen"], closed=True)
-        assert contains_answer(" the yen is the yen", ["yen"], closed=True)
-        assert contains_answer(" the yen and", ["yen"], closed=True)
-
-    @given(
-        before=st.text(max_size=10), answer=st.from_regex(r"[a-zA-Z]{1,8}", fullmatch=True), after=st.text(max_size=10)
-    )
-    def test_an_answer_between_spaces_is_found_in_any_text(self, before, answer, after):
-        assert contains_answer(f"{before} {answer} {after}", [answer])
-        assert contains_answer(f"{before} {answer.upper()} {after}", [answer.lower()])
-
-
-class TestFile:
-    def test_those_of_the_library(self):
-        assert len(QUESTIONS) >= 250
-        categories = Counter(question.category for question in QUESTIONS)
-        assert len(categories) >= 8
-        assert min(categories.values()) >= 15
-        assert len({question.combined_question for question in QUESTIONS}) == len(QUESTIONS)
-        for question in QUESTIONS:
-            pi1 = question.combined_question.removeprefix(f"{question.hop2_prompt_prefix} ")
-            assert question.hop1_prompt == pi1[0].upper() + pi1[1:]
-            assert question.combined_question.endswith(" is")
-            assert not contains_answer(question.hop2_prompt, question.accepted), question
-            assert not contains_answer(question.hop1_prompt, question.accepted_hop1), question
-
-    def test_ones_own(self, tmp_path):
-        path = tmp_path / "own.json"
-        path.write_text(json.dumps([ROW | {"aliases": {"hop2_answer": ["yens"]}}]))
-        (question,) = load_questions(path)
-        assert question.accepted == ("yen", "yens")
-        assert question.accepted_hop1 == ("Japan",)
-        assert question.hop2_prompt == "The official currency of Japan is"
-        assert question.category == "unspecified"
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("no json", "line 1: not JSON"),
-            ("{}", "expected a list"),
-            ("[]", "has no questions"),
-            (json.dumps(["a"]), "item 1: expected a whole number `id`"),
-            (json.dumps([ROW, ROW | {"id": "8"}]), "item 2: .*`id` is missing"),
-            (json.dumps([ROW, ROW | {"id": -8}]), "item 2: .*`id` is missing"),
-            (json.dumps([ROW | {"hop2_answer": "¥"}]), "item 1: the answer '¥' has no letter"),
-            (json.dumps([ROW | {"hop2_answer": "\ud800"}]), "item 1: half a surrogate pair"),
-            (
-                json.dumps([ROW | {"hop1_prompt": "Whose capital is Tokyo?"}]),
-                "item 1: write .* so that the answer follows",
-            ),
-            (json.dumps([ROW | {"hop1_answer": " "}]), "item 1: .*hop1_answer is missing"),
-            (json.dumps([ROW | {"hop2_answer": 3}]), "item 1: .*hop2_answer is missing"),
-            (json.dumps([ROW | {"category": 3}]), "item 1: .*category is missing"),
-            (json.dumps([ROW, ROW]), "item 2: another question has the id 7"),
-            (json.dumps([ROW | {"aliases": ["yens"]}]), "item 1: expected `aliases` as"),
-            (json.dumps([ROW | {"aliases": {"hop2_answer": [1]}}]), "item 1: expected `aliases` as"),
-            (json.dumps([ROW | {"hop2_prompt_prefix": "The money of"}]), "item 1: .*does not begin with"),
-            (json.dumps([ROW | {"hop2_answer": "TOKYO"}]), "item 1: an accepted answer, of TOKYO, stands in"),
-        ],
-    )
-    def test_a_bad_row_is_named(self, tmp_path, content, message):
-        path = tmp_path / "bad.json"
-        path.write_text(content)
-        with pytest.raises(PatchscopesError, match=message):
-            load_questions(path)
-
-    def test_no_such_file_and_id(self, tmp_path):
-        with pytest.raises(PatchscopesError, match="there is no file"):
-            load_questions(tmp_path / "no.json")
-        with pytest.raises(PatchscopesError, match=r"expected a \.json file"):
-            load_questions(tmp_path / "no.csv")
-        assert find_question(QUESTIONS, 3) == QUESTIONS[3]
-        with pytest.raises(PatchscopesError, match="no question with the id 9999; there are 0 to"):
-            find_question(QUESTIONS, 9999)
+TOKYO = next(one for one in QUESTIONS if "currency of the country whose capital is Tokyo" in one.combined_question)
+CONFIG = MultiHopConfig(layers=(0, 2, 3), target_layers=(0, 1, 3), max_new_tokens=5, cot_new_tokens=6, n_samples=3)
 
 
 class TestPositions:
@@ -184,7 +39,7 @@ class TestPositions:
             return model.tokenizer.decode(ids).removeprefix(model.tokenizer.bos_token).strip()
 
         for question in QUESTIONS:
-            source_position, target_position = patch_positions(model, question)
+            source_position, target_position = find_patch_positions(model, question)
             ids = to_token_ids(model, question.combined_question)
             assert read(ids[: target_position + 1]) == question.hop2_prompt_prefix
             assert read(ids[: source_position + 1]) == question.combined_question.removesuffix(" is")
@@ -195,7 +50,7 @@ class TestPositions:
         for question in QUESTIONS[::5]:
             ids = to_token_ids(model, question.combined_question)
             try:
-                _, position = patch_positions(model, question)
+                _, position = find_patch_positions(model, question)
             except PatchscopesError:
                 n_refused += 1
                 continue
@@ -203,29 +58,26 @@ class TestPositions:
         assert 0 < n_refused < len(QUESTIONS[::5])
 
     def test_without_a_cue_it_is_the_last_token(self, smollm):
-        question = TwoHopQuestion(**{**ROW, "combined_question": "The official currency of the capital Tokyo"})
+        question = replace(TOKYO, combined_question="The official currency of the capital Tokyo")
         ids = to_token_ids(smollm, question.combined_question)
-        assert patch_positions(smollm, question)[0] == len(ids) - 1
+        assert find_patch_positions(smollm, question)[0] == len(ids) - 1
 
     def test_a_token_across_the_seam_is_refused(self, smollm):
-        question = TwoHopQuestion(
-            **{**ROW, "hop2_prompt_prefix": "The official cur", "combined_question": "The official currency of it is"}
+        question = replace(
+            TOKYO, hop2_prompt_prefix="The official cur", combined_question="The official currency of it is"
         )
         with pytest.raises(PatchscopesError, match="has one token for the end of 'The official cur'"):
-            patch_positions(smollm, question)
-
-
-CONFIG = MultiHopConfig(layers=(0, 2, 3), target_layers=(0, 1, 3), max_new_tokens=5, cot_new_tokens=6, n_samples=3)
+            find_patch_positions(smollm, question)
 
 
 class TestExperiment:
     def test_a_grid_row_equals_the_same_pair_alone_with_plain_hooks(self, llama):
-        question, other = own_questions(llama)[:2]
+        question, other = make_questions(llama)[:2]
         pairs = [(layer, target_layer) for layer in CONFIG.layers for target_layer in CONFIG.target_layers]
-        for method in multi_hop.PATCHED:
-            source, position, target = multi_hop.build_patching(llama, method, question, other)
+        for method in MultiHopConfig.PATCHED:
+            source, position, target = build_patching(llama, method, question, other)
             states = extract_representations(llama, [source], [position], CONFIG.layers)[0]
-            texts = multi_hop.generate_patched(llama, target, states, CONFIG.layers, pairs, question, CONFIG)
+            texts = generate_patched(target, states, CONFIG.layers, pairs, question, CONFIG)
             for (layer, target_layer), text in zip(pairs, texts, strict=True):
                 vector = states[CONFIG.layers.index(layer)][None]
                 (alone,) = llama.tokenizer.batch_decode(
@@ -238,9 +90,9 @@ class TestExperiment:
 
     def test_what_is_written_where(self, smollm):
         """Of the real tokens."""
-        question = next(one for one in QUESTIONS if "Tokyo" in one.combined_question)
+        question = TOKYO
         other = next(one for one in QUESTIONS if "Eiffel" in one.combined_question)
-        found = {method: multi_hop.build_patching(smollm, method, question, other) for method in multi_hop.PATCHED}
+        found = {method: build_patching(smollm, method, question, other) for method in MultiHopConfig.PATCHED}
 
         def token(ids, position) -> str:
             return smollm.tokenizer.decode(ids[position])
@@ -256,22 +108,22 @@ class TestExperiment:
         assert targets == {"patchscope": " of", "control": " of", "placeholder": " x", "back_patch": " Tokyo"}
 
     def test_back_patching_goes_from_later_to_earlier_layers(self, llama):
-        question = own_questions(llama)[0]
+        question = make_questions(llama)[0]
         config = MultiHopConfig(methods=("patchscope", "back_patch"))
-        found = multi_hop.patch_question(llama, question, None, (0, 1, 3), (0, 1, 3), config)["methods"]
+        found = patch_question(llama, question, None, (0, 1, 3), (0, 1, 3), config)["methods"]
         assert set(found) == {"patchscope", "back_patch"}
         assert (found["patchscope"]["n_pairs"], found["back_patch"]["n_pairs"]) == (9, 3)
         assert all(layer > target_layer for layer, target_layer in found["back_patch"]["solved"])
 
     def test_patching_after_the_last_block_changes_nothing(self, llama):
-        question = own_questions(llama)[0]
-        _, _, target = multi_hop.build_patching(llama, "patchscope", question, question)
+        question = make_questions(llama)[0]
+        _, _, target = build_patching(llama, "patchscope", question, question)
         vectors = torch.randn(1, llama.cfg.d_model)
         own = llama(target.tokens[None])[:, -1]
         torch.testing.assert_close(patch_logits(target, vectors, [3]), own, atol=1e-4, rtol=1e-4)
 
     def test_the_results(self, llama, tmp_path):
-        questions = own_questions(llama, 8)
+        questions = make_questions(llama, 8)
         results, timing = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path))
         assert results["n_questions"] == 8
         assert results["n_samples"] == min(3, results["n_passed"]) > 0
@@ -297,15 +149,15 @@ class TestExperiment:
             assert question["vanilla"]["text"] == said
 
     def test_questions_that_cannot_be_patched_are_left_out(self, llama, tmp_path, monkeypatch):
-        questions = own_questions(llama, 8)
-        positions = multi_hop.patch_positions
+        questions = make_questions(llama, 8)
+        positions = multi_hop_patching.find_patch_positions
 
         def refusing(model, question):
             if question.id == questions[0].id:
                 raise PatchscopesError("one token across the seam")
             return positions(model, question)
 
-        monkeypatch.setattr(multi_hop, "patch_positions", refusing)
+        monkeypatch.setattr(multi_hop_patching, "find_patch_positions", refusing)
         results, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path))
         assert (results["n_questions"], results["n_unpatchable"]) == (8, 1)
         assert all(one["id"] != questions[0].id for one in results["questions"])
@@ -313,7 +165,7 @@ class TestExperiment:
     @pytest.mark.parametrize("phase", ["hops", "unpatched", "patched"])
     def test_an_interrupted_run_goes_on(self, llama, tmp_path, monkeypatch, phase):
         monkeypatch.setattr(multi_hop, "CHUNK_QUESTIONS", 2)
-        questions = own_questions(llama, 8)
+        questions = make_questions(llama, 8)
         whole, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path / "whole"))
         save, refused = ChunkStore.save, []
 
@@ -348,43 +200,11 @@ class TestExperiment:
     def test_mistakes(self, llama, tmp_path):
         store = ChunkStore(tmp_path)
         with pytest.raises(PatchscopesError, match="no method is called 'guess'"):
-            multi_hop.run(llama, own_questions(llama), MultiHopConfig(methods=("guess",)), store)
+            multi_hop.run(llama, make_questions(llama), MultiHopConfig(methods=("guess",)), store)
         with pytest.raises(PatchscopesError, match="layer 9 does not exist"):
-            multi_hop.run(llama, own_questions(llama), MultiHopConfig(target_layers=(9,)), store)
+            multi_hop.run(llama, make_questions(llama), MultiHopConfig(target_layers=(9,)), store)
         with pytest.raises(PatchscopesError, match="answers both hops of none of the 5 questions"):
             multi_hop.run(llama, QUESTIONS[:5], MultiHopConfig(max_new_tokens=2), store)
-
-
-class TestStop:
-    """Rows that have answered drop out."""
-
-    @pytest.mark.parametrize("engine", ["fast", "hooks"])
-    def test_the_others_go_on_as_before(self, llama, engine):
-        target = TargetPrompt(llama, "Colour of the DOG is", 3)
-        vectors, layers = torch.randn(6, llama.cfg.d_model), [0, 0, 1, 2, 3, -1]
-        whole = patch_generate(target, vectors, layers, max_new_tokens=6, engine=engine)
-
-        def third_token_is_even(tokens):
-            return torch.tensor([len(row) >= 3 and int(row[2]) % 2 == 0 for row in tokens])
-
-        stopped = patch_generate(target, vectors, layers, max_new_tokens=6, engine=engine, stop=third_token_is_even)
-        ends = get_end_tokens(llama)
-        for row, of_whole in zip(stopped, whole, strict=True):
-            if int(of_whole[2]) % 2 == 0 and not torch.isin(of_whole[:3], ends).any():
-                assert torch.equal(row[:3], of_whole[:3])
-                assert (row[3:] == ends[0]).all()
-            else:
-                assert torch.equal(row, of_whole)
-
-
-def test_without_an_end_of_sequence_no_row_is_stopped():
-    """There is nothing to pad it with."""
-    logits = torch.zeros(2, 5)
-    logits[:, 3] = 1.0
-    nothing = torch.tensor([], dtype=torch.long)
-    everyone = torch.ones(2, dtype=torch.bool)
-    tokens = generate(2, [logits], lambda chosen, kept: [logits], nothing, 4, 0.0, None, stop=lambda tokens: everyone)
-    assert (tokens == 3).all()
 
 
 class TestMeasures:
@@ -395,11 +215,11 @@ class TestMeasures:
         first = np.isin(groups, np.random.default_rng(0).permutation(4)[:2])
         table[first, 0, 1] = True
         table[~first, 1, 0] = True
-        scores, pairs = multi_hop.score_held_out(table, groups, seed=0)
+        scores, pairs = score_held_out(table, groups, seed=0)
         assert pairs == [(0, 1), (1, 0)]
         assert scores.sum() == 0
         table[:, 0, 0] = True
-        scores, pairs = multi_hop.score_held_out(table, groups, seed=0)
+        scores, pairs = score_held_out(table, groups, seed=0)
         assert pairs == [(0, 0), (0, 0)]
         assert scores.all()
 
@@ -415,7 +235,7 @@ class TestMeasures:
             for vanilla, pairs in zip((0, 1), solved, strict=True)
         ]
         config = MultiHopConfig(methods=("vanilla", "patchscope", "control"))
-        summary = multi_hop.summarise_methods(questions, answered, [0, 1], [0, 1], config)
+        summary = summarise_methods(questions, answered, [0, 1], [0, 1], config)
         assert summary["vanilla"]["accuracy"]["mean"] == 0.5
         assert summary["patchscope"]["any"]["mean"] == summary["patchscope"]["any_upwards"]["mean"] == 0.5
         assert summary["patchscope"]["any_above_control"]["mean"] == -0.5
@@ -426,7 +246,7 @@ class TestMeasures:
 
 class TestOneQuestion:
     def test_says_what_the_experiment_says(self, llama):
-        question = own_questions(llama)[0]
+        question = make_questions(llama)[0]
         seen = []
         results = multi_hop_grid.run(
             llama,
@@ -436,7 +256,7 @@ class TestOneQuestion:
             lambda layer, texts, solved: seen.append((layer, len(texts))),
         )
         assert seen == ["vanilla", "cot", (0, 3), (2, 3), (3, 3)]
-        found = multi_hop.patch_question(llama, question, None, CONFIG.layers, CONFIG.target_layers, CONFIG)
+        found = patch_question(llama, question, None, CONFIG.layers, CONFIG.target_layers, CONFIG)
         of = results["methods"]["patchscope"]["solved"]
         pairs = [
             (layer, target_layer)
@@ -447,9 +267,8 @@ class TestOneQuestion:
         assert pairs == [tuple(pair) for pair in found["methods"]["patchscope"]["solved"]]
 
     def test_tokyo_on_the_embedded_model(self, smollm):
-        question = next(one for one in QUESTIONS if "capital is Tokyo" in one.combined_question)
         config = MultiHopConfig(layers=(0, 2, 3), target_layers=(14, 16), cot_new_tokens=1)
-        results = multi_hop_grid.run(smollm, question, config, lambda *_: None, lambda *_: None)
+        results = multi_hop_grid.run(smollm, TOKYO, config, lambda *_: None, lambda *_: None)
         assert not results["methods"]["vanilla"]["solved"]
         assert np.array(results["methods"]["patchscope"]["solved"]).any()
         assert any("the Japanese yen" in text for texts in results["methods"]["patchscope"]["texts"] for text in texts)

@@ -1,0 +1,213 @@
+"""The fast engine beside plain hooks and the Logit Lens: how long each takes for the same rows, and whether all agree.
+
+Three tasks: the next token from each sample at every layer (`next_token`), descriptions of entities at ten layers
+(`generation`), and one two-hop question at every pair of layers (`grid`).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.data.questions import load_questions
+from patchscopes.data.texts import TextSet, draw_samples
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.unembedding import logit_lens
+from patchscopes.experiments.checks import check_methods
+from patchscopes.experiments.chunks import Progress
+from patchscopes.experiments.config import BenchmarkConfig, MultiHopConfig
+from patchscopes.experiments.multi_hop_patching import build_patching
+from patchscopes.model.lens_model import LensModel
+from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.prompts import DESCRIPTION_PLACEHOLDER, build_entity_description_prompt, build_token_identity_prompt
+from patchscopes.results import Json
+from patchscopes.tokens import to_token_ids
+
+FAST = "fast engine"
+HOOKS = "hooks, batches of 32"
+
+# Well and little known names.
+ENTITIES = (
+    "Diana, Princess of Wales",
+    "Alexander the Great",
+    "Muhammad Ali",
+    "Mount Kilimanjaro",
+    "the Suez Canal",
+    "Marie Curie",
+    "the Gobi Desert",
+    "Johann Sebastian Bach",
+    "Lake Titicaca",
+    "the Hubble Space Telescope",
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute something: its name, the call, and how often it is timed."""
+
+    name: str
+    call: Callable[[], Tensor]
+    n_runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Something that several ways compute, `FAST` among them.
+
+    Attributes:
+        compare: from the answer of each way, figures on how well they agree.
+    """
+
+    title: str
+    n_rows: int
+    ways: Sequence[Way]
+    compare: Callable[[dict[str, Tensor]], dict[str, float]]
+
+
+def run(model: LensModel, texts: TextSet, config: BenchmarkConfig, *, progress: Progress = iter) -> Json:
+    """The `results` of the result file: for each task the time per row of each way, and how well they agree.
+
+    Args:
+        progress: wraps the iteration over the ways of each task, `tqdm` for instance.
+
+    Raises:
+        PatchscopesError: a method does not exist, or the texts have too few positions.
+    """
+    check_methods(config.methods, BenchmarkConfig.METHODS)
+    builders: dict[str, Callable[[], Task]] = {
+        "next_token": lambda: build_next_token_task(model, texts, config),
+        "generation": lambda: build_generation_task(model, config),
+        "grid": lambda: build_grid_task(model),
+    }
+    return {"tasks": [measure_task(model, builders[method](), progress) for method in config.methods]}
+
+
+def build_next_token_task(model: LensModel, texts: TextSet, config: BenchmarkConfig) -> Task:
+    """The next token after the token-identity prompt, each sample at every layer."""
+    tokens = [to_token_ids(model, text) for text in texts.texts]
+    samples = draw_samples([len(ids) for ids in tokens], texts.texts, config.n_samples, config.seed)
+    sources, positions = [tokens[sample.text] for sample in samples], [sample.position for sample in samples]
+    vectors = extract_representations(model, sources, positions).flatten(0, 1)
+    layers = list(range(model.cfg.n_layers)) * config.n_samples
+    target = placeholder_target(model, build_token_identity_prompt())
+
+    def patch_with_hooks(batch_size: int) -> Float[Tensor, "row d_vocab"]:
+        return patch_logits(target, vectors, layers, engine="hooks", batch_size=batch_size)
+
+    def compare(answers: dict[str, Tensor]) -> dict[str, float]:
+        fast, hooks = answers[FAST], answers[HOOKS]
+        return {
+            "largest_logit_difference": (fast - hooks).abs().max().item(),
+            "same_argmax": (fast.argmax(dim=-1) == hooks.argmax(dim=-1)).float().mean().item(),
+        }
+
+    return Task(
+        title=f"next token, {config.n_samples} samples × {model.cfg.n_layers} layers",
+        n_rows=len(layers),
+        ways=(
+            Way("logit lens", lambda: logit_lens(model, vectors), n_runs=5),
+            Way(FAST, lambda: patch_logits(target, vectors, layers, engine="fast"), n_runs=5),
+            Way(HOOKS, lambda: patch_with_hooks(batch_size=32), n_runs=1),
+            Way("hooks, one by one", lambda: patch_with_hooks(batch_size=1), n_runs=1),
+        ),
+        compare=compare,
+    )
+
+
+def build_generation_task(model: LensModel, config: BenchmarkConfig) -> Task:
+    """A description of each entity from its representation at ten layers."""
+    layers = [round(place * (model.cfg.n_layers - 1) / 9) for place in range(10)]
+    vectors = extract_representations(model, ENTITIES, [-1] * len(ENTITIES), layers).flatten(0, 1)
+    target = placeholder_target(model, build_entity_description_prompt(), DESCRIPTION_PLACEHOLDER)
+    return _build_generating_task(
+        f"{config.max_new_tokens} tokens, 10 entities × 10 layers",
+        target,
+        vectors,
+        layers * len(ENTITIES),
+        config.max_new_tokens,
+        plain_way="recomputing loop, one by one",
+        plain_batch_size=1,
+    )
+
+
+def build_grid_task(model: LensModel) -> Task:
+    """The answers of one two-hop question, patched at every pair (ℓ, ℓ*)."""
+    question = load_questions(DATA_FOLDER / "multihop_examples.json")[0]
+    layers = list(range(model.cfg.n_layers))
+    source, position, target = build_patching(model, "patchscope", question, question)
+    states = extract_representations(model, [source], [position], layers)[0]
+    max_new_tokens = MultiHopConfig.max_new_tokens
+    return _build_generating_task(
+        f"{max_new_tokens} tokens, one question at {len(layers)} × {len(layers)} pairs of layers",
+        target,
+        states.repeat_interleave(len(layers), dim=0),
+        layers * len(layers),
+        max_new_tokens,
+        plain_way=HOOKS,
+        plain_batch_size=32,
+    )
+
+
+def _build_generating_task(
+    title: str,
+    target: TargetPrompt,
+    vectors: Float[Tensor, "row d_model"],
+    layers: Sequence[int],
+    max_new_tokens: int,
+    *,
+    plain_way: str,
+    plain_batch_size: int,
+) -> Task:
+    """Generation by the fast engine beside plain hooks, and how many rows say the same."""
+
+    def compare(answers: dict[str, Tensor]) -> dict[str, float]:
+        return {"same_generations": (answers[FAST] == answers[plain_way]).all(dim=1).float().mean().item()}
+
+    def generate_fast() -> Tensor:
+        return patch_generate(target, vectors, layers, max_new_tokens=max_new_tokens, engine="fast")
+
+    def generate_plainly() -> Tensor:
+        return patch_generate(
+            target, vectors, layers, max_new_tokens=max_new_tokens, engine="hooks", batch_size=plain_batch_size
+        )
+
+    ways = (Way(FAST, generate_fast, n_runs=3), Way(plain_way, generate_plainly, n_runs=1))
+    return Task(title=title, n_rows=len(layers), ways=ways, compare=compare)
+
+
+def measure_task(model: LensModel, task: Task, progress: Progress) -> Json:
+    """Time all ways of a task, and compare their answers."""
+    measured, answers = [], {}
+    for way in progress(task.ways):
+        seconds, answers[way.name] = time_way(model, way)
+        measured.append({"name": way.name, "ms_per_row": 1000 * seconds / task.n_rows, "runs": way.n_runs})
+    fastest = next(way["ms_per_row"] for way in measured if way["name"] == FAST)
+    for way in measured:
+        way["times_fast_engine"] = way["ms_per_row"] / fastest
+    return {"title": task.title, "n_rows": task.n_rows, "ways": measured, **task.compare(answers)}
+
+
+def time_way(model: LensModel, way: Way) -> tuple[float, Tensor]:
+    """The median of the seconds that the way takes, and its answer. Fast ways get a call to warm up."""
+    if way.n_runs > 1:
+        way.call()
+    seconds = []
+    for _ in range(way.n_runs):
+        _synchronize(model)
+        started = time.perf_counter()
+        answer = way.call()
+        _synchronize(model)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds), answer
+
+
+def _synchronize(model: LensModel) -> None:
+    """Wait for the GPU, which works while Python goes on."""
+    if torch.device(model.cfg.device).type == "cuda":
+        torch.cuda.synchronize()

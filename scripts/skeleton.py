@@ -1,0 +1,95 @@
+"""What all scripts do around their experiment: a script states its options, its experiment, its plot and its table.
+
+`torch`, TransformerLens and `matplotlib` take seconds to import, so scripts import them, and the modules that do,
+inside functions: once the options are parsed and the files that they name are read.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from patchscopes.errors import PatchscopesError
+from patchscopes.results import ChunkStore, Json, build_document, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from patchscopes.experiments.chunks import Progress
+    from patchscopes.model.lens_model import LensModel
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a user's mistake ends it with one line instead of a traceback."""
+    try:
+        main()
+    except PatchscopesError as error:
+        sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        sys.exit(f"error: out of memory on the device; try a smaller --batch-size or --dtype bfloat16 ({error})")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: run the same command again to go on from what is finished")
+
+
+def load_chosen_model(options: argparse.Namespace, name: str | None = None) -> "LensModel":
+    """The model of `--model`, or of another option that names one, on the chosen device and in the chosen type."""
+    from patchscopes.engine.memory import keep_freed_memory
+    from patchscopes.model.loading import load_model
+
+    keep_freed_memory()
+    return load_model(name or options.model, device=options.device, dtype=options.dtype)
+
+
+def progress_bar(description: str) -> "Progress":
+    """A progress bar around any iteration."""
+    from tqdm import tqdm
+
+    return partial(tqdm, desc=description)
+
+
+def run_experiment(
+    options: argparse.Namespace,
+    name: str,
+    run: "Callable[[ChunkStore, Progress], tuple[Json, Json]]",
+    *,
+    config: Json,
+    environment: Json,
+    plot: "Callable[[Json], Figure]",
+    print_table: Callable[[Json], None],
+    inputs: Json | None = None,
+) -> None:
+    """Run an experiment, write its numbers and the figure that is drawn from them, and print its table.
+
+    Args:
+        run: from the finished chunks and a progress bar to the `results` and the `timing` of the result file.
+        config, environment: of the result file; other ones have other chunks.
+        plot, print_table: of the whole document.
+        inputs: what chunks depend on too, in the place of options of that name: entities, say, which stand in the
+            result file with their results already.
+    """
+    from patchscopes.plots.style import save_png
+
+    store = ChunkStore.beside(options.output_json, config | (inputs or {}), environment)
+    if options.fresh:
+        store.clear()
+    results, timing = run(store, progress_bar(name))
+    document = build_document(name, config, environment, results, timing)
+    write_json(options.output_json, document)
+    save_png(plot(document), options.output_plot)
+    print_table(document)
+    seconds, memory = document["timing"]["seconds"]["total"], document["timing"]["peak_memory_gib"]
+    print(f"wrote {options.output_plot} and {options.output_json}")
+    print(f"{seconds:.0f} s of computing, peak memory {memory:.1f} GiB")
+
+
+def time_total(run: Callable[[], Json]) -> tuple[Json, Json]:
+    """What `run` gives, and the `timing` of an experiment that is not measured in chunks."""
+    started = time.perf_counter()
+    results = run()
+    return results, {"seconds": {"total": time.perf_counter() - started}}

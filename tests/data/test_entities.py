@@ -1,0 +1,100 @@
+"""Entities: their files, and where descriptions end."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchscopes.data.entities import cut_description, load_entities
+from patchscopes.data.files import DATA_FOLDER
+from patchscopes.errors import PatchscopesError
+
+
+class TestCut:
+    @pytest.mark.parametrize(
+        ("generation", "description"),
+        [
+            (": British monarch, Queen Elizabeth: English queen", "British monarch"),
+            (
+                ": Country in Europe, the Baltic and the north, Oslo: city",
+                "Country in Europe, the Baltic and the north",
+            ),
+            (": American actor\nIt is", "American actor"),
+            (" British monarch", "British monarch"),
+            (": city", "city"),
+            ("", ""),
+            ("\n\nIn the context of", ""),
+            ("ar: African-American male, Al-Sabah: Al-", "African-American male"),
+            (" States: United Kingdom, United States: United", "United Kingdom"),
+            ("actor, director: both", "actor"),
+            (":", ""),
+            (": , x: y", ""),
+            (": actor, director", "actor, director"),
+            (": at 10:30, in May", "at 10:30, in May"),
+            (": one, two: three, four: five", "one"),
+        ],
+    )
+    def test_ends_where_the_prompts_format_ends_it(self, generation, description):
+        assert cut_description(generation) == description
+
+    def test_another_separator(self):
+        assert cut_description(": one, two: three; four: five", "; ") == "one, two: three"
+        assert cut_description(": one\ntwo: three", "\n") == "one"
+
+    @given(st.text(max_size=60))
+    def test_is_a_part_of_one_line(self, generation):
+        description = cut_description(generation)
+        assert description in generation
+        assert "\n" not in description
+
+
+class TestFiles:
+    def test_those_of_the_library(self):
+        entities = load_entities(DATA_FOLDER / "entities.json")
+        assert len(entities) >= 120
+        assert len({one.name for one in entities}) == len(entities)
+        kinds, popularity = ([getattr(one, name) for one in entities] for name in ("kind", "popularity"))
+        assert set(kinds) == {"person", "place", "organisation", "work", "event", "species", "material"}
+        assert min(map(kinds.count, set(kinds))) >= 14
+        assert popularity.count("well_known") == popularity.count("little_known")
+        for one in entities:
+            assert one.name.lower() not in one.reference.lower()
+            assert ":" not in one.name
+
+    def test_csv_and_json_are_the_same(self, tmp_path):
+        (tmp_path / "a.csv").write_text('entity,reference,kind\n"Diana, Princess of Wales",royal,person\nOslo,city,\n')
+        rows = [
+            {"entity": "Diana, Princess of Wales", "reference": "royal", "kind": "person"},
+            {"entity": "Oslo", "reference": "city"},
+        ]
+        (tmp_path / "a.json").write_text(json.dumps(rows))
+        assert load_entities(tmp_path / "a.csv") == load_entities(tmp_path / "a.json")
+        assert load_entities(tmp_path / "a.json")[1].popularity == "unspecified"
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            (
+                "a.json",
+                '[{"entity": "a", "reference": "b"}, {"entity": "c"}]',
+                "a.json, item 2: expected the strings",
+            ),
+            ("a.json", '[{"entity": "a", "reference": 3}]', "item 1"),
+            ("a.json", '["a"]', "item 1"),
+            ("a.json", '{"entity": "a"}', "expected a list of objects, got dict"),
+            ("a.json", "[\n{,}]", "line 2: not JSON"),
+            ("a.json", "[]", "has no entities"),
+            ("a.csv", "entity,reference\na,b\nc\n", "a.csv, line 3: expected"),
+            ("a.csv", "name,reference\na,b\n", "line 2: expected"),
+            ("a.txt", "a", r"expected a .json or .csv file"),
+        ],
+    )
+    def test_a_bad_row_is_named(self, tmp_path, name, content, message):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(PatchscopesError, match=message):
+            load_entities(tmp_path / name)
+
+    def test_no_such_file(self, tmp_path):
+        with pytest.raises(PatchscopesError, match="there is no file"):
+            load_entities(tmp_path / "a.json")
