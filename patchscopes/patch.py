@@ -190,7 +190,9 @@ def run_with_patch(
     """
     target = TargetPrompt(model, target_text, target_position)
     vectors, layers = _checked_rows(target, source_vec[None], [layer])
-    return model.run_with_hooks(target.tokens[None], fwd_hooks=hooks.writing_hooks(target.position, vectors, layers))
+    return model.run_with_hooks(
+        target.tokens[None], fwd_hooks=hooks.build_writing_hooks(target.position, vectors, layers)
+    )
 
 
 def generate_with_patch(

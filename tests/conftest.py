@@ -61,7 +61,13 @@ CONFIGS = {
         attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0,
     ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=8, sliding_window=4),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SIZES,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
     "phi3": lambda: transformers.Phi3Config(**SIZES, num_key_value_heads=2, pad_token_id=0),
     "opt": lambda: transformers.OPTConfig(
         hidden_size=32,

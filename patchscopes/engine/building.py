@@ -96,6 +96,8 @@ def observe_blocks(twin: Twin) -> Twin:
 
 
 _twins: weakref.WeakKeyDictionary[LensModel, Twin] = weakref.WeakKeyDictionary()
+# Why a model has none: what is refused once is not tried again.
+_refusals: weakref.WeakKeyDictionary[LensModel, str] = weakref.WeakKeyDictionary()
 
 
 def get_twin(model: LensModel) -> Twin:
@@ -106,6 +108,8 @@ def get_twin(model: LensModel) -> Twin:
         PatchscopesError: the model is not a TransformerBridge around a decoder-only Hugging Face model, or its
             blocks cannot be run one by one.
     """
+    if model in _refusals:
+        raise PatchscopesError(_refusals[model])
     if model not in _twins:
         bridged = getattr(model, "original_model", None)
         if getattr(bridged, "_supports_attention_backend", False):
@@ -114,13 +118,13 @@ def get_twin(model: LensModel) -> Twin:
             except torch.OutOfMemoryError:
                 raise
             except REFUSALS:
-                use_own_attention(model)
+                use_family_attention(model)
         else:
-            use_own_attention(model)
+            use_family_attention(model)
     return _twins[model]
 
 
-def use_own_attention(model: LensModel) -> None:
+def use_family_attention(model: LensModel) -> None:
     """Build the model's twin anew, with the attention of its own family.
 
     Raises:
@@ -131,10 +135,9 @@ def use_own_attention(model: LensModel) -> None:
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
-        raise PatchscopesError(
-            f"the fast engine cannot run this {type(getattr(model, 'original_model', model)).__name__} ({error}); use "
-            "engine='hooks'"
-        ) from error
+        family = type(getattr(model, "original_model", model)).__name__
+        _refusals[model] = f"the fast engine cannot run this {family} ({error}); use engine='hooks'"
+        raise PatchscopesError(_refusals[model]) from error
 
 
 def rebind_accelerate_hook(module: nn.Module) -> None:

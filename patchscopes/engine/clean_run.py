@@ -112,7 +112,7 @@ def run_base_model(twin: Twin, tokens: Int[Tensor, " pos"], cache: PrefixCache) 
     """
     with cache_in_use(cache):
         twin.causal_lm.base_model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
-    added = [layer.of_rows for layer in cache.prefix_layers]
+    added = [layer.row_keys_values for layer in cache.prefix_layers]
     if any(keys_values is None for keys_values in added):
         raise TypeError("a block keeps no keys and values of its tokens, as in a state-space model")
     return cast(list[KeysValues], added)

@@ -66,7 +66,7 @@ def decoding_cache(twin: Twin, clean: CleanRun, caches: Sequence[PrefixCache]) -
     for number, (layer, unpatched) in enumerate(zip(joined.prefix_layers, clean.suffixes, strict=True)):
         parts = [cache.prefix_layers[number].take_rows() for cache in caches]
         joined_rows = [*(part for part in parts if part is not None), unpatched]
-        layer.of_rows = cast(KeysValues, tuple(torch.cat(some) for some in zip(*joined_rows, strict=True)))
+        layer.row_keys_values = cast(KeysValues, tuple(torch.cat(some) for some in zip(*joined_rows, strict=True)))
     return joined
 
 

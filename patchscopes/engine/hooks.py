@@ -12,13 +12,14 @@ from patchscopes.engine.target import TargetPrompt
 from patchscopes.model.layers import EMBEDDING, get_hook_name
 
 
-def writing_hooks(
+def build_writing_hooks(
     position: int, vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
 ) -> list[tuple[str, Callable[..., Tensor]]]:
     """TransformerLens hooks that write each row's vector at (`position`, its layer) of that row's forward pass."""
 
     def writing(layer: int) -> Callable[..., Tensor]:
-        rows = (layers == layer).nonzero()[:, 0]
+        # On the CPU: the blocks of a spread model are on several devices.
+        rows = (layers.cpu() == layer).nonzero()[:, 0]
 
         def write(residual: Float[Tensor, "row pos d_model"], hook: Any) -> Float[Tensor, "row pos d_model"]:
             residual = residual.clone()
@@ -59,13 +60,13 @@ def last_logits(
 ) -> Float[Tensor, "row d_vocab"]:
     """A full forward pass over whole sequences that start with the target prompt, patched at (i*, its layer)."""
 
-    fwd_hooks = writing_hooks(target.position, vectors, layers)
+    fwd_hooks = build_writing_hooks(target.position, vectors, layers)
     if target.soft_prompt is not None:
-        fwd_hooks = [(get_hook_name(EMBEDDING), writing_soft_prompt(target.soft_prompt)), *fwd_hooks]
+        fwd_hooks = [(get_hook_name(EMBEDDING), build_soft_prompt_hook(target.soft_prompt)), *fwd_hooks]
     return target.model.run_with_hooks(sequences, fwd_hooks=fwd_hooks)[:, -1]
 
 
-def writing_soft_prompt(soft_prompt: Float[Tensor, "soft d_model"]) -> Callable[..., Tensor]:
+def build_soft_prompt_hook(soft_prompt: Float[Tensor, "soft d_model"]) -> Callable[..., Tensor]:
     """A TransformerLens hook that writes a soft prompt over the first tokens of every row."""
 
     def write(residual: Float[Tensor, "row pos d_model"], hook: Any) -> Float[Tensor, "row pos d_model"]:

@@ -24,10 +24,13 @@ Continuation: TypeAlias = tuple[int, ...]
 Identity: TypeAlias = int | Continuation
 
 # For each row of the proof the tokens that it generates. The first row stops after the prompt; two rows go on alike and
-# then part; the others have nothing in common. The numbers are twelfths of the vocabulary: its first tokens, for
+# then part, and two end alike. The numbers are twelfths of the vocabulary: its first tokens, for
 # special purposes, may be all the same to the model.
-CONTINUATIONS: tuple[Continuation, ...] = ((), (5, 9), (7, 4), (3, 8), (5, 6), (5, 9))
-N_ROUNDINGS = 4
+CONTINUATIONS: tuple[Continuation, ...] = ((), (5, 9), (7, 9), (3, 8), (5, 6), (5, 9))
+N_ROUNDINGS = 16
+# A prompt of fewer tokens is repeated, and of a longer one the first tokens are taken: the plain engine's residuals of
+# all blocks must fit into memory.
+FEWEST_TOKENS, MOST_TOKENS = 12, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,7 @@ class Reference:
         vectors, layers: what is written, and at which ℓ*.
         continuations: of each row.
         streams: residual streams over the prompt and a continuation, as long as the longest: of each row, and behind
-            them of the unpatched prompt with each different continuation.
+            them of the unpatched prompt with each different continuation. On the CPU.
         logits: of the token after the prompt of each row, and after each token of its continuation.
     """
 
@@ -78,8 +81,9 @@ class Reference:
         if isinstance(identity, int):
             return identity
         unpatched = list(dict.fromkeys(self.continuations))
-        of_beginning = next(number for number, tokens in enumerate(unpatched) if tokens[: len(identity)] == identity)
-        return len(self.continuations) + of_beginning
+        return len(self.continuations) + next(
+            number for number, tokens in enumerate(unpatched) if tokens[: len(identity)] == identity
+        )
 
     @cached_property
     def sensitivity(self) -> Float[Tensor, "block stream pos"]:
@@ -88,11 +92,24 @@ class Reference:
         The largest of several roundings: the choice of an expert changes with some and not with others. Where a vector
         is written, it means nothing.
         """
-        tokens = torch.stack([_append(self.target, tokens, self.n_steps) for tokens in self.continuations])
-        unpatched = [_append(self.target, tokens, self.n_steps) for tokens in dict.fromkeys(self.continuations)]
+        tokens = torch.stack([_append_continuation(self.target, tokens, self.n_steps) for tokens in self.continuations])
+        unpatched = [
+            _append_continuation(self.target, tokens, self.n_steps) for tokens in dict.fromkeys(self.continuations)
+        ]
         tokens = torch.cat([tokens, torch.stack(unpatched)])
         changes = [_measure_change(self.target, tokens, self.streams, seed) for seed in range(N_ROUNDINGS)]
         return torch.stack(changes).amax(dim=0)
+
+
+def build_trials(target: TargetPrompt) -> list[TargetPrompt]:
+    """Prompts to prove an engine on: the target's tokens, patched at the last one; and patched at an inner one, with
+    other vectors in place of what the tokens put into block 0."""
+    model = target.model
+    n_tokens = min(MOST_TOKENS, model.cfg.n_ctx, max(FEWEST_TOKENS, len(target.tokens)))
+    tokens = target.tokens.repeat(-(-n_tokens // len(target.tokens)))[:n_tokens]
+    entering = extract_representations(model, [tokens] * n_tokens, list(range(n_tokens)), [EMBEDDING])[:, 0]
+    inner = TargetPrompt(model, tokens, n_tokens // 2, soft_prompt=entering.flip(0))
+    return [TargetPrompt(model, tokens), inner]
 
 
 def record_reference(target: TargetPrompt) -> Reference:
@@ -108,22 +125,25 @@ def record_reference(target: TargetPrompt) -> Reference:
     # Never at home, and no two alike, however few layers there are.
     vectors = torch.stack([state.roll(1 + row) for row, state in enumerate(states)])
     room = max(0, model.cfg.n_ctx - len(target.tokens))
-    continuations = tuple(tuple(twelfth * model.cfg.d_vocab // 12 for twelfth in all_[:room]) for all_ in CONTINUATIONS)
+    continuations = tuple(
+        tuple(number * model.cfg.d_vocab // 12 for number in numbers[:room]) for numbers in CONTINUATIONS
+    )
     n_tokens, n_steps = len(target.tokens), max(map(len, continuations))
 
     unpatched = _run_unpatched(target, continuations)
-    known = torch.stack([_follow(unpatched, tokens, n_steps) for tokens in continuations], dim=1)
+    known = torch.stack([_concatenate_unpatched(unpatched, tokens, n_steps) for tokens in continuations], dim=1)
     is_known = torch.zeros(known.shape[:3], dtype=torch.bool)
     for row, layer in enumerate(written_at):
         is_known[: layer + 2, row] = True
         is_known[:, row, : target.position] = True
         known[layer + 1, row, target.position] = vectors[row].to(known)
-    tokens = torch.stack([_append(target, continuation, n_steps) for continuation in continuations])
+    tokens = torch.stack([_append_continuation(target, continuation, n_steps) for continuation in continuations])
     rows, logits = _replay(target, tokens, known, is_known)
-    others = [_follow(unpatched, continuation, n_steps) for continuation in dict.fromkeys(continuations)]
+    others = [_concatenate_unpatched(unpatched, continuation, n_steps) for continuation in dict.fromkeys(continuations)]
     streams = torch.cat([rows, torch.stack(others, dim=1)], dim=1)
     layers = torch.tensor(written_at, device=vectors.device)
-    return Reference(target, vectors, layers, continuations, streams, logits[:, n_tokens - 1 :])
+    # A copy: a part of them would keep the logits of all tokens in memory.
+    return Reference(target, vectors, layers, continuations, streams, logits[:, n_tokens - 1 :].clone())
 
 
 def measure_error(
@@ -146,19 +166,19 @@ def _round_otherwise(residual: Float[Tensor, "*token d_model"], seed: int) -> Fl
     return residual * (1 + torch.finfo(residual.dtype).eps * signs.to(residual))
 
 
-def _append(target: TargetPrompt, continuation: Continuation, n_steps: int) -> Int[Tensor, " pos"]:
-    """The prompt and a continuation, which is filled up with tokens that nothing looks at."""
-    filled_up = [*continuation, *[0] * (n_steps - len(continuation))]
-    return torch.cat([target.tokens, torch.tensor(filled_up, dtype=torch.long, device=target.tokens.device)])
+def _append_continuation(target: TargetPrompt, continuation: Continuation, n_steps: int) -> Int[Tensor, " pos"]:
+    """The prompt and a continuation, padded with tokens that nothing looks at."""
+    padded = [*continuation, *[0] * (n_steps - len(continuation))]
+    return torch.cat([target.tokens, torch.tensor(padded, dtype=torch.long, device=target.tokens.device)])
 
 
-def _follow(
+def _concatenate_unpatched(
     unpatched: dict[Continuation, Tensor], continuation: Continuation, n_steps: int
 ) -> Float[Tensor, "residual pos d_model"]:
-    """The unpatched residual stream over the prompt and all tokens of a continuation, filled up with zeros."""
+    """The unpatched residual stream over the prompt and all tokens of a continuation, padded with zeros."""
     parts = [unpatched[continuation[:step]] for step in range(len(continuation) + 1)]
-    filling = parts[0].new_zeros(len(parts[0]), n_steps - len(continuation), parts[0].shape[2])
-    return torch.cat([*parts, filling], dim=1)
+    padding = parts[0].new_zeros(len(parts[0]), n_steps - len(continuation), parts[0].shape[2])
+    return torch.cat([*parts, padding], dim=1)
 
 
 def _run_unpatched(target: TargetPrompt, continuations: Sequence[Continuation]) -> dict[Continuation, Tensor]:
@@ -173,8 +193,8 @@ def _run_unpatched(target: TargetPrompt, continuations: Sequence[Continuation]) 
     unpatched: dict[Continuation, Tensor] = {(): streams[:, 0]}
     for step in range(1, 1 + max(map(len, continuations))):
         beginnings = list(dict.fromkeys(tokens[:step] for tokens in continuations if len(tokens) >= step))
-        known = torch.stack([_follow(unpatched, tokens[:-1], step - 1) for tokens in beginnings], dim=1)
-        tokens = torch.stack([_append(target, beginning, step) for beginning in beginnings])
+        known = torch.stack([_concatenate_unpatched(unpatched, tokens[:-1], step - 1) for tokens in beginnings], dim=1)
+        tokens = torch.stack([_append_continuation(target, beginning, step) for beginning in beginnings])
         streams, _ = _replay(target, tokens, known, torch.ones(known.shape[:3], dtype=torch.bool))
         unpatched |= {beginning: streams[:, row, -1:] for row, beginning in enumerate(beginnings)}
     return unpatched
@@ -196,8 +216,14 @@ def _replay(
         return residual
 
     streams: list[Tensor] = []
-    logits = _run_through(target, tokens, lambda number, computed: _keep(streams, write(number, computed)))
-    return torch.stack([stream.to(streams[0].device) for stream in streams]), logits
+
+    def keep(number: int, residual: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
+        written = write(number, residual)
+        streams.append(written.cpu())
+        return written
+
+    logits = _run_through(target, tokens, keep)
+    return torch.stack(streams), logits
 
 
 def _measure_change(
@@ -211,7 +237,7 @@ def _measure_change(
     computed: list[Tensor] = []
 
     def write(number: int, residual: Float[Tensor, "stream pos d_model"]) -> Float[Tensor, "stream pos d_model"]:
-        computed.append(residual.to(streams.device))
+        computed.append(residual.cpu())
         return rounded[number].to(residual)
 
     _run_through(target, tokens, write)
@@ -220,11 +246,6 @@ def _measure_change(
         for after, before, entering, leaving in zip(computed[1:], rounded[:-1], streams[:-1], streams[1:], strict=True)
     ]
     return torch.stack(changes)
-
-
-def _keep(kept: list[Tensor], tensor: Tensor) -> Tensor:
-    kept.append(tensor)
-    return tensor
 
 
 def _run_through(

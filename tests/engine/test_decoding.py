@@ -78,7 +78,7 @@ class TestWork:
 
         def noting(twin, cache, *args):
             residual, generated = decode_step(twin, cache, *args)
-            sizes.append([len(layer.of_rows[0]) for layer in cache.prefix_layers])
+            sizes.append([len(layer.row_keys_values[0]) for layer in cache.prefix_layers])
             return residual, generated
 
         monkeypatch.setattr(fast, "decode_step", noting)
