@@ -7,8 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchscopes.baselines import AffineLens, LogitLens, PatchscopeLens, logit_lens, source_patchscope
+    from patchscopes.baselines import AffineLens, LogitLens, PatchscopeLens, source_patchscope
     from patchscopes.engine.target import TargetPrompt
+    from patchscopes.engine.unembedding import logit_lens
     from patchscopes.model.layers import EMBEDDING
     from patchscopes.model.loading import load_model
     from patchscopes.patchscope import Patchscope

@@ -1,4 +1,4 @@
-"""The engine: write hidden states into a target prompt, and let the model go on from there.
+"""The rows primitive: write hidden states into a target prompt, and let the model go on from there.
 
 A Patchscope (Ghandeharioun et al., ICML 2024, section 3) takes the representation of token i at layer ℓ of a
 source prompt, and writes it over token i* at layer ℓ* of a target prompt. Every experiment of the library asks one
@@ -86,7 +86,7 @@ def patch_logits_in_batches(
     batch_size: int | None = None,
 ) -> Iterator[Float[Tensor, "batch d_vocab"]]:
     """`patch_logits`, one batch of rows at a time: for more rows than their logits would fit into memory."""
-    vectors, layers = _checked_rows(target, vectors, layers)
+    vectors, layers = _check_rows(target, vectors, layers)
     chosen = choose_engine(target, engine)
     size = choose_batch_size(target, chosen, batch_size, new_tokens=0)
     ask = fast.first_logits if chosen == "fast" else hooks.first_logits
@@ -112,7 +112,7 @@ def patch_logits_ahead_in_batches(
 
     An end-of-sequence token is gone on from like any other. Args and errors: as for `patch_logits`.
     """
-    vectors, layers = _checked_rows(target, vectors, layers)
+    vectors, layers = _check_rows(target, vectors, layers)
     check_length(target, n_tokens)
     chosen = choose_engine(target, engine)
     size = choose_batch_size(target, chosen, batch_size, n_tokens, unembedded=n_tokens)
@@ -156,7 +156,7 @@ def patch_generate(
 
     Other args and errors: as for `patch_logits`.
     """
-    vectors, layers = _checked_rows(target, vectors, layers)
+    vectors, layers = _check_rows(target, vectors, layers)
     if temperature < 0:
         raise PatchscopesError(f"temperature must be at least 0, got {temperature}")
     check_length(target, max_new_tokens)
@@ -189,7 +189,7 @@ def run_with_patch(
         PatchscopesError: the position or layer does not exist, or the vector is not as wide as the model.
     """
     target = TargetPrompt(model, target_text, target_position)
-    vectors, layers = _checked_rows(target, source_vec[None], [layer])
+    vectors, layers = _check_rows(target, source_vec[None], [layer])
     return model.run_with_hooks(
         target.tokens[None], fwd_hooks=hooks.build_writing_hooks(target.position, vectors, layers)
     )
@@ -220,7 +220,7 @@ def generate_with_patch(
     return decode_each_token(model, tokens), tokens
 
 
-def _checked_rows(
+def _check_rows(
     target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Sequence[int] | Int[Tensor, " row"]
 ) -> tuple[Float[Tensor, "row d_model"], Int[Tensor, " row"]]:
     """Vectors and layers on the model's device, if they fit the model and each other."""

@@ -19,14 +19,14 @@ from patchscopes.engine.proof import Engine
 from patchscopes.engine.target import TargetPrompt, find_target_position
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.mappings import LayerMapping
-from patchscopes.model.layers import EMBEDDING, resolve_source_layers, resolve_target_layers
+from patchscopes.model.layers import EMBEDDING, resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.positions import find_substring_token_position
 from patchscopes.tokens import Text, decode_each_token, resolve_position, to_token_ids
 
 # f: any function of representations, or one that goes by their source layers.
-Mapping: TypeAlias = LayerMapping | Callable[[Float[Tensor, "row d_in"]], Float[Tensor, "row d_out"]]
+RepresentationMapping: TypeAlias = LayerMapping | Callable[[Float[Tensor, "row d_in"]], Float[Tensor, "row d_out"]]
 
 
 class TokenProbability(NamedTuple):
@@ -44,7 +44,7 @@ class Patchscope:
         source_prompt: S, a text or its token ids.
         source_position: i, counted from either end, or a word of S (its first occurrence, its last token).
         model: M.
-        source_layers: ℓ; all blocks unless given.
+        source_layers: ℓ, one or several; all blocks unless given.
         target_prompt: T; None for T = S.
         target_position: i*, counted from either end, or a word of T (its last occurrence, as of a placeholder; its last
             token). Unless given it is i where T = S, and the last token elsewhere.
@@ -52,72 +52,86 @@ class Patchscope:
         target_model: M*; None for M.
         target_layers: ℓ*: `"same"` (ℓ* = ℓ), `"last"`, `"embedding"`, a number, or one number for each ℓ.
 
+    The representations are read anew by each call. The target prompt's clean run is kept, so make a new object after
+    you have changed a model's weights.
+
     Raises:
-        PatchscopesError: a position, word or layer does not exist, or f is needed and missing.
+        PatchscopesError: a position, word or layer does not exist, or f is missing or does not fit the layers.
     """
 
     source_prompt: Text
     source_position: int | str = -1
     model: LensModel
-    source_layers: Sequence[int] | None = None
+    source_layers: Sequence[int] | int | None = None
     target_prompt: Text | None = None
     target_position: int | str | None = None
-    mapping: Mapping | None = None
+    mapping: RepresentationMapping | None = None
     target_model: LensModel | None = None
     target_layers: str | int | Sequence[int] = "same"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source_layers", resolve_source_layers(self.model, self.source_layers))
-        object.__setattr__(self, "target_model", self.target_model or self.model)
         # What is wrong is said now, and not when the model runs.
-        _ = self.source, self.target, self.layers
-        if self.mapping is None and self.target.model.cfg.d_model != self.model.cfg.d_model:
+        _, target_model = self.source, self.target.model
+        pairs = list(zip(self.resolved_source_layers, self.resolved_target_layers, strict=True))
+        if isinstance(self.mapping, LayerMapping):
+            self.mapping.check_pairs(pairs)
+        elif self.mapping is None and target_model.cfg.d_model != self.model.cfg.d_model:
             raise PatchscopesError(
-                f"the target model is {self.target.model.cfg.d_model} wide and the source model "
-                f"{self.model.cfg.d_model}: give a mapping between them, such as LayerMapping.between(...)"
+                f"the target model is {target_model.cfg.d_model} wide and the source model {self.model.cfg.d_model}: "
+                "give a mapping between them, such as LayerMapping.between(...)"
             )
 
     @cached_property
     def source(self) -> tuple[Int[Tensor, " pos"], int]:
         """The tokens of S, and i counted from the start."""
         tokens = to_token_ids(self.model, self.source_prompt)
-        if isinstance(self.source_position, int):
-            return tokens, resolve_position(len(tokens), self.source_position)
-        text = _check_is_text(self.source_prompt, self.source_position)
-        return tokens, find_substring_token_position(self.model, text, self.source_position)
+        if isinstance(self.source_position, str):
+            text = _check_is_text(self.source_prompt, self.source_position)
+            return tokens, find_substring_token_position(self.model, text, self.source_position)
+        return tokens, resolve_position(len(tokens), self.source_position)
 
     @cached_property
     def target(self) -> TargetPrompt:
         """T with i*, in the target model."""
         model = self.target_model or self.model
-        prompt = self.source_prompt if self.target_prompt is None else self.target_prompt
         position = self.target_position
-        if position is None:
-            position = -1 if self.target_prompt is not None else self._position_in_target_model(model)
+        if self.target_prompt is None:
+            prompt = self.source_prompt
+            default = self._align_position(model)
+        else:
+            prompt, default = self.target_prompt, -1
         if isinstance(position, str):
             position = find_target_position(model, _check_is_text(prompt, position), position)
-        return TargetPrompt(model, prompt, position)
+        return TargetPrompt(model, prompt, default if position is None else position)
 
     @cached_property
-    def layers(self) -> list[int]:
-        """ℓ* for each ℓ."""
-        return resolve_target_layers(self.target.model, self.source_layers or (), self.target_layers)
+    def resolved_source_layers(self) -> list[int]:
+        """Each ℓ, by number."""
+        return resolve_layers(self.model, self.source_layers)
 
     @cached_property
+    def resolved_target_layers(self) -> list[int]:
+        """ℓ* for each ℓ, by number."""
+        return resolve_target_layers(self.target.model, self.resolved_source_layers, self.target_layers)
+
+    @property
     @torch.no_grad()
     def vectors(self) -> Float[Tensor, "layer d_model"]:
         """What is written: f of the representation at each ℓ."""
         tokens, position = self.source
-        representations = extract_representations(self.model, [tokens], [position], self.source_layers)[0]
+        layers = self.resolved_source_layers
+        representations = extract_representations(self.model, [tokens], [position], layers)[0]
         if self.mapping is None:
             return representations
         if isinstance(self.mapping, LayerMapping):
-            return self.mapping(representations, torch.tensor(self.source_layers, device=representations.device))
+            return self.mapping(representations, torch.tensor(layers, device=representations.device))
         return self.mapping(representations)
 
     def logits(self, *, engine: Engine = "auto", batch_size: int | None = None) -> Float[Tensor, "layer d_vocab"]:
         """Logits of the token after T, for each ℓ. Args and errors: as for `patch_logits`."""
-        return patch_logits(self.target, self.vectors, self.layers, engine=engine, batch_size=batch_size)
+        return patch_logits(
+            self.target, self.vectors, self.resolved_target_layers, engine=engine, batch_size=batch_size
+        )
 
     def top_k(
         self, k: int = 5, *, engine: Engine = "auto", batch_size: int | None = None
@@ -129,7 +143,7 @@ class Patchscope:
         """
         n_tokens = self.target.model.cfg.d_vocab
         if not 1 <= k <= n_tokens:
-            raise PatchscopesError(f"the model has {n_tokens} tokens, {k} most likely ones were asked for")
+            raise PatchscopesError(f"the model has {n_tokens} tokens, {k} most likely ones were asked for: give fewer")
         logits = self.logits(engine=engine, batch_size=batch_size)
         top = torch.softmax(logits.float(), dim=-1).topk(k, dim=-1)
         return [
@@ -152,14 +166,14 @@ class Patchscope:
         tokens = patch_generate(
             self.target,
             self.vectors,
-            self.layers,
+            self.resolved_target_layers,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             engine=engine,
             batch_size=batch_size,
         )
-        texts: list[str] = self.target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
+        continuations: list[str] = self.target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return continuations
 
     def __repr__(self) -> str:
         return f"Patchscope({', '.join(f'{symbol} = {value}' for symbol, value in self._describe())})"
@@ -183,14 +197,16 @@ class Patchscope:
                 (self.target.model, self.target.tokens, self.target.position),
             )
         )
-        target_layers = self.target_layers if isinstance(self.target_layers, str) else _describe_layers(self.layers)
+        target_layers = (
+            self.target_layers if isinstance(self.target_layers, str) else _describe_layers(self.resolved_target_layers)
+        )
         name = type(self.mapping).__name__
         f = "identity" if self.mapping is None else getattr(self.mapping, "__name__", name)
         return [
             ("S", source[0]),
             ("i", source[1]),
             ("M", str(self.model.cfg.model_name)),
-            ("ℓ", _describe_layers(self.source_layers or ())),
+            ("ℓ", _describe_layers(self.resolved_source_layers)),
             ("T", target[0]),
             ("i*", target[1]),
             ("f", f),
@@ -198,16 +214,21 @@ class Patchscope:
             ("ℓ*", target_layers),
         ]
 
-    def _position_in_target_model(self, model: LensModel) -> int:
+    def _align_position(self, model: LensModel) -> int:
         """i* of T = S: i itself, or where another model has read the same part of S."""
         _, position = self.source
-        if model is self.model or not isinstance(self.source_prompt, str):
+        if model is self.model or model.tokenizer.get_vocab() == self.model.tokenizer.get_vocab():
             return position
+        if not isinstance(self.source_prompt, str):
+            raise PatchscopesError(
+                f"{model.cfg.model_name!r} has other tokens than {self.model.cfg.model_name!r}: give S as a text, or "
+                "give T too"
+            )
         aligned = dict(align_positions(self.model, model, self.source_prompt))
         if position not in aligned:
             raise PatchscopesError(
                 f"no token of {model.cfg.model_name!r} ends where token {position} of {self.model.cfg.model_name!r} "
-                f"ends in {self.source_prompt!r}; give a target_position"
+                f"ends in {self.source_prompt!r}; give T, or another position in S"
             )
         return aligned[position]
 

@@ -45,9 +45,9 @@ def find_substring_token_position(
     """
     starts = [start for start in range(len(text)) if substring and text.startswith(substring, start)]
     if not -len(starts) <= occurrence < len(starts):
+        found = "is not in the text" if not starts else f"is in the text {len(starts)} times, not at {occurrence}"
         raise PatchscopesError(
-            f"occurrence {occurrence} of {substring!r} is not in the text, which has {len(starts)}; its tokens are "
-            f"{decode_each_token(model, to_token_ids(model, text))}"
+            f"{substring!r} {found}; its tokens are {decode_each_token(model, to_token_ids(model, text))}"
         )
     begin = starts[occurrence]
     end = begin + len(substring)

@@ -50,7 +50,7 @@ def get_tuned_lens(
     model: "LensModel", options: argparse.Namespace, method: str, file: Path | None
 ) -> "dict[MapKey, AffineMap]":
     """The maps of `tuned_lens` or `tuned_lens_kl`, from a file if one is given."""
-    from patchscopes.learned.fitting import fit_or_load_affine_maps
+    from patchscopes.learned.cached_fits import fit_or_load_affine_maps
     from patchscopes.learned.tuned_lens import train_tuned_lens
 
     if file is not None:
@@ -72,7 +72,7 @@ def get_linear_future_lens(
     model: "LensModel", options: argparse.Namespace, file: Path | None
 ) -> "dict[MapKey, AffineMap]":
     """The maps to the last layer of the same token and of the next two, from a file if one is given."""
-    from patchscopes.learned.fitting import fit_or_load_affine_maps
+    from patchscopes.learned.cached_fits import fit_or_load_affine_maps
 
     if file is not None:
         return load_maps_made_by("least_squares", file)

@@ -80,7 +80,7 @@ def fit_maps(
 ) -> "dict[MapKey, AffineMap]":
     """f for each pair of layers, from the cache folder if it was fitted before."""
     from patchscopes.experiments.model_pair import resolve_layer_grid
-    from patchscopes.learned.fitting import fit_or_load_cross_model_maps
+    from patchscopes.learned.cached_fits import fit_or_load_cross_model_maps
 
     return fit_or_load_cross_model_maps(
         source,

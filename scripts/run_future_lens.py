@@ -22,8 +22,8 @@ def main() -> None:
     texts = load_texts(options.dataset, limit=options.samples)
 
     from patchscopes.experiments import future_lens
-    from patchscopes.experiments.checks import resolve_layers
     from patchscopes.model.environment import describe_environment
+    from patchscopes.model.layers import resolve_layers
     from patchscopes.plots.future_lens import plot_future_lens
 
     model = load_chosen_model(options)

@@ -16,8 +16,8 @@ def main() -> None:
     texts = load_texts(options.dataset, limit=options.samples)
 
     from patchscopes.experiments import lenses
-    from patchscopes.experiments.checks import resolve_layers
     from patchscopes.model.environment import describe_environment
+    from patchscopes.model.layers import resolve_layers
     from patchscopes.plots.lenses import plot_lenses
 
     model = load_chosen_model(options)

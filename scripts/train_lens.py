@@ -62,7 +62,7 @@ def main() -> None:
 
 def fit_maps(model: "LensModel", texts: TextSet, options: argparse.Namespace) -> None:
     """The Tuned Lens or the linear Future Lens by least squares."""
-    from patchscopes.learned.fitting import fit_or_load_affine_maps
+    from patchscopes.learned.cached_fits import fit_or_load_affine_maps
     from patchscopes.learned.mappings import save_maps
 
     maps = fit_or_load_affine_maps(

@@ -14,10 +14,11 @@ from patchscopes.alignment import align_positions
 from patchscopes.baselines import LogitLens, source_patchscope
 from patchscopes.data.texts import TextSet
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import placeholder_target
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.fitting import fit_cross_model_maps
 from patchscopes.learned.mappings import LayerMapping
-from patchscopes.patch import patch_generate, patch_logits, placeholder_target
+from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.tokens import decode_each_token
 
@@ -38,7 +39,7 @@ class TestSaysWhatTheRowsPrimitiveSays:
         vectors = extract_representations(llama, [SOURCE], [position])[0]
         target = placeholder_target(llama, IDENTITY)
         layers = [0, 1, 2, 3]
-        assert patchscope.source_layers == layers
+        assert patchscope.resolved_source_layers == layers
         torch.testing.assert_close(patchscope.logits(), patch_logits(target, vectors, layers))
         said = patch_generate(target, vectors, layers, max_new_tokens=6)
         assert patchscope.generate(6) == llama.tokenizer.batch_decode(said, skip_special_tokens=True)
@@ -56,7 +57,7 @@ class TestSaysWhatTheRowsPrimitiveSays:
     )
     def test_target_layers(self, patchscope, target_layers, expected):
         some = replace(patchscope, source_layers=(1, 3), target_layers=target_layers)
-        assert some.layers == expected
+        assert some.resolved_target_layers == expected
         torch.testing.assert_close(some.logits(), patch_logits(some.target, some.vectors, expected))
 
     def test_without_a_target_prompt_t_is_s(self, llama):
@@ -75,6 +76,14 @@ class TestSaysWhatTheRowsPrimitiveSays:
         doubled = replace(patchscope, mapping=lambda representations: 2 * representations)
         torch.testing.assert_close(doubled.vectors, 2 * patchscope.vectors)
         assert (doubled.logits() - patchscope.logits()).abs().max() > 1e-3
+
+    def test_one_layer_alone(self, patchscope):
+        alone = replace(patchscope, source_layers=2)
+        torch.testing.assert_close(alone.logits(), patchscope.logits()[[2]], atol=1e-4, rtol=0)
+
+    def test_another_model_takes_the_place_of_both(self, tiny_models, patchscope):
+        other = tiny_models("mistral")
+        assert replace(patchscope, model=other).target.model is other
 
     def test_token_ids_are_texts_too(self, llama, patchscope):
         tokens, position = patchscope.source
@@ -106,6 +115,10 @@ class TestTwoModels:
         vectors = torch.stack([f(state) for f, state in zip((maps[0, 2, 0], maps[2, 1, 0]), states, strict=True)])
         expected = patch_logits(placeholder_target(target, IDENTITY), vectors, [2, 1])
         torch.testing.assert_close(across.logits(), expected)
+        with pytest.raises(PatchscopesError, match="the map from layer 0 goes to layer 2, and .* written at layer 1"):
+            replace(across, target_layers=1)
+        with pytest.raises(PatchscopesError, match="no map from layer 1, only from"):
+            replace(across, source_layers=(0, 1))
         with pytest.raises(PatchscopesError, match="no map from layer 0 to layer 0"):
             LayerMapping.between(source, target, maps, {0: 0})
         with pytest.raises(PatchscopesError, match="learned from"):
@@ -121,9 +134,11 @@ class TestTwoModels:
                 across = Patchscope(model=source, source_prompt=SOURCE, source_layers=[0], **fields)
                 assert across.target.position == aligned[position]
             else:
-                with pytest.raises(PatchscopesError, match="ends where token .* give a target_position"):
+                with pytest.raises(PatchscopesError, match="ends where token .* give T, or another position"):
                     Patchscope(model=source, source_prompt=SOURCE, **fields)
         assert 1 < len(aligned) < n_tokens
+        with pytest.raises(PatchscopesError, match="give S as a text"):
+            Patchscope(model=source, source_prompt=[5, 6], target_model=target, mapping=lambda h: h[:, :24])
 
     def test_other_widths_need_a_mapping(self, pair):
         with pytest.raises(PatchscopesError, match="24 wide and the source model 32: give a mapping"):
@@ -156,6 +171,8 @@ class TestShown:
         ({"target_layers": "first"}, "must be same, embedding, last or a number"),
         ({"target_layers": 9}, "layer 9 does not exist"),
         ({"target_layers": [1, 2]}, "2 target layers were given for 4 source layers"),
+        ({"target_layers": "--5"}, "must be same, embedding, last or a number"),
+        ({"source_layers": 5}, "layer 5 does not exist"),
         ({"source_prompt": [5, 6], "source_position": "a"}, "can be found only in a text"),
     ],
 )

@@ -56,7 +56,7 @@ def test_occurrences_are_counted_from_both_ends(model):
     positions = [find_substring_token_position(model, text, "cat", occurrence=n) for n in range(3)]
     assert positions == sorted(set(positions))
     assert find_substring_token_position(model, text, "cat", occurrence=-1) == positions[-1]
-    with pytest.raises(PatchscopesError, match="which has 3"):
+    with pytest.raises(PatchscopesError, match="is in the text 3 times"):
         find_substring_token_position(model, text, "cat", occurrence=3)
 
 

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchscopes.data.files import read_rows
+from patchscopes.data.files import UNSPECIFIED, read_rows
 from patchscopes.errors import PatchscopesError
 from patchscopes.prompts import DESCRIPTION_SEPARATOR
-
-UNSPECIFIED = "unspecified"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +38,13 @@ def load_entities(path: Path) -> tuple[Entity, ...]:
     if path.suffix == ".csv":
         # Empty cells are those that are not there.
         rows = (({name: cell for name, cell in row.items() if cell}, place) for row, place in rows)
-    entities = tuple(_entity(row, place) for row, place in rows)
+    entities = tuple(_parse_entity(row, place) for row, place in rows)
     if not entities:
         raise PatchscopesError(f"{path} has no entities")
     return entities
 
 
-def _entity(row: Any, place: str) -> Entity:
+def _parse_entity(row: Any, place: str) -> Entity:
     fields = dict(row) if isinstance(row, dict) else {}
     texts = [fields.get("entity"), fields.get("reference")]
     groups = [fields.get("kind", UNSPECIFIED), fields.get("popularity", UNSPECIFIED)]

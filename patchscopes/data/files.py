@@ -13,6 +13,9 @@ from patchscopes.errors import PatchscopesError
 _PACKAGE = Path(__file__).parent.parent
 DATA_FOLDER = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent / "data"
 
+# The group of a row that names none.
+UNSPECIFIED = "unspecified"
+
 # What stands in a row, and words for where it stands.
 Row: TypeAlias = tuple[Any, str]
 

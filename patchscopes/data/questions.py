@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchscopes.data.files import read_rows
+from patchscopes.data.files import UNSPECIFIED, read_rows
 from patchscopes.errors import PatchscopesError
 
 # The word that a question ends in so that the model goes on with the answer. The paper's query, [π2][π1], is what
 # stands before it.
 CUE = " is"
-
-UNSPECIFIED = "unspecified"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ def load_questions(path: Path) -> tuple[TwoHopQuestion, ...]:
         PatchscopesError: no such file, or a bad row (the message names it).
     """
     rows = read_rows(path, (".json",), "two-hop questions")
-    questions = tuple(_question(row, place) for row, place in rows)
+    questions = tuple(_parse_question(row, place) for row, place in rows)
     if not questions:
         raise PatchscopesError(f"{path} has no questions")
     seen: set[int] = set()
@@ -84,7 +82,7 @@ def load_questions(path: Path) -> tuple[TwoHopQuestion, ...]:
 TEXT_FIELDS = ("hop1_prompt", "hop1_answer", "hop2_prompt_prefix", "hop2_answer", "combined_question")
 
 
-def _question(row: Any, place: str) -> TwoHopQuestion:
+def _parse_question(row: Any, place: str) -> TwoHopQuestion:
     fields = dict(row) if isinstance(row, dict) else {}
     texts = {name: fields.get(name) for name in TEXT_FIELDS} | {"category": fields.get("category", UNSPECIFIED)}
     wrong = [name for name, text in texts.items() if not isinstance(text, str) or not text.strip()]
@@ -98,13 +96,13 @@ def _question(row: Any, place: str) -> TwoHopQuestion:
     question = TwoHopQuestion(
         id=fields["id"],
         **stripped,
-        hop1_aliases=_aliases(aliases, "hop1_answer", place),
-        hop2_aliases=_aliases(aliases, "hop2_answer", place),
+        hop1_aliases=_parse_aliases(aliases, "hop1_answer", place),
+        hop2_aliases=_parse_aliases(aliases, "hop2_answer", place),
     )
     return check_question(question, place)
 
 
-def _aliases(aliases: Any, hop: str, place: str) -> tuple[str, ...]:
+def _parse_aliases(aliases: Any, hop: str, place: str) -> tuple[str, ...]:
     names = aliases.get(hop, []) if isinstance(aliases, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise PatchscopesError(

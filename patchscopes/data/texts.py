@@ -64,6 +64,16 @@ def load_texts(name: str = PASSAGES, split: Split = "evaluation", *, limit: int 
     return TextSet(name, split, texts)
 
 
+def check_train(texts: TextSet) -> None:
+    """Refuse to learn from texts that an evaluation may use.
+
+    Raises:
+        PatchscopesError: they are not of the train split.
+    """
+    if texts.split != "train":
+        raise PatchscopesError(f"lenses learn from texts of the train split, got {texts.split!r} of {texts.name!r}")
+
+
 def is_short_enough(text: str) -> bool:
     """Whether the text passes the paper's filter."""
     return len(text) <= MAX_CHARACTERS and len(text.split()) <= MAX_WORDS

@@ -35,11 +35,11 @@ class Generation:
     continuations: Int[Tensor, " row"]
     highest_layers: Int[Tensor, " continuation"]
 
-    def rows_in_blocks(self, n_blocks: int) -> list[int]:
+    def count_rows_in_blocks(self, n_blocks: int) -> list[int]:
         """For each block, how many rows have joined before it (the first ones), and how many have after the last."""
         return count_below(self.layers, n_blocks)
 
-    def continuations_in_blocks(self, n_blocks: int) -> list[int]:
+    def count_continuations_in_blocks(self, n_blocks: int) -> list[int]:
         """For each block, how many continuations it runs (the first ones)."""
         return [len(self.highest_layers) - n for n in count_below(self.highest_layers, n_blocks)]
 
@@ -55,7 +55,7 @@ def empty_generation(layers: Int[Tensor, " row"]) -> Generation:
     return Generation(layers, torch.zeros_like(layers), layers[-1:])
 
 
-def decoding_cache(twin: Twin, clean: CleanRun, caches: Sequence[PrefixCache]) -> PrefixCache:
+def join_caches(twin: Twin, clean: CleanRun, caches: Sequence[PrefixCache]) -> PrefixCache:
     """The cache to decode on: in each block the rows that have joined before it, then the continuations.
 
     Args:
@@ -84,8 +84,8 @@ def decode_step(
     """
     now, parents, new_tokens = append_tokens(before, kept, tokens)
     n_blocks = len(twin.blocks)
-    n_rows, n_running = now.rows_in_blocks(n_blocks), now.continuations_in_blocks(n_blocks)
-    n_rows_before = before.rows_in_blocks(n_blocks)
+    n_rows, n_running = now.count_rows_in_blocks(n_blocks), now.count_continuations_in_blocks(n_blocks)
+    n_rows_before = before.count_rows_in_blocks(n_blocks)
     for number, layer in enumerate(cache.prefix_layers):
         running = n_rows_before[number] + parents[: n_running[number]]
         layer.keep_rows(pad_rows(torch.cat([kept[: n_rows[number]], running]), twin))

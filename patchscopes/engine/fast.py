@@ -20,18 +20,16 @@ from torch import Tensor
 
 from patchscopes.engine.building import get_twin
 from patchscopes.engine.clean_run import CleanRun
-from patchscopes.engine.decoding import decode_step, decoding_cache, empty_generation
+from patchscopes.engine.decoding import decode_step, empty_generation, join_caches
 from patchscopes.engine.generation import Advance, LogitsInParts
 from patchscopes.engine.prefix import PrefixCache, cache_in_use
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import Twin
 from patchscopes.engine.unembedding import unembed
 
-# More tokens than this at a time fall out of the caches of a processor; fewer spend more time between the operations
-# (reading the prompts of a grid of 900 rows, two cores, bfloat16: 2.8 s with 2,048 or 3,072, 3.1 with 1,024).
+# More tokens than this at a time fall out of the caches of a processor; fewer spend more time between the operations.
 TOKENS_AT_A_TIME = 2048
-# Logits of more rows take memory and hardly less time (two cores, 49,152 tokens, 3,075 rows in four steps: 0.55 s in
-# bfloat16 and 1.51 in float32, 0.53 and 1.52 with 1,024 at a time, 0.66 and 1.84 with 128).
+# Logits of more rows take memory and no less time; of half as many, 20 % more.
 ROWS_UNEMBEDDED_AT_A_TIME = 256
 
 
@@ -80,11 +78,11 @@ def start_residuals(
     # Which row is where is worked out on the CPU: it takes no time, and operations that not every device has.
     on_cpu = layers.cpu()
     order = torch.argsort(on_cpu, stable=True)
-    sizes = part_sizes(on_cpu[order], max(1, TOKENS_AT_A_TIME // target.suffix_length))
+    sizes = choose_part_sizes(on_cpu[order], max(1, TOKENS_AT_A_TIME // target.suffix_length))
     rows_of_parts = [rows.to(layers.device) for rows in order.split(sizes)]
     # In order of their layers already, so the order that comes back is this one.
     parts = [staggered_forward(twin, clean, vectors[rows], layers[rows]) for rows in rows_of_parts]
-    cache = decoding_cache(twin, clean, [part_cache for _, part_cache, _ in parts])
+    cache = join_caches(twin, clean, [part_cache for _, part_cache, _ in parts])
     generated = empty_generation(on_cpu[order])
 
     def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_model"]:
@@ -98,7 +96,7 @@ def start_residuals(
     return restore_order(torch.cat([residual for residual, _, _ in parts]), order), advance
 
 
-def part_sizes(layers: Int[Tensor, " row"], most: int) -> list[int]:
+def choose_part_sizes(layers: Int[Tensor, " row"], most: int) -> list[int]:
     """How many rows to read at a time: at most so many, and all rows of a layer together if they are no more.
 
     Rows of a regular grid then come in few sizes (see `decoding.pad_rows`).

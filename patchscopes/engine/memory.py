@@ -14,9 +14,9 @@ LARGEST_KEPT_BYTES = 64 * 2**20
 def keep_freed_memory() -> bool:
     """Let this process keep freed memory instead of giving it back to the operating system; whether it could.
 
-    Left alone, glibc gives back the memory of a batch's activations when they are freed, and the operating system
-    hands out empty pages for the next ones: a grid of 900 rows takes 70,000 to 150,000 page faults, and 5 to 10 %
-    longer (embedded model, bfloat16, two cores). Up to 512 MiB are kept, of tensors up to 64 MiB each.
+    Left alone, glibc gives back the memory of a batch's activations when they are freed, and the operating system hands
+    out empty pages for the next ones: a grid of 900 rows takes 5 to 10 % longer. Up to 512 MiB are kept, of tensors up
+    to 64 MiB each.
 
     It sets something for the whole process, so the scripts call it, and importing the library does not. Where the C
     library is not glibc it does nothing. Memory of a GPU is not concerned.

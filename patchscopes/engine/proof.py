@@ -37,7 +37,7 @@ def choose_engine(target: TargetPrompt, engine: Engine) -> Literal["fast", "hook
         raise PatchscopesError(f"engine must be 'auto', 'fast' or 'hooks', got {engine!r}")
     if has_hooks(target.model):
         return "hooks"
-    return "hooks" if fast_engine_failure(target) is not None else "fast"
+    return "hooks" if find_fast_engine_failure(target) is not None else "fast"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ _verdicts: weakref.WeakKeyDictionary[LensModel, _Verdict] = weakref.WeakKeyDicti
 
 
 @torch.no_grad()
-def fast_engine_failure(target: TargetPrompt) -> str | None:
+def find_fast_engine_failure(target: TargetPrompt) -> str | None:
     """Why `engine="auto"` does not use the fast engine on this model, or None if it does.
 
     The proof runs on first use for a model (and again after TransformerLens's compatibility mode was switched). If the

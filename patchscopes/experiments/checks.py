@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.model.layers import check_layer, spread_layers
 from patchscopes.model.lens_model import LensModel
 
 
@@ -20,17 +19,6 @@ def check_methods(methods: Sequence[str], known: Sequence[str]) -> None:
     for method in methods:
         if method not in known:
             raise PatchscopesError(f"no method is called {method!r}; choose from {', '.join(known)}")
-
-
-def resolve_layers(model: LensModel, layers: Sequence[int] | None, n_default: int | None = None) -> list[int]:
-    """The given layers; if none are given, `n_default` of them at equal distances, or all blocks.
-
-    Raises:
-        PatchscopesError: the model has no such layer.
-    """
-    if layers is not None:
-        return [check_layer(model, layer) for layer in layers]
-    return list(range(model.cfg.n_layers)) if n_default is None else spread_layers(model, n_default)
 
 
 def check_finite(model: LensModel, logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:

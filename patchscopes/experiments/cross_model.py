@@ -61,7 +61,7 @@ def run(
 
     Args:
         entities: to describe; none to leave that part out.
-        maps: f for each pair of `resolve_layer_grid`, if it is affine: from `learned.fitting.fit_cross_model_maps`.
+        maps: f for each pair of `resolve_layer_grid`, if it is affine (`patchscopes.learned.fitting`).
         progress: wraps the iteration over chunks, `tqdm` for instance.
 
     Returns:

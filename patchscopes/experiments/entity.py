@@ -17,11 +17,10 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import resolve_layers
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import EntityConfig
 from patchscopes.metrics import ROUGE_TYPES, mean_with_interval, rouge
-from patchscopes.model.layers import resolve_target_layers
+from patchscopes.model.layers import resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_generate
 from patchscopes.results import ChunkStore, Json

@@ -12,12 +12,11 @@ from patchscopes.data.entities import cut_description
 from patchscopes.engine.target import placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import resolve_layers
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import EntityConfig
 from patchscopes.experiments.entity import fill_placeholder, generate_descriptions
 from patchscopes.metrics import rouge
-from patchscopes.model.layers import resolve_target_layers
+from patchscopes.model.layers import resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import Json
 

@@ -26,7 +26,7 @@ from patchscopes.engine.batching import rows_per_batch
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite, check_methods, resolve_layers
+from patchscopes.experiments.checks import check_finite, check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import FutureLensConfig
 from patchscopes.experiments.sampling import CHUNK_SAMPLES, SampledPositions, sample_positions, summarise_samples
@@ -35,6 +35,7 @@ from patchscopes.learned.continuation import Continued, read_with_continuation
 from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.metrics import rank
+from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_logits_ahead_in_batches
 from patchscopes.prompts import build_token_identity_prompt

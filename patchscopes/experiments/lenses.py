@@ -19,7 +19,7 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite, resolve_layers
+from patchscopes.experiments.checks import check_finite
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import FutureForm, LensesConfig
 from patchscopes.experiments.sampling import (
@@ -32,6 +32,7 @@ from patchscopes.experiments.sampling import (
 )
 from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
+from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import resolve_layers
 from patchscopes.experiments.config import CrossModelConfig
 from patchscopes.learned.mappings import AffineMap, MapKey
 from patchscopes.learned.provenance import check_model
+from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 
 
@@ -90,7 +90,7 @@ def pair_models(
     missing = [f"{key[0]}→{key[1]}" for key in pair.grid if maps is None or MapKey(*key) not in maps]
     if maps is None or missing:
         raise PatchscopesError(
-            f"f is missing for the layers {', '.join(missing[:5])}: fit it with learned.fitting.fit_cross_model_maps"
+            f"f is missing for the layers {', '.join(missing[:5])}: fit it with fit_cross_model_maps"
         )
     made = maps[MapKey(*pair.grid[0])].provenance
     check_model(made.source_model, source)

@@ -27,11 +27,12 @@ import numpy as np
 from patchscopes.data.questions import TwoHopQuestion, contains_answer
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_methods, resolve_layers
+from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.experiments.multi_hop_measures import count_hops_alone, summarise_methods
 from patchscopes.experiments.multi_hop_patching import can_be_patched, patch_question
+from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
 

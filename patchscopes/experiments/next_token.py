@@ -26,7 +26,7 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite, check_methods, resolve_layers
+from patchscopes.experiments.checks import check_finite, check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import NextTokenConfig
 from patchscopes.experiments.sampling import (
@@ -38,6 +38,7 @@ from patchscopes.experiments.sampling import (
     summarise_samples,
 )
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
+from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json

@@ -1,4 +1,4 @@
-"""What the library learns from a model (affine maps, soft prompts): its provenance, its files, and their cache."""
+"""The files of what the library learns from a model (affine maps, soft prompts), and their cache."""
 
 import hashlib
 import json

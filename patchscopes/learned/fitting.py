@@ -5,7 +5,6 @@ All that is kept are sums over positions, so one pass over the texts serves all 
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,15 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.alignment import align_positions
-from patchscopes.data.texts import TextSet
+from patchscopes.data.texts import TextSet, check_train
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import RIDGE
-from patchscopes.learned.files import get_cached_path, load_cached, remove_files
 from patchscopes.learned.least_squares import Moments
-from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
+from patchscopes.learned.mappings import AffineMap, MapKey
 from patchscopes.learned.provenance import Provenance, describe_provenance
-from patchscopes.model.layers import check_layer
+from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import to_token_ids
 
@@ -65,17 +63,14 @@ def fit_affine_maps(
     Raises:
         PatchscopesError: texts of another split, no position in them, or too few for the ridge.
     """
-    _check_train(texts)
+    check_train(texts)
     n_positions = choose_n_positions(model) if n_positions is None else n_positions
     if n_positions < 1 or not ahead or min(ahead) < 0:
         raise PatchscopesError(
             f"n_positions must be at least 1, and ahead some numbers from 0 on; got {n_positions} and {tuple(ahead)}"
         )
     last = model.cfg.n_layers - 1
-    sources = list(range(model.cfg.n_layers)) if source_layers is None else list(source_layers)
-    targets = [last] if target_layers is None else list(target_layers)
-    for layer in [*sources, *targets]:
-        check_layer(model, layer)
+    sources, targets = resolve_layers(model, source_layers), resolve_layers(model, target_layers or [last])
 
     runs = _choose_texts(model, texts, n_positions, max(ahead), seed)
     keys = [MapKey(source, target, later) for source in sources for later in ahead for target in targets]
@@ -113,13 +108,12 @@ def fit_cross_model_maps(
 
     How many such positions there were is in the maps' provenance. Memory, args and errors: as for `fit_affine_maps`.
     """
-    _check_train(texts)
+    check_train(texts)
     n_positions = choose_n_positions(source_model) if n_positions is None else n_positions
     if n_positions < 1:
         raise PatchscopesError(f"n_positions must be at least 1, got {n_positions}")
     for model, layers in ((source_model, source_layers), (target_model, target_layers)):
-        for layer in layers:
-            check_layer(model, layer)
+        resolve_layers(model, layers)
     runs: list[AlignedText] = []
     missing = n_positions
     n_tokens = 0
@@ -160,11 +154,6 @@ def fit_cross_model_maps(
     )
 
 
-def _check_train(texts: TextSet) -> None:
-    if texts.split != "train":
-        raise PatchscopesError(f"maps are fitted on texts of the train split, got {texts.split!r} of {texts.name!r}")
-
-
 def _sum_moments(
     runs: Sequence[Any],
     read: Callable[[Sequence[Any]], tuple[Tensor, Tensor]],
@@ -182,7 +171,7 @@ def _sum_moments(
         raise PatchscopesError(f"the train texts of {texts.name!r} have no position to fit on; give more texts")
     (source_model, n_sources), (target_model, n_targets) = sources, targets
     shape = (n_sources, source_model.cfg.d_model, n_targets, target_model.cfg.d_model)
-    moments = Moments.zero(*shape, _moments_device(source_model, *shape))
+    moments = Moments.zero(*shape, _choose_device(source_model, *shape))
     for group in progress([runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]):
         moments.add(*read(group))
     if moments.n < 5 * source_model.cfg.d_model:
@@ -208,7 +197,7 @@ def choose_n_positions(model: LensModel) -> int:
     return max(20_000, 20 * model.cfg.d_model)
 
 
-def _moments_device(model: LensModel, n_sources: int, d_in: int, n_targets: int, d_out: int) -> torch.device:
+def _choose_device(model: LensModel, n_sources: int, d_in: int, n_targets: int, d_out: int) -> torch.device:
     """The model's device if it has float64 and memory to spare, otherwise the CPU."""
     device = torch.device(model.cfg.device)
     if device.type == "cuda":
@@ -260,81 +249,3 @@ def _read_pairs(
         return states[rows][:, [layers.index(layer) for layer in chosen]]
 
     return at(0, sources), torch.cat([at(later, targets) for later in ahead], dim=1)
-
-
-# Whose code decides what a map is.
-_MODULES = ["learned/fitting", "learned/mappings", "learned/least_squares", "alignment", "positions"]
-
-
-def fit_or_load_affine_maps(
-    model: LensModel,
-    texts: TextSet,
-    *,
-    ahead: Sequence[int] = (0,),
-    n_positions: int | None = None,
-    ridge: float = RIDGE,
-    seed: int = 0,
-    fresh: bool = False,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> dict[MapKey, AffineMap]:
-    """`fit_affine_maps` from all layers to the last one, or what an earlier call with the same arguments left in the
-    cache folder (unless `fresh`).
-
-    Raises:
-        PatchscopesError: as `fit_affine_maps`, or the model has hooks on it.
-    """
-    options = {"ahead": list(ahead), "n_positions": n_positions, "ridge": ridge, "seed": seed}
-    path = get_cached_path("affine", [model], texts, options, _MODULES)
-    if fresh:
-        remove_files(path)
-    return _load_or_fit(
-        path,
-        lambda: fit_affine_maps(
-            model, texts, ahead=ahead, n_positions=n_positions, ridge=ridge, seed=seed, progress=progress
-        ),
-    )
-
-
-def fit_or_load_cross_model_maps(
-    source_model: LensModel,
-    target_model: LensModel,
-    texts: TextSet,
-    source_layers: Sequence[int],
-    target_layers: Sequence[int],
-    *,
-    n_positions: int | None = None,
-    ridge: float = RIDGE,
-    seed: int = 0,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> dict[MapKey, AffineMap]:
-    """`fit_cross_model_maps`, or what an earlier call with the same arguments left in the cache folder.
-
-    Raises:
-        PatchscopesError: as `fit_cross_model_maps`, or a model has hooks on it.
-    """
-    layers = {"source_layers": list(source_layers), "target_layers": list(target_layers)}
-    options = layers | {"n_positions": n_positions, "ridge": ridge, "seed": seed}
-    path = get_cached_path("affine", [source_model, target_model], texts, options, _MODULES)
-    return _load_or_fit(
-        path,
-        lambda: fit_cross_model_maps(
-            source_model,
-            target_model,
-            texts,
-            source_layers,
-            target_layers,
-            n_positions=n_positions,
-            ridge=ridge,
-            seed=seed,
-            progress=progress,
-        ),
-    )
-
-
-def _load_or_fit(path: Path, fit: Callable[[], dict[MapKey, AffineMap]]) -> dict[MapKey, AffineMap]:
-    """The maps in a cached file, which is written first if it is not there."""
-    maps = load_cached(path, load_maps)
-    if maps is None:
-        maps = fit()
-        save_maps(path, maps)
-    return maps

@@ -20,7 +20,7 @@ from patchscopes.data.texts import TextSet
 from patchscopes.engine import fast
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.generation import Advance, LogitsInParts, concatenate_logits
-from patchscopes.engine.proof import fast_engine_failure
+from patchscopes.engine.proof import find_fast_engine_failure
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
@@ -30,13 +30,26 @@ from patchscopes.learned.files import get_cached_path, load_cached, load_tensors
 from patchscopes.learned.provenance import Provenance, check_model, describe_provenance
 from patchscopes.learned.training import kl_divergence, train
 from patchscopes.learned.tuned_lens import draw_at_most, split_held_out
-from patchscopes.model.layers import EMBEDDING, check_layer
+from patchscopes.model.layers import EMBEDDING, resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import to_token_ids
 
 N_HELD_OUT_SAMPLES = 96
 _MODULES = ["learned/future_lens", "learned/tuned_lens", "learned/training", "learned/continuation"]
-_MODULES += [f"engine/{name}" for name in ("target", "unembedding", "twin", "clean_run", "fast", "decoding", "prefix")]
+_MODULES += [
+    f"engine/{name}"
+    for name in (
+        "target",
+        "unembedding",
+        "building",
+        "twin",
+        "clean_run",
+        "fast",
+        "decoding",
+        "generation",
+        "prefix",
+    )
+]
 
 
 def build_fixed_prompt_target(model: LensModel, prompt: str = FIXED_PROMPT) -> TargetPrompt:
@@ -117,7 +130,7 @@ def train_soft_prompt(
         PatchscopesError: texts of another split, fewer than two with a position, or a model that the fast engine
             cannot run.
     """
-    layers = list(range(model.cfg.n_layers)) if layers is None else [check_layer(model, layer) for layer in layers]
+    layers = resolve_layers(model, layers)
     learning, held_out = split_held_out(model, texts, room=N_TOKENS - 1)
     options = {"layers": layers, "prompt": prompt, "n_samples": n_samples, **asdict(config)}
     path = get_cached_path("soft-prompt", [model], texts, options, _MODULES)
@@ -128,7 +141,7 @@ def train_soft_prompt(
     if cached is not None:
         return cached
     tokens = to_token_ids(model, prompt)
-    failure = fast_engine_failure(TargetPrompt(model, tokens))
+    failure = find_fast_engine_failure(TargetPrompt(model, tokens))
     if failure is not None:
         raise PatchscopesError(f"a soft prompt is trained with the fast engine, and on this model {failure}")
     beginning = extract_representations(model, [tokens] * len(tokens), list(range(len(tokens))), [EMBEDDING])[:, 0]

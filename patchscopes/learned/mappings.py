@@ -7,7 +7,7 @@ no hidden state is kept.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -162,6 +162,22 @@ class LayerMapping:
         chosen = {source: maps[MapKey(source, target)] for source, target in target_layers.items()}
         _check_models(chosen, source_model, target_model)
         return cls(chosen)
+
+    def check_pairs(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Refuse to map from ℓ to write at an ℓ* that the map does not go to.
+
+        Raises:
+            PatchscopesError: there is no map from a layer ℓ, or it goes to another layer than ℓ*.
+        """
+        for layer, target_layer in pairs:
+            if layer not in self.maps:
+                raise PatchscopesError(f"there is no map from layer {layer}, only from {sorted(self.maps)}")
+            reached = self.maps[layer].key.target_layer
+            if reached != target_layer:
+                raise PatchscopesError(
+                    f"the map from layer {layer} goes to layer {reached}, and its result would be written at layer "
+                    f"{target_layer}: give the target layers that the maps go to"
+                )
 
     def __call__(
         self, representations: Float[Tensor, "row d_in"], layers: Int[Tensor, " row"]

@@ -55,7 +55,7 @@ def train(
         PatchscopesError: a held-out loss is not finite, or the checkpoint cannot be read.
     """
     parameters = [parameter for part in parts for parameter in part]
-    optimizer = _optimizer(parameters, config)
+    optimizer = _build_optimizer(parameters, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule_rate(step, config))
     held_out: list[tuple[int, list[float]]] = []
     best = [[parameter.detach().clone() for parameter in part] for part in parts]
@@ -114,7 +114,7 @@ def _check_finite(losses: Sequence[float], steps_done: int) -> list[float]:
     return list(losses)
 
 
-def _optimizer(parameters: list[Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
+def _build_optimizer(parameters: list[Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
     rate = config.learning_rate or 0.0
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay, amsgrad=True)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.data.texts import Sample, TextSet, draw_samples
+from patchscopes.data.texts import Sample, TextSet, check_train, draw_samples
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unembedding import unembed_rows
 from patchscopes.errors import PatchscopesError
@@ -23,7 +23,7 @@ from patchscopes.learned.files import get_cached_path, load_cached, remove_files
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
 from patchscopes.learned.provenance import describe_provenance
 from patchscopes.learned.training import Trained, kl_divergence, train
-from patchscopes.model.layers import check_layer
+from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import to_token_ids
 
@@ -32,7 +32,14 @@ TEXTS_IN_BUFFER = 32
 HELD_OUT_EVERY = 10
 HELD_OUT_POSITIONS = 256
 # What the learned values depend on: their cache keeps for as long as none of these changes.
-_MODULES = ["learned/tuned_lens", "learned/training", "learned/mappings", "engine/unembedding", "engine/twin"]
+_MODULES = [
+    "learned/tuned_lens",
+    "learned/training",
+    "learned/mappings",
+    "engine/unembedding",
+    "engine/building",
+    "engine/twin",
+]
 
 
 def train_tuned_lens(
@@ -61,7 +68,7 @@ def train_tuned_lens(
     Raises:
         PatchscopesError: texts of another split, or fewer than two with a position.
     """
-    layers = list(range(model.cfg.n_layers)) if layers is None else [check_layer(model, layer) for layer in layers]
+    layers = resolve_layers(model, layers)
     learning, held_out = split_held_out(model, texts)
     options = {"layers": layers, **asdict(config)}
     path = get_cached_path("tuned-kl", [model], texts, options, _MODULES)
@@ -96,8 +103,7 @@ def split_held_out(
     Raises:
         PatchscopesError: texts of another split than train, or fewer than two with a position.
     """
-    if texts.split != "train":
-        raise PatchscopesError(f"a lens is trained on texts of the train split, got {texts.split!r} of {texts.name!r}")
+    check_train(texts)
     longest = model.cfg.n_ctx - room
     all_tokens = [(to_token_ids(model, text, truncate=True)[:longest], text) for text in texts.texts]
     usable = [(ids, text) for ids, text in all_tokens if len(ids) > 1]

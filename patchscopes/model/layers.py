@@ -26,13 +26,17 @@ def get_hook_name(layer: int) -> str:
     return "blocks.0.hook_resid_pre" if layer == EMBEDDING else f"blocks.{layer}.hook_resid_post"
 
 
-def resolve_source_layers(model: LensModel, layers: Sequence[int] | None) -> list[int]:
-    """The given source layers ℓ, which must exist, or all blocks.
+def resolve_layers(model: LensModel, layers: Sequence[int] | int | None, n_default: int | None = None) -> list[int]:
+    """The given layers, or the one; if none are given, `n_default` of them at equal distances, or all blocks.
 
     Raises:
-        PatchscopesError: there is no such layer.
+        PatchscopesError: the model has no such layer.
     """
-    return [check_layer(model, layer) for layer in (range(model.cfg.n_layers) if layers is None else layers)]
+    if isinstance(layers, int):
+        return [check_layer(model, layers)]
+    if layers is not None:
+        return [check_layer(model, int(layer)) for layer in layers]
+    return list(range(model.cfg.n_layers)) if n_default is None else spread_layers(model, n_default)
 
 
 def resolve_target_layers(
@@ -49,11 +53,15 @@ def resolve_target_layers(
                 f"{len(target_layers)} target layers were given for {len(source_layers)} source layers; give one for "
                 "each, or same, embedding, last or one number"
             )
-        return [check_layer(model, layer) for layer in target_layers]
+        return [check_layer(model, int(layer)) for layer in target_layers]
     if target_layers == "same":
         return [check_layer(model, layer) for layer in source_layers]
     fixed = {"embedding": EMBEDDING, "last": model.cfg.n_layers - 1}
-    if isinstance(target_layers, str) and target_layers not in fixed and not target_layers.lstrip("-").isdecimal():
+    if (
+        isinstance(target_layers, str)
+        and target_layers not in fixed
+        and not target_layers.removeprefix("-").isdecimal()
+    ):
         raise PatchscopesError(f"target layer must be same, embedding, last or a number, got {target_layers!r}")
     layer = fixed[target_layers] if target_layers in fixed else int(target_layers)
     return [check_layer(model, layer)] * len(source_layers)

@@ -30,7 +30,7 @@ def load_model(
     """Load a model into TransformerLens, with its raw weights, in eval mode and with gradients off.
 
     Args:
-        name: an alias of `patchscopes.registry.MODELS` (the default is the embedded model, which needs no
+        name: an alias of `patchscopes.model.registry.MODELS` (the default is the embedded model, which needs no
             network, as those of `patchscopes.model.embedded`), a hub id (`owner/name`) or a local folder.
         device: cuda, mps or cpu, whichever is there first unless given; `"auto"` spreads the model over all GPUs.
         dtype: float32 on a CPU and bfloat16 elsewhere unless given, as a torch type or its name.
@@ -42,7 +42,7 @@ def load_model(
         PatchscopesError: the model cannot be had; the message says what to do.
     """
     if hf_model is not None:
-        return _frozen(_wrap(hf_model, tokenizer, device, dtype))
+        return _freeze(_wrap(hf_model, tokenizer, device, dtype))
     device = resolve_device(device)
     dtype = default_dtype(device) if dtype is None else parse_dtype(dtype)
     is_embedded = name.lower() in EMBEDDED
@@ -56,18 +56,18 @@ def load_model(
             transformers_logging.disable_progress_bar()
         elif folder.is_dir():
             source = str(folder)
-        with reloadable(tokenizer) as tokenizer:
+        with save_for_reloading(tokenizer) as tokenizer:
             model = TransformerBridge.boot_transformers(source, dtype=dtype, tokenizer=tokenizer, **placement)
         # Without its files transformers makes some families an empty tokenizer.
         if not model.tokenizer("x", add_special_tokens=False)["input_ids"]:
             raise ValueError("its tokenizer knows no text")
     except (OSError, SafetensorError, ValueError) as error:
-        raise PatchscopesError(_why_not_loaded(name, source, error)) from error
+        raise PatchscopesError(_explain_failure(name, source, error)) from error
     finally:
         if progress_bars:
             transformers_logging.enable_progress_bar()
     model.cfg.model_name = name.lower() if is_embedded else name
-    return _frozen(model)
+    return _freeze(model)
 
 
 def _wrap(
@@ -88,19 +88,19 @@ def _wrap(
     hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     parameter = next(hf_model.parameters())
     name = hf_model.config.name_or_path or type(hf_model).__name__
-    with reloadable(tokenizer or _tokenizer_of(name)) as tokenizer:
+    with save_for_reloading(tokenizer or _load_tokenizer(name)) as tokenizer:
         try:
             model = TransformerBridge.boot_transformers(
                 f"loaded/{name}", hf_model=hf_model, tokenizer=tokenizer, device=parameter.device, dtype=parameter.dtype
             )
         except ValueError as error:
-            raise PatchscopesError(_why_not_loaded(name, name, error)) from error
+            raise PatchscopesError(_explain_failure(name, name, error)) from error
     model.cfg.model_name = name
     return model
 
 
 @contextmanager
-def reloadable(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[PreTrainedTokenizerBase | None]:
+def save_for_reloading(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[PreTrainedTokenizerBase | None]:
     """The tokenizer as it is now, saved for as long as the context lasts.
 
     TransformerLens loads a tokenizer again by its path, to have BOS prepended: one made on the spot has none, and one
@@ -114,19 +114,19 @@ def reloadable(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[PreTrained
         yield AutoTokenizer.from_pretrained(folder)
 
 
-def _tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise PatchscopesError(f"found no tokenizer for the model {name!r}: give one with tokenizer=...") from error
 
 
-def _frozen(model: TransformerBridge) -> TransformerBridge:
+def _freeze(model: TransformerBridge) -> TransformerBridge:
     model.requires_grad_(False)
     return model.eval()
 
 
-def _why_not_loaded(name: str, source: str, error: Exception) -> str:
+def _explain_failure(name: str, source: str, error: Exception) -> str:
     """One sentence on why a model could not be loaded, and what to do."""
     if isinstance(error, PatchscopesError):
         return str(error)

@@ -130,10 +130,10 @@ def test_texts_are_those_of_a_plain_loop(data):
         assert now.layers.tolist() == [layer for layer, _ in plain]
         highest = [max(layer for layer, text in plain if text == one) for one in texts]
         assert now.highest_layers.tolist() == highest == sorted(highest, reverse=True)
-        assert now.rows_in_blocks(n_layers) == [
+        assert now.count_rows_in_blocks(n_layers) == [
             sum(layer < block for layer, _ in plain) for block in range(n_layers + 1)
         ]
-        assert now.continuations_in_blocks(n_layers) == [
+        assert now.count_continuations_in_blocks(n_layers) == [
             sum(one >= block for one in highest) for block in range(n_layers + 1)
         ]
 
@@ -141,7 +141,7 @@ def test_texts_are_those_of_a_plain_loop(data):
 def test_counts():
     assert count_below(torch.tensor([-1, 0, 0, 2]), 3) == [1, 3, 3, 4]
     layers = torch.tensor([2, 1, EMBEDDING])
-    assert Generation(torch.tensor([0]), torch.tensor([0]), layers).continuations_in_blocks(3) == [2, 2, 1, 0]
+    assert Generation(torch.tensor([0]), torch.tensor([0]), layers).count_continuations_in_blocks(3) == [2, 2, 1, 0]
 
 
 def test_round_sizes_are_few_and_near(llama, monkeypatch):

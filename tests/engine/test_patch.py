@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from patchscopes.engine import fast
 from patchscopes.engine.extract import extract_representation, extract_representations
 from patchscopes.engine.generation import choose_tokens, find_most_likely
-from patchscopes.engine.proof import fast_engine_failure
+from patchscopes.engine.proof import find_fast_engine_failure
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
@@ -143,7 +143,7 @@ class TestFamilies:
     def test_auto_proves_the_fast_engine(self, tiny_models, family):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert fast_engine_failure(TargetPrompt(tiny_models(family), TOKENS)) is None
+            assert find_fast_engine_failure(TargetPrompt(tiny_models(family), TOKENS)) is None
 
     def test_weights_edited_in_place_are_seen_by_both_engines(self, tokenizer, family):
         model = load_model(hf_model=make_hf_model(family, seed=1), tokenizer=tokenizer)
@@ -364,7 +364,7 @@ class TestWhichEngine:
     @given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=6), most=st.integers(1, 12))
     def test_parts_end_where_layers_end(self, counts, most):
         layers = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        sizes = fast.part_sizes(layers, most)
+        sizes = fast.choose_part_sizes(layers, most)
         assert sum(sizes) == len(layers)
         assert 0 < min(sizes) <= max(sizes) <= most
         for part in layers.split(sizes):

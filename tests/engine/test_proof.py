@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 from patchscopes.engine import checking, clean_run, decoding, fast, prefix, proof, reference
 from patchscopes.engine.building import get_twin, use_family_attention
 from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.proof import fast_engine_failure
+from patchscopes.engine.proof import find_fast_engine_failure
 from patchscopes.engine.reference import build_trials, record_reference
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.model.embedded import unpack_embedded_model
@@ -71,11 +71,11 @@ def shift_layers(staggered_forward):
     return shifted
 
 
-def leave_early(continuations_in_blocks):
+def leave_early(count_continuations_in_blocks):
     """A continuation leaves the batch one block before the last of its rows has joined."""
 
     def leaving(generation, n_blocks):
-        counts = continuations_in_blocks(generation, n_blocks)
+        counts = count_continuations_in_blocks(generation, n_blocks)
         return [*counts[1:], counts[-1]]
 
     return leaving
@@ -86,7 +86,7 @@ BROKEN = {
         (fast, "write_vectors", lambda _: lambda residual, vectors: residual.expand(len(vectors), -1, -1).clone())
     ],
     "rows come back in the wrong order": [(fast, "restore_order", lambda _: lambda rows, order: rows)],
-    "caches are in the wrong order": [(fast, "decoding_cache", change_result(reverse_rows))],
+    "caches are in the wrong order": [(fast, "join_caches", change_result(reverse_rows))],
     "another row is dropped than the one to drop": [
         (
             fast,
@@ -117,7 +117,7 @@ BROKEN_FURTHER = {
         (decoding, "begin_step", change_result(lambda made: (made[0].roll(1, dims=0), made[1])))
     ],
     "generated tokens have the positions of the first one": [(decoding, "begin_step", use_calls_of_the_prompt)],
-    "continuations leave too early": [(decoding.Generation, "continuations_in_blocks", leave_early)],
+    "continuations leave too early": [(decoding.Generation, "count_continuations_in_blocks", leave_early)],
     "the first key of the prefix is lost": [
         (
             clean_run,
@@ -221,7 +221,7 @@ def test_short_and_long_prompts_are_proved_on_enough_tokens(tokenizer, prompt):
 
 def test_a_prompt_that_fills_the_context_is_proved_too(tokenizer):
     model = load_model(hf_model=make_hf_model("gpt2", seed=3), tokenizer=tokenizer)
-    assert fast_engine_failure(TargetPrompt(model, [7] * CONTEXT)) is None
+    assert find_fast_engine_failure(TargetPrompt(model, [7] * CONTEXT)) is None
 
 
 def test_a_soft_prompt_is_proved_and_missed(tokenizer):
@@ -254,7 +254,7 @@ class TestAttentionOfItsOwn:
         softmax = prefix.softmax_over_keys
         monkeypatch.setattr(prefix, "softmax_over_keys", lambda scores: softmax(scores) * 0.5)
         before = target.clean_run
-        assert fast_engine_failure(target) is None
+        assert find_fast_engine_failure(target) is None
         assert not get_twin(model).shares_prefix
         assert target.clean_run is not before
         vectors = torch.randn(3, model.cfg.d_model)
@@ -306,7 +306,7 @@ def test_quantised_weights_are_proved(bits, dtype):
 
 def test_the_embedded_model_is_proved_and_a_broken_part_is_found():
     model = load_model(dtype="bfloat16")
-    assert fast_engine_failure(TargetPrompt(model, "cat -> cat\n1135 -> 1135\nhello -> hello\n?")) is None
+    assert find_fast_engine_failure(TargetPrompt(model, "cat -> cat\n1135 -> 1135\nhello -> hello\n?")) is None
     references = [record_reference(trial) for trial in build_trials(TargetPrompt(model, "?"))]
     assert compare(references) is None
     assert find_missed(references, BROKEN) == []

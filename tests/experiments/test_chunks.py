@@ -7,9 +7,10 @@ import torch
 
 from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite, check_methods, resolve_layers
+from patchscopes.experiments.checks import check_finite, check_methods
 from patchscopes.experiments.chunks import StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.sampling import sample_aligned_positions
+from patchscopes.model.layers import resolve_layers
 from patchscopes.results import ChunkStore
 
 

@@ -11,7 +11,8 @@ from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.errors import PatchscopesError
-from patchscopes.learned.fitting import fit_affine_maps, fit_cross_model_maps, fit_or_load_cross_model_maps
+from patchscopes.learned.cached_fits import fit_or_load_cross_model_maps
+from patchscopes.learned.fitting import fit_affine_maps, fit_cross_model_maps
 from patchscopes.learned.mappings import MapKey
 from patchscopes.model.embedded import unpack_embedded_model
 from patchscopes.model.loading import load_model

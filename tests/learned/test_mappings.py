@@ -12,8 +12,9 @@ from patchscopes.data.texts import TextSet
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned import fitting, mappings
+from patchscopes.learned.cached_fits import fit_or_load_affine_maps
 from patchscopes.learned.files import get_cached_path
-from patchscopes.learned.fitting import fit_affine_maps, fit_or_load_affine_maps
+from patchscopes.learned.fitting import fit_affine_maps
 from patchscopes.learned.least_squares import Moments
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.learned.provenance import Provenance

@@ -111,7 +111,7 @@ class TestTrain:
         assert shares[:21] == sorted(shares[:21])
         assert shares[20:] == sorted(shares[20:], reverse=True)
         # The rate of the paper is for a momentum that does not sum up.
-        assert training._optimizer([torch.zeros(1)], sgd).param_groups[0]["lr"] == pytest.approx(0.1)
+        assert training._build_optimizer([torch.zeros(1)], sgd).param_groups[0]["lr"] == pytest.approx(0.1)
 
     def test_each_optimizer_has_a_rate_of_its_own(self):
         assert TrainingConfig().learning_rate == 1.0
