@@ -62,7 +62,7 @@ class TestFamilies:
         assert len(changed) > 0
         assert changed.min() > 1e-4
 
-    @pytest.mark.parametrize("position", POSITIONS)
+    @pytest.mark.parametrize("position", [-1, 5])
     def test_same_generation(self, tiny_models, family, position):
         model = tiny_models(family)
         target = TargetPrompt(model, TOKENS, position)
@@ -70,7 +70,7 @@ class TestFamilies:
         answers = [patch_generate(target, vectors, layers, max_new_tokens=6, engine=e) for e in ("fast", "hooks")]
         assert torch.equal(*answers)
 
-    @pytest.mark.parametrize("position", POSITIONS)
+    @pytest.mark.parametrize("position", [-1, 5, 0])
     def test_soft_prompts_fast_equals_hooks(self, tiny_models, family, position):
         model = tiny_models(family)
         vectors, layers = random_rows(model, 9)
