@@ -98,6 +98,6 @@ def source_patchscope(
 
     Tokens of S after i have no part in the answer, so T ends with token i.
     """
-    whole = TargetPrompt(model, source, position)
-    target = TargetPrompt(model, whole.tokens[: whole.position + 1], -1)
+    uncut = TargetPrompt(model, source, position)
+    target = TargetPrompt(model, uncut.tokens[: uncut.position + 1], -1)
     return PatchscopeLens(target, model.cfg.n_layers - 1, mapping, engine)

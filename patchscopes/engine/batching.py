@@ -40,8 +40,8 @@ def choose_batch_size(
     if batch_size is not None:
         return batch_size
     if engine == "hooks":
-        whole = len(target.tokens) + new_tokens
-        return rows_per_batch(target.model, run=whole, unembedded=whole)
+        n_tokens = len(target.tokens) + new_tokens
+        return rows_per_batch(target.model, run=n_tokens, unembedded=n_tokens)
     if new_tokens == 0:
         return rows_per_batch(target.model, run=target.suffix_length, unembedded=unembedded)
     # The engine itself reads the prompts in smaller parts.

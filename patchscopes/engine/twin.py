@@ -43,16 +43,16 @@ class Twin:
 @contextmanager
 def block_forwards(twin: Twin, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
     """Within the context, block l of the twin runs `forwards[l]` in place of its own forward."""
-    own = [vars(block).get("forward") for block in twin.blocks]
+    replaced = [vars(block).get("forward") for block in twin.blocks]
     for block, forward in zip(twin.blocks, forwards, strict=True):
         vars(block)["forward"] = forward
     try:
         yield
     finally:
-        for block, own_forward in zip(twin.blocks, own, strict=True):
+        for block, forward_before in zip(twin.blocks, replaced, strict=True):
             del vars(block)["forward"]
-            if own_forward is not None:
-                vars(block)["forward"] = own_forward
+            if forward_before is not None:
+                vars(block)["forward"] = forward_before
 
 
 def wrap_hidden_states(twin: Twin, hidden: Tensor) -> Any:

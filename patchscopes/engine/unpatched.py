@@ -48,15 +48,15 @@ def generate_after(
                 model, some, max_new_tokens=max_new_tokens, engine=engine, batch_size=batch_size
             )
         return out
-    own = [tokens[n_shared:] for tokens in ids]
-    longest = max(map(len, own))
+    endings = [tokens[n_shared:] for tokens in ids]
+    longest = max(map(len, endings))
     target = TargetPrompt(model, ids[0][:n_shared], -1)
     check_length(target, longest + max_new_tokens)
     # A state that is written over itself changes nothing; and below the layer of the patch, rows share what they can.
     last = model.cfg.n_layers - 1
     vectors = extract_representations(model, [target.tokens], [-1], [last])[0].expand(len(ids), -1)
     layers = torch.full((len(ids),), last, device=vectors.device)
-    padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in own]
+    padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in endings]
     forced = torch.tensor(padded, dtype=torch.long, device=vectors.device)
     chosen = choose_engine(target, engine)
     size = choose_batch_size(target, chosen, batch_size, longest + max_new_tokens, unembedded=0)
@@ -67,6 +67,6 @@ def generate_after(
         logits, advance = start_generation(target, vectors[rows], layers[rows])
         n_rows, n_new = len(vectors[rows]), longest + max_new_tokens
         said = generate(n_rows, logits, advance, get_end_tokens(model), n_new, 0.0, None, forced[rows])
-        for row, tokens, of_row in zip(out[rows], said, own[rows], strict=True):
-            row.copy_(tokens[len(of_row) : len(of_row) + max_new_tokens])
+        for row, tokens, ending in zip(out[rows], said, endings[rows], strict=True):
+            row.copy_(tokens[len(ending) : len(ending) + max_new_tokens])
     return out

