@@ -24,8 +24,8 @@ Continuation: TypeAlias = tuple[int, ...]
 Identity: TypeAlias = int | Continuation
 
 # For each row of the proof the tokens that it generates. The first row stops after the prompt; two rows go on alike and
-# then part, and two end alike. The numbers are twelfths of the vocabulary: its first tokens, for
-# special purposes, may be all the same to the model.
+# then part, and two end alike. The numbers are twelfths of the vocabulary: its first tokens, for special purposes, may
+# be all the same to the model.
 CONTINUATIONS: tuple[Continuation, ...] = ((), (5, 9), (7, 9), (3, 8), (5, 6), (5, 9))
 N_ROUNDINGS = 16
 # A prompt of fewer tokens is repeated, and of a longer one the first tokens are taken: the plain engine's residuals of
