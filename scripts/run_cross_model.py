@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "cross_model",
         methods=CrossModelConfig.METHODS,
-        samples=200,
+        samples=CrossModelConfig.n_samples,
         max_new_tokens=EntityConfig.max_new_tokens,
         models=("source-model", "target-model"),
     )

@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "fig2",
         methods=NextTokenConfig.METHODS,
         default_methods=NextTokenConfig.methods,
-        samples=1000,
+        samples=NextTokenConfig.n_samples,
         unused=("max-new-tokens",),
     )
     add_learned_options(parser, "tuned-lens", "tuned-lens-kl")

@@ -55,7 +55,11 @@ def main() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = build_common_parser(
-        __doc__, "future_lens", methods=FutureLensConfig.METHODS, samples=200, unused=("max-new-tokens",)
+        __doc__,
+        "future_lens",
+        methods=FutureLensConfig.METHODS,
+        samples=FutureLensConfig.n_samples,
+        unused=("max-new-tokens",),
     )
     add_learned_options(parser, "linear-maps", "soft-prompt")
     return parser

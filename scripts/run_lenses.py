@@ -2,13 +2,14 @@
 
 import argparse
 from dataclasses import asdict
+from typing import get_args
 
 from learned import add_learned_options, describe_learned, get_provenance, get_soft_prompt, get_tuned_lens
 from options import build_common_parser, natural
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.texts import load_texts
-from patchscopes.experiments.config import LensesConfig
+from patchscopes.experiments.config import FutureForm, LensesConfig
 
 
 def main() -> None:
@@ -52,19 +53,19 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "lenses",
         methods=LensesConfig.METHODS,
-        samples=100,
+        samples=LensesConfig.n_samples,
         unused=("methods", "batch-size", "max-new-tokens"),
     )
     parser.add_argument(
         "--future-lens",
-        choices=("learned_prompt", "fixed_prompt"),
-        default="learned_prompt",
+        choices=get_args(FutureForm),
+        default=LensesConfig.future_lens,
         help="the prompt of the Future Lens (default: %(default)s)",
     )
     parser.add_argument(
         "--checked-with-hooks",
         type=natural,
-        default=4,
+        default=LensesConfig.n_checked_with_hooks,
         metavar="N",
         help="samples for which T = S is also run with plain hooks, slowly (default: %(default)s)",
     )

@@ -57,7 +57,9 @@ def main() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = build_common_parser(__doc__, "multi_hop", methods=MultiHopConfig.METHODS, samples=100, unused=("dataset",))
+    parser = build_common_parser(
+        __doc__, "multi_hop", methods=MultiHopConfig.METHODS, samples=MultiHopConfig.n_samples, unused=("dataset",)
+    )
     group = parser.add_argument_group("multi-hop")
     group.add_argument(
         "questions",
