@@ -136,6 +136,21 @@ CONFIGS = {
     "smollm3": lambda: transformers.SmolLM3Config(**SIZES, num_key_value_heads=2, pad_token_id=0),
 }
 FAMILIES = tuple(CONFIGS)
+# Of each kind of attention, position, block and output one: for properties that need not be tried on all.
+KINDS = (
+    "gpt2",
+    "gptj",
+    "llama",
+    "gemma2",
+    "gemma3",
+    "bloom",
+    "mixtral",
+    "cohere",
+    "gpt_oss",
+    "deepseek_v3",
+    "mpt",
+    "llama4",
+)
 
 
 def make_hf_model(family: str, seed: int = 0) -> transformers.PreTrainedModel:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, make_hf_model
+from conftest import KINDS, make_hf_model
 
 from patchscopes.baselines import AffineLens, LogitLens, PatchscopeLens, source_patchscope
 from patchscopes.data.texts import TextSet, load_texts
@@ -18,7 +18,7 @@ TEXTS = TextSet("made up", "train", tuple(f"number {n} is {n * n}, not {n + 1}" 
 SOURCE, POSITION = "the source prompt", 6
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=KINDS)
 def model(request, tiny_models):
     return tiny_models(request.param)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import KINDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ def grid(model, position=3):
     return TargetPrompt(model, TOKENS, position), torch.stack([state for state, _ in rows]), [one for _, one in rows]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 class TestFamilies:
     def test_rows_that_stop_leave_the_others_alone(self, tiny_models, family):
         model = tiny_models(family)

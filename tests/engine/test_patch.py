@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import CONTEXT, FAMILIES, VOCABULARY, make_hf_model
+from conftest import CONTEXT, FAMILIES, KINDS, VOCABULARY, make_hf_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +70,25 @@ class TestFamilies:
         answers = [patch_generate(target, vectors, layers, max_new_tokens=6, engine=e) for e in ("fast", "hooks")]
         assert torch.equal(*answers)
 
+    def test_auto_proves_the_fast_engine(self, tiny_models, family):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert find_fast_engine_failure(TargetPrompt(tiny_models(family), TOKENS)) is None
+
+    def test_extraction_is_the_plain_cache(self, tiny_models, family):
+        model = tiny_models(family)
+        texts = [TOKENS, TOKENS[:4], TOKENS.flip(0), TOKENS]
+        positions = [-1, 2, 6, 3]
+        layers = [2, EMBEDDING, 0]
+        batched = extract_representations(model, texts, positions, layers, batch_size=3)
+        for row, (text, position) in enumerate(zip(texts, positions, strict=True)):
+            _, cache = model.run_with_cache(text[None])
+            plain = torch.stack([cache[get_hook_name(layer)][0, position] for layer in layers])
+            torch.testing.assert_close(batched[row], plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", KINDS)
+class TestKinds:
     @pytest.mark.parametrize("position", [-1, 5, 0])
     def test_soft_prompts_fast_equals_hooks(self, tiny_models, family, position):
         model = tiny_models(family)
@@ -140,11 +159,6 @@ class TestFamilies:
         states = extract_representations(model, [TOKENS] * 3, [2, 7, -1], [model.cfg.n_layers - 1])[:, 0]
         torch.testing.assert_close(logit_lens(model, states), model(TOKENS[None])[0, [2, 7, -1]], atol=1e-4, rtol=0)
 
-    def test_auto_proves_the_fast_engine(self, tiny_models, family):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert find_fast_engine_failure(TargetPrompt(tiny_models(family), TOKENS)) is None
-
     def test_weights_edited_in_place_are_seen_by_both_engines(self, tokenizer, family):
         model = load_model(hf_model=make_hf_model(family, seed=1), tokenizer=tokenizer)
         target = TargetPrompt(model, TOKENS)
@@ -156,17 +170,6 @@ class TestFamilies:
         after = patch_logits(edited, vectors, layers, engine="fast")
         torch.testing.assert_close(after, patch_logits(edited, vectors, layers, engine="hooks"), atol=1e-3, rtol=0)
         assert (after - before).abs().max() > 1e-3
-
-    def test_extraction_is_the_plain_cache(self, tiny_models, family):
-        model = tiny_models(family)
-        texts = [TOKENS, TOKENS[:4], TOKENS.flip(0), TOKENS]
-        positions = [-1, 2, 6, 3]
-        layers = [2, EMBEDDING, 0]
-        batched = extract_representations(model, texts, positions, layers, batch_size=3)
-        for row, (text, position) in enumerate(zip(texts, positions, strict=True)):
-            _, cache = model.run_with_cache(text[None])
-            plain = torch.stack([cache[get_hook_name(layer)][0, position] for layer in layers])
-            torch.testing.assert_close(batched[row], plain, atol=1e-5, rtol=1e-5)
 
 
 class TestRealModel:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import KINDS
 
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
@@ -14,7 +14,7 @@ POSITIONS = [3, -1, -2, 12]
 LAYERS = [2, EMBEDDING, 3]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_equals_running_everything_again(tiny_models, family):
     model = tiny_models(family)
     shared = read_with_continuation(model, TEXTS, POSITIONS, LAYERS, 3)
