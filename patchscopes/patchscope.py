@@ -143,7 +143,9 @@ class Patchscope:
         """
         n_tokens = self.target.model.cfg.d_vocab
         if not 1 <= k <= n_tokens:
-            raise PatchscopesError(f"the model has {n_tokens} tokens, {k} most likely ones were asked for: give fewer")
+            raise PatchscopesError(
+                f"the model has {n_tokens} tokens, {k} most likely ones were asked for: give 1 to {n_tokens}"
+            )
         logits = self.logits(engine=engine, batch_size=batch_size)
         top = torch.softmax(logits.float(), dim=-1).topk(k, dim=-1)
         return [

@@ -181,9 +181,10 @@ def test_what_is_wrong_is_said_at_once(patchscope, fields, message):
         replace(patchscope, **fields)
 
 
-def test_more_tokens_than_there_are(patchscope):
-    with pytest.raises(PatchscopesError, match="300 tokens, 301 most likely ones"):
-        patchscope.top_k(301)
+@pytest.mark.parametrize("k", [0, 301])
+def test_more_tokens_than_there_are_or_none(patchscope, k):
+    with pytest.raises(PatchscopesError, match=f"300 tokens, {k} most likely ones were asked for: give 1 to 300"):
+        patchscope.top_k(k)
 
 
 class TestTopLevel:
