@@ -14,9 +14,10 @@ once it has been proved to do what hooks do on this model, and otherwise warns a
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.engine import fast, hooks
@@ -151,8 +152,8 @@ def patch_generate(
     neither on the engine nor on the batch size.
 
     Args:
-        stop: given the new tokens of some rows so far, says which of them need not go on (they have answered, say);
-            such a row is padded with the end-of-sequence token.
+        stop: given the new tokens of some rows so far, and the numbers of those rows among `vectors`, says which of them
+            need not go on (they have answered, say); such a row is padded with the end-of-sequence token.
 
     Other args and errors: as for `patch_logits`.
     """
@@ -171,7 +172,8 @@ def patch_generate(
         some_draws = None if draws is None else draws[rows]
         ends = get_end_tokens(target.model)
         n_rows = len(vectors[rows])
-        out[rows] = generate(n_rows, logits, advance, ends, max_new_tokens, temperature, some_draws, stop=stop)
+        some_stop = None if stop is None else partial(_stop_from, stop, first)
+        out[rows] = generate(n_rows, logits, advance, ends, max_new_tokens, temperature, some_draws, stop=some_stop)
     return out
 
 
@@ -218,6 +220,13 @@ def generate_with_patch(
     if len(ended) > 0:
         tokens = tokens[: int(ended[0]) + 1]
     return decode_each_token(model, tokens), tokens
+
+
+def _stop_from(
+    stop: Stop, first: int, tokens: Int[Tensor, "row new_token"], rows: Int[Tensor, " row"]
+) -> Bool[Tensor, " row"]:
+    """`stop` of a batch that begins with row number `first`."""
+    return stop(tokens, rows + first)
 
 
 def _check_rows(

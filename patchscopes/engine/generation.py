@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Whether each row has said what it was asked for, given the new tokens of all rows so far.
-Stop: TypeAlias = Callable[[Int[Tensor, "row new_token"]], Bool[Tensor, " row"]]
+# Whether each row has said what it was asked for, given the new tokens of some rows so far and the numbers of those rows.
+Stop: TypeAlias = Callable[[Int[Tensor, "row new_token"], Int[Tensor, " row"]], Bool[Tensor, " row"]]
 
 # The logits of each row, some rows at a time: those of all rows together can be larger than all the rest.
 LogitsInParts: TypeAlias = Iterable[Float[Tensor, "_ d_vocab"]]
@@ -52,7 +52,7 @@ def generate(
         tokens[going_on, step:] = chosen[:, None]
         kept = is_forced | ~torch.isin(chosen, ends)
         if stop is not None and len(ends) > 0:
-            stopped = stop(tokens[going_on, : step + 1]) & kept
+            stopped = stop(tokens[going_on, : step + 1], going_on) & kept
             tokens[going_on[stopped], step + 1 :] = ends[0]
             kept &= ~stopped
         going_on = going_on[kept]

@@ -124,7 +124,7 @@ def generate_patched(
     """
     tokenizer = target.model.tokenizer
 
-    def has_answered(tokens: Int[Tensor, "row new_token"]) -> Bool[Tensor, " row"]:
+    def has_answered(tokens: Int[Tensor, "row new_token"], rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         # On the CPU, and each continuation once: rows say few different things.
         different, which = tokens.cpu().unique(dim=0, return_inverse=True)
         continuations = tokenizer.batch_decode(different, skip_special_tokens=True)
