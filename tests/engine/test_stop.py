@@ -30,7 +30,6 @@ class TestStop:
             else:
                 assert torch.equal(row, of_whole)
 
-
     @pytest.mark.parametrize("engine", ["fast", "hooks"])
     @pytest.mark.parametrize("batch_size", [2, None])
     def test_rows_are_known_by_their_numbers(self, llama, engine, batch_size):
@@ -58,5 +57,7 @@ def test_without_an_end_of_sequence_no_row_is_stopped():
     logits[:, 3] = 1.0
     nothing = torch.tensor([], dtype=torch.long)
     everyone = torch.ones(2, dtype=torch.bool)
-    tokens = generate(2, [logits], lambda chosen, kept: [logits], nothing, 4, 0.0, None, stop=lambda tokens, rows: everyone)
+    tokens = generate(
+        2, [logits], lambda chosen, kept: [logits], nothing, 4, 0.0, None, stop=lambda tokens, rows: everyone
+    )
     assert (tokens == 3).all()

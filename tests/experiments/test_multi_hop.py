@@ -14,7 +14,8 @@ from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import multi_hop, multi_hop_grid, multi_hop_patching
 from patchscopes.experiments.config import MultiHopConfig
-from patchscopes.experiments.multi_hop_measures import score_held_out, summarise_methods
+from patchscopes.experiments.layer_pairs import score_held_out
+from patchscopes.experiments.multi_hop_measures import summarise_methods
 from patchscopes.experiments.multi_hop_patching import (
     build_patching,
     find_patch_positions,
