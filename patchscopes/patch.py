@@ -152,8 +152,8 @@ def patch_generate(
     neither on the engine nor on the batch size.
 
     Args:
-        stop: given the new tokens of some rows so far, and the numbers of those rows among `vectors`, says which of them
-            need not go on (they have answered, say); such a row is padded with the end-of-sequence token.
+        stop: given the new tokens of some rows so far, and the numbers of these rows, says which of them need not go on
+            (they have answered, say); such a row is padded with the end-of-sequence token.
 
     Other args and errors: as for `patch_logits`.
     """

@@ -15,6 +15,9 @@ DESCRIPTION_EXAMPLES = (
 DESCRIPTION_PLACEHOLDER = "x"
 DESCRIPTION_SEPARATOR = ", "
 
+# What stands in place of the subject in the target prompt of attribute extraction (section 4.2).
+ATTRIBUTE_PLACEHOLDER = "x"
+
 # The whole target prompt of the Simplescope: nothing but the placeholder (and BOS, where the model has it).
 SIMPLESCOPE_PROMPT = PLACEHOLDER
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Whether each row has said what it was asked for, given the new tokens of some rows so far and the numbers of those rows.
+# Whether each of some rows has said what it was asked for, given its new tokens so far and its number.
 Stop: TypeAlias = Callable[[Int[Tensor, "row new_token"], Int[Tensor, " row"]], Bool[Tensor, " row"]]
 
 # The logits of each row, some rows at a time: those of all rows together can be larger than all the rest.

@@ -207,3 +207,38 @@ class BenchmarkConfig:
     max_new_tokens: int = 20
     seed: int = 0
     methods: tuple[str, ...] = METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributesConfig:
+    """Options of attribute extraction (`attributes`).
+
+    Attributes:
+        layers: source layers ℓ; None for `N_LAYERS` of them at equal distances.
+        target_layers: ℓ*; None for the same as `layers`.
+        n_subjects: of each task, at most; drawn from those that the model knows.
+        n_prompts: source prompts of each subject, at most.
+        max_new_tokens: after the target prompt (the paper's text says 20, its code 10).
+        n_examples: subjects that an LRE is estimated from.
+        ranks: of the low-rank inverses of the causal test; those above the model's width are left out.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    METHODS: ClassVar = ("patchscope", "probe", "lre", "lre_patchscope")
+    # Layers on each side of the grid unless told.
+    N_LAYERS: ClassVar = 8
+    # Tokens of a source prompt, and those in which the answer about a subject in clear must stand.
+    WINDOW: ClassVar = 20
+    KNOWN_NEW_TOKENS: ClassVar = 20
+    # Tasks with fewer are dropped, as in the paper.
+    FEWEST_SAMPLES: ClassVar = 15
+    methods: tuple[str, ...] = METHODS
+    layers: tuple[int, ...] | None = None
+    target_layers: tuple[int, ...] | None = None
+    n_subjects: int = 40
+    n_prompts: int = 5
+    max_new_tokens: int = 10
+    n_examples: int = 8
+    ranks: tuple[int, ...] = (4, 16, 64, 256)
+    seed: int = 0
+    batch_size: int | None = None
