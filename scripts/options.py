@@ -19,7 +19,9 @@ def build_common_parser(
     methods: tuple[str, ...],
     default_methods: tuple[str, ...] | None = None,
     samples: int = 500,
+    samples_are: str = "positions drawn from the texts",
     max_new_tokens: int = 8,
+    dataset: str = PASSAGES,
     unused: tuple[str, ...] = (),
     models: tuple[str, ...] = ("model",),
 ) -> argparse.ArgumentParser:
@@ -29,21 +31,22 @@ def build_common_parser(
         output: name of the output files without suffix; they go to `figures/`.
         methods: those that `--methods` may choose from.
         default_methods: those that it chooses unless given; all of them if None.
-        samples, max_new_tokens: defaults.
+        samples, max_new_tokens, dataset: defaults.
+        samples_are: what `--samples` counts.
         unused: common options that this script accepts and has no use for.
         models: the options that name a model.
     """
     ignored = f"Accepted and without effect here: {', '.join(f'--{name}' for name in unused)}." if unused else None
     parser = argparse.ArgumentParser(description=description, epilog=ignored, allow_abbrev=False)
     add_model_options(parser, models)
-    data = add_data_options(parser)
+    data = add_data_options(parser, dataset)
     data.add_argument(
         "--samples",
         "--num-samples",
         type=positive,
         default=samples,
         metavar="N",
-        help="positions drawn from the texts (default: %(default)s)",
+        help=f"{samples_are} (default: %(default)s)",
     )
     run = parser.add_argument_group("run")
     add_layers_option(run)
@@ -105,13 +108,14 @@ def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = 
     )
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_data_options(parser: argparse.ArgumentParser, default: str = PASSAGES) -> argparse._ArgumentGroup:
     """Which texts, and the seed."""
+    embedded = ", ".join(dict.fromkeys((default, PASSAGES)))
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset",
-        default=PASSAGES,
-        help=f"{PASSAGES} (embedded), {', '.join(STREAMED)} (streamed from the hub), or a .txt, .jsonl, .csv or "
+        default=default,
+        help=f"{embedded} (embedded), {', '.join(STREAMED)} (streamed from the hub), or a .txt, .jsonl, .csv or "
         ".parquet file (default: %(default)s)",
     )
     data.add_argument("--seed", type=natural, default=0, help="of all random draws (default: %(default)s)")
@@ -136,6 +140,17 @@ def add_target_layer_option(group: argparse._ArgumentGroup, default: str) -> Non
         type=target_layer,
         default=default,
         help="ℓ*: same, embedding, last or a number (default: %(default)s)",
+    )
+
+
+def add_target_layers_option(group: argparse._ArgumentGroup, aside: str) -> None:
+    """The target layers, each of them for each source layer."""
+    group.add_argument(
+        "--target-layers",
+        type=layer_list,
+        default="all",
+        metavar="LAYERS",
+        help=f"target layers ℓ*, as --layers {aside}",
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learned import describe_learned, get_provenance, load_train_texts
-from options import build_common_parser, layer_list, positive
+from options import add_target_layers_option, build_common_parser, positive
 from skeleton import load_chosen_model, progress_bar, run_experiment, run_script
 
 from patchscopes.data.entities import load_entities
@@ -115,13 +115,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(target_model=None)
     group = parser.add_argument_group("two models")
-    group.add_argument(
-        "--target-layers",
-        type=layer_list,
-        default="all",
-        metavar="LAYERS",
-        help="target layers ℓ*, as --layers; of both, `all` takes some at equal distances "
-        f"({CrossModelConfig.N_SOURCE_LAYERS} and {CrossModelConfig.N_TARGET_LAYERS})",
+    add_target_layers_option(
+        group,
+        "(of both, `all` takes some at equal distances: "
+        f"{CrossModelConfig.N_SOURCE_LAYERS} and {CrossModelConfig.N_TARGET_LAYERS})",
     )
     group.add_argument(
         "--mapping",

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from options import build_common_parser, layer_list, positive
+from options import add_target_layers_option, build_common_parser, positive
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.files import DATA_FOLDER
@@ -58,7 +58,12 @@ def main() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = build_common_parser(
-        __doc__, "multi_hop", methods=MultiHopConfig.METHODS, samples=MultiHopConfig.n_samples, unused=("dataset",)
+        __doc__,
+        "multi_hop",
+        methods=MultiHopConfig.METHODS,
+        samples=MultiHopConfig.n_samples,
+        samples_are="questions to patch, of those whose hops the model answers one by one",
+        unused=("dataset",),
     )
     group = parser.add_argument_group("multi-hop")
     group.add_argument(
@@ -66,15 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         default=DATA_FOLDER / "multihop_examples.json",
-        help="JSON file of two-hop questions (default: data/multihop_examples.json); --samples of those whose hops the "
-        "model answers one by one are patched",
+        help="JSON file of two-hop questions (default: data/multihop_examples.json)",
     )
-    group.add_argument(
-        "--target-layers",
-        type=layer_list,
-        metavar="LAYERS",
-        help="target layers ℓ*, as --layers; of both, `all` takes some at equal distances "
-        f"({MultiHopConfig.N_LAYERS}) unless there is --full-grid",
+    add_target_layers_option(
+        group, f"(of both, `all` takes {MultiHopConfig.N_LAYERS} at equal distances unless there is --full-grid)"
     )
     group.add_argument("--full-grid", action="store_true", help="every pair of layers (ℓ, ℓ*)")
     group.add_argument(

@@ -5,22 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from options import add_layer_range_option, build_common_parser, layer_list, natural, positive
+from live_grid import LiveGrid
+from options import add_layer_range_option, add_target_layers_option, build_common_parser, natural, positive
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.questions import CUE, TwoHopQuestion, check_question, find_question, load_questions
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import MultiHopConfig
-from patchscopes.plots.text import shorten, show_whitespace
+from patchscopes.plots.text import show_whitespace
 from patchscopes.results import Json
 
 if TYPE_CHECKING:
     from patchscopes.model.lens_model import LensModel
 
-# With more target layers than this, a cell holds a sign instead of words.
-COLUMNS_WITH_WORDS = 10
-CHARACTERS_IN_A_CELL = 16
 # Of `MultiHopConfig`, those that have an effect here.
 USED_OPTIONS = ("layers", "target_layers", "max_new_tokens", "cot_new_tokens", "batch_size")
 
@@ -74,9 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--hop1", metavar="TEXT", help="... 'the country whose capital is Tokyo'")
     group.add_argument("--answer", default="", metavar="TEXT", help="... 'yen' (answers with it are marked)")
     add_layer_range_option(group)
-    group.add_argument(
-        "--target-layers", type=layer_list, metavar="LAYERS", help="ℓ* (default: some at equal distances)"
-    )
+    add_target_layers_option(group, "(default: some at equal distances)")
     group.add_argument("--cot-new-tokens", type=positive, default=MultiHopConfig.cot_new_tokens, metavar="N")
     return parser
 
@@ -102,37 +98,10 @@ def choose_question(options: argparse.Namespace) -> TwoHopQuestion:
 
 def fill_grid(model: "LensModel", question: TwoHopQuestion, config: MultiHopConfig) -> Json:
     """Run the experiment while its grid fills up."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.table import Table
-
     from patchscopes.experiments import multi_hop_grid
 
-    console = Console(markup=False)
-    table = Table("ℓ", *map(str, config.target_layers), title="patched, by target layer ℓ*", title_justify="left")
-    live = Live(table, console=console, auto_refresh=False)
-
-    def show_unpatched(method: str, text: str, solved: bool) -> None:
-        print(f"{method:>8} {'✓' if solved else ' '} {show_whitespace(text)}")
-
-    def show_layer(layer: int, texts: list[str], solved: list[bool]) -> None:
-        cells = [show_cell(text, right) for text, right in zip(texts, solved, strict=True)]
-        if len(cells) > COLUMNS_WITH_WORDS:
-            cells = ["✓" if right else "·" for right in solved]
-        table.add_row(str(layer), *cells)
-        live.refresh()
-
-    with live:
-        results = multi_hop_grid.run(model, question, config, show_unpatched, show_layer)
-    if not console.is_terminal:
-        # Without a terminal a live table ends without a newline.
-        print()
-    return results
-
-
-def show_cell(text: str, solved: bool) -> str:
-    """The beginning of what was said, with a sign if it answers the question."""
-    return f"{'✓ ' if solved else ''}{shorten(show_whitespace(text.strip()), CHARACTERS_IN_A_CELL)}"
+    with LiveGrid(config.target_layers) as grid:
+        return multi_hop_grid.run(model, question, config, grid.show_unpatched, grid.show_layer)
 
 
 def print_table(document: dict) -> None:

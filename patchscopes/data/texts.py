@@ -18,7 +18,11 @@ MAX_WORDS = 250
 MAX_CHARACTERS = 2000
 
 # Hub data sets by name: repository and configuration. Both are streamed, and have a column `text`.
-STREAMED = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"), "pile": ("monology/pile-uncopyrighted", None)}
+STREAMED = {
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "wikitext103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    "pile": ("monology/pile-uncopyrighted", None),
+}
 PASSAGES = "passages"
 SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
@@ -42,7 +46,7 @@ class TextSet:
 
 
 def load_texts(name: str = PASSAGES, split: Split = "evaluation", *, limit: int | None = None) -> TextSet:
-    """Texts by name: `passages`, `wikitext2`, `pile`, or the path of a .txt, .jsonl, .csv or .parquet file.
+    """Texts by name: `passages`, one of `STREAMED`, or the path of a .txt, .jsonl, .csv or .parquet file.
 
     A .txt file has one text per line; the others have a field or column `text`. Empty texts and, as in the paper,
     texts over 250 words or 2,000 characters are left out. A text belongs to one split by its own hash, so that the

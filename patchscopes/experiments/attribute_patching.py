@@ -6,8 +6,8 @@ continuations searched for *another* subject's object, the x with nothing patche
 unrelated word.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def stop_at_answers(
         n_pairs: rows of each sample.
     """
 
-    @lru_cache(maxsize=None)
+    @cache
     def has_answered(text: str, number: int) -> bool:
         return not going_on[number] and contains_answer(text, samples[number].accepted, closed=True)
 
@@ -87,8 +87,7 @@ def stop_at_answers(
         different, which = tokens.cpu().unique(dim=0, return_inverse=True)
         texts = model.tokenizer.batch_decode(different, skip_special_tokens=True)
         answered = [
-            has_answered(texts[text], row // n_pairs)
-            for text, row in zip(which.tolist(), rows.tolist(), strict=True)
+            has_answered(texts[text], row // n_pairs) for text, row in zip(which.tolist(), rows.tolist(), strict=True)
         ]
         return torch.tensor(answered, dtype=torch.bool, device=tokens.device)
 
@@ -142,9 +141,7 @@ def flatten_pairs(found: dict[str, list[list[int]]]) -> list[list[int]]:
     return sorted(pair for pairs in found.values() for pair in pairs)
 
 
-def draw_others(
-    samples: Sequence[AttributeSample], seed: int
-) -> list[RelationSample | None]:
+def draw_others(samples: Sequence[AttributeSample], seed: int) -> list[RelationSample | None]:
     """For the first source prompt of each subject, a sample of the task with another object; else None.
 
     None too where all subjects share an object.

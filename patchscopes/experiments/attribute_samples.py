@@ -120,7 +120,11 @@ def cut_source_prompt(
 
 
 def draw_samples(
-    model: LensModel, relation: Relation, known: Sequence[Json], texts: Mapping[str, Sequence[str]], config: AttributesConfig
+    model: LensModel,
+    relation: Relation,
+    known: Sequence[Json],
+    texts: Mapping[str, Sequence[str]],
+    config: AttributesConfig,
 ) -> list[AttributeSample]:
     """The samples of one task: at most `n_subjects` known subjects that stand in some text, drawn by the seed, each in
     all its texts. Those of one subject follow each other."""

@@ -34,7 +34,6 @@ from patchscopes.experiments.attribute_measures import (
 from patchscopes.experiments.attribute_patching import (
     build_attribute_target,
     draw_others,
-    measure_without_state,
     patch_samples,
 )
 from patchscopes.experiments.attribute_samples import (
@@ -186,7 +185,10 @@ def measure_task(
         chunks = split_into_chunks(range(len(samples)), CHUNK_SAMPLES)
         steps["patchscope"] = finish_step(task.store, "patchscope", chunks, patch)
         steps["controls"] = finish_step(
-            task.store, "controls", [samples], lambda some: measure_controls(target, some, layers, target_layers, config)
+            task.store,
+            "controls",
+            [samples],
+            lambda some: measure_controls(target, some, layers, target_layers, config),
         )
     if "probe" in config.methods:
         steps["probe"] = finish_step(task.store, "probe", [None], probe)
@@ -264,7 +266,9 @@ def summarise_task(
         **task.counts,
         "methods": methods,
         "patchscope_against": {
-            method: compare_methods(rightly["patchscope"][1][list(numbers)], table, groups[list(numbers)], n_tasks, seed)
+            method: compare_methods(
+                rightly["patchscope"][1][list(numbers)], table, groups[list(numbers)], n_tasks, seed
+            )
             for method, (numbers, table) in rightly.items()
             if "patchscope" in rightly and method not in ("patchscope", "lre_patchscope")
         },

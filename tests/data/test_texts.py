@@ -110,7 +110,7 @@ def test_unicode_line_separators_and_byte_order_marks(tmp_path):
 def test_missing_file_and_unknown_name():
     with pytest.raises(PatchscopesError, match="there is no file"):
         load_texts("nowhere/texts.jsonl")
-    with pytest.raises(PatchscopesError, match="passages, wikitext2, pile"):
+    with pytest.raises(PatchscopesError, match="passages, wikitext2, wikitext103, pile"):
         load_texts("wikitext")
 
 

@@ -1,0 +1,55 @@
+"""A table over (ℓ, ℓ*) in the terminal that fills up while it is computed."""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from patchscopes.plots.text import shorten, show_whitespace
+
+# With more target layers than this, a cell holds a sign instead of words.
+COLUMNS_WITH_WORDS = 10
+CHARACTERS_IN_A_CELL = 16
+
+
+class LiveGrid:
+    """A row for each source layer, a column for each target layer; answers are marked.
+
+    A context manager: the table is on the screen inside it.
+    """
+
+    def __init__(self, target_layers: Sequence[int]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.table import Table
+
+        self.console = Console(markup=False)
+        self.table = Table("ℓ", *map(str, target_layers), title="patched, by target layer ℓ*", title_justify="left")
+        self.live = Live(self.table, console=self.console, auto_refresh=False)
+
+    def __enter__(self) -> "LiveGrid":
+        self.live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.__exit__(kind, error, trace)
+        if error is None and not self.console.is_terminal:
+            # Without a terminal a live table ends without a newline.
+            print()
+
+    def show_unpatched(self, method: str, text: str, solved: bool) -> None:
+        """A line above the table: what was said with nothing patched."""
+        print(f"{method.replace('_', ' '):>10} {'✓' if solved else ' '} {show_whitespace(text)}")
+
+    def show_layer(self, layer: int, texts: Sequence[str], solved: Sequence[bool]) -> None:
+        """The row of a source layer."""
+        cells = [show_cell(text, right) for text, right in zip(texts, solved, strict=True)]
+        if len(cells) > COLUMNS_WITH_WORDS:
+            cells = ["✓" if right else "·" for right in solved]
+        self.table.add_row(str(layer), *cells)
+        self.live.refresh()
+
+
+def show_cell(text: str, solved: bool) -> str:
+    """The beginning of what was said, with a sign if it is the answer."""
+    return f"{'✓ ' if solved else ''}{shorten(show_whitespace(text.strip()), CHARACTERS_IN_A_CELL)}"
