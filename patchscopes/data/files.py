@@ -21,7 +21,7 @@ Row: TypeAlias = tuple[Any, str]
 
 
 def read_rows(path: Path, suffixes: Sequence[str], what: str) -> Iterator[Row]:
-    """The rows of a file: items of a .json list, lines of .txt and .jsonl, rows of .csv and .parquet.
+    """The rows of a file: items of a .json list, lines of .txt and .jsonl, rows of .csv, .tsv and .parquet.
 
     Args:
         suffixes: of the formats that are meant.
@@ -30,14 +30,29 @@ def read_rows(path: Path, suffixes: Sequence[str], what: str) -> Iterator[Row]:
     Raises:
         PatchscopesError: another format, no such file, or one that cannot be read (the message gives the row).
     """
-    if path.suffix not in suffixes:
-        raise PatchscopesError(f"expected a {' or '.join(suffixes)} file of {what}, got {path}")
-    if not path.is_file():
-        raise PatchscopesError(f"there is no file {path}; check the path")
+    _check_file(path, suffixes, what)
     for row, place in _READERS[path.suffix](path):
-        if has_half_a_surrogate_pair(row):
-            raise PatchscopesError(f"{place}: half a surrogate pair, which is no character, in {str(row)[:80]!r}")
+        _check_characters(row, place)
         yield row, place
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """A .json file that holds one object.
+
+    Args:
+        what: the file holds, for the message.
+
+    Raises:
+        PatchscopesError: another format, no such file, one that cannot be read, or something else than an object.
+    """
+    _check_file(path, (".json",), what)
+    content = _parse_json(path)
+    if not isinstance(content, dict):
+        raise PatchscopesError(f"{path}: expected one object with {what}, got {type(content).__name__}")
+    for name, value in content.items():
+        for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
+            _check_characters({name: item}, f"{path}, `{name}`, item {number}")
+    return content
 
 
 def read_text(path: Path) -> str:
@@ -59,11 +74,27 @@ def has_half_a_surrogate_pair(row: Any) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in json.dumps(row, ensure_ascii=False, default=str))
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _check_file(path: Path, suffixes: Sequence[str], what: str) -> None:
+    if path.suffix not in suffixes:
+        raise PatchscopesError(f"expected a {' or '.join(suffixes)} file of {what}, got {path}")
+    if not path.is_file():
+        raise PatchscopesError(f"there is no file {path}; check the path")
+
+
+def _check_characters(row: Any, place: str) -> None:
+    if has_half_a_surrogate_pair(row):
+        raise PatchscopesError(f"{place}: half a surrogate pair, which is no character, in {str(row)[:80]!r}")
+
+
+def _parse_json(path: Path) -> Any:
     try:
-        rows = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise PatchscopesError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    rows = _parse_json(path)
     if not isinstance(rows, list):
         raise PatchscopesError(f"{path}: expected a list of objects, got {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
@@ -88,12 +119,29 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    return _read_table(path, ",")
+
+
+def _read_tsv(path: Path) -> Iterator[Row]:
+    return _read_table(path, "\t")
+
+
+def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
-        for row in reader:
-            yield row, f"{path}, line {reader.line_num}"
+        lines = (cells for cells in reader if cells)
+        header = next(lines, [])
+        for cells in lines:
+            place = f"{path}, line {reader.line_num}"
+            if len(cells) != len(header):
+                raise PatchscopesError(
+                    f"{place}: expected {len(header)} cells, as many as the header has, got {len(cells)}; put cells "
+                    f"that hold {delimiter!r} in double quotes"
+                )
+            yield dict(zip(header, cells, strict=True)), place
     except csv.Error as error:
-        raise PatchscopesError(f"{path}, line {reader.line_num + 1}: not CSV ({error})") from error
+        format_name = path.suffix[1:].upper()
+        raise PatchscopesError(f"{path}, line {reader.line_num}: not {format_name} ({error})") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -114,5 +162,6 @@ _READERS = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".parquet": _read_parquet,
 }
