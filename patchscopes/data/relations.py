@@ -14,6 +14,8 @@ from patchscopes.errors import PatchscopesError
 PLACE = "{}"
 
 RELATIONS_FOLDER = DATA_FOLDER / "relations"
+# The name under which carrier sentences stand in for a data set.
+CARRIERS = "carriers"
 SUFFIXES = (".json", ".tsv", ".csv")
 
 

@@ -7,11 +7,10 @@ from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.experiments.attribute_patching import build_attribute_target, generate_patched, stop_at_answers
-from patchscopes.experiments.attribute_samples import find_subject
+from patchscopes.experiments.attribute_samples import find_subject_tokens
 from patchscopes.experiments.attributes import resolve_layer_grid
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.model.lens_model import LensModel
-from patchscopes.positions import find_substring_token_position
 from patchscopes.results import Json
 
 
@@ -38,7 +37,7 @@ def run(
     """
     layers, target_layers = resolve_layer_grid(model, config)
     target = build_attribute_target(model, relation)
-    position = find_substring_token_position(model, source_prompt, find_subject(source_prompt, sample.subject))
+    _, position = find_subject_tokens(model, source_prompt, sample.subject)
     states = extract_representations(model, [source_prompt], [position], layers)
     methods: Json = {}
     for method, prompt in (("in_clear", relation.fill(sample.subject)), ("unpatched", target.tokens)):

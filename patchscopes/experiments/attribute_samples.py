@@ -12,11 +12,12 @@ import numpy as np
 
 from patchscopes.data.files import UNSPECIFIED
 from patchscopes.data.questions import contains_answer
-from patchscopes.data.relations import PLACE, Relation, RelationSample
+from patchscopes.data.relations import PLACE, Relation, RelationSample, find_subject
 from patchscopes.engine.unpatched import generate_after
+from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.model.lens_model import LensModel
-from patchscopes.positions import find_substring_token_position, find_token_spans
+from patchscopes.positions import find_token_spans
 from patchscopes.results import Json
 from patchscopes.tokens import decode_each_token, to_token_ids
 
@@ -91,11 +92,18 @@ def find_subjects(texts: Sequence[str], subjects: Sequence[str]) -> dict[str, li
     return found
 
 
-def find_subject(text: str, subject: str) -> str:
-    """The subject as it is written in a text: as given, or else with other capitals."""
-    match = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text)
-    match = match or re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE)
-    return subject if match is None else match[0]
+def find_subject_tokens(model: LensModel, text: str, subject: str) -> tuple[int, int]:
+    """The first and the last token of the subject where it first stands in the text.
+
+    Raises:
+        PatchscopesError: it does not stand there.
+    """
+    found = find_subject(text, subject)
+    if found is None:
+        raise PatchscopesError(f"the subject {subject!r} does not stand in {text!r}; give a text with it")
+    start, end = found
+    inside = [place for place, span in enumerate(find_token_spans(model, text)) if span[0] < end and span[1] > start]
+    return inside[0], inside[-1]
 
 
 def cut_source_prompt(
@@ -107,8 +115,7 @@ def cut_source_prompt(
         PatchscopesError: the subject does not stand in the text.
     """
     tokens, spans = to_token_ids(model, text).tolist(), find_token_spans(model, text)
-    written = find_subject(text, sample.subject)
-    first, last = (find_substring_token_position(model, text, written, last=last) for last in (False, True))
+    first, last = find_subject_tokens(model, text, sample.subject)
     n_special = next(number for number, (start, end) in enumerate(spans) if end > start)
     size = AttributesConfig.WINDOW
     latest_end = min(len(tokens) - 1, max(last, first + size - 1))

@@ -34,6 +34,7 @@ from patchscopes.experiments.attribute_measures import (
 from patchscopes.experiments.attribute_patching import (
     build_attribute_target,
     draw_others,
+    measure_controls,
     patch_samples,
 )
 from patchscopes.experiments.attribute_samples import (

@@ -25,23 +25,23 @@ from patchscopes.errors import PatchscopesError
 PAPER_TASKS = {
     "fruit_inside_color",
     "fruit_outside_color",
-    "object_superclass",
-    "substance_phase",
-    "task_tool",
-    "company_ceo",
-    "country_currency",
-    "food_country",
-    "athlete_position",
-    "athlete_sport",
-    "product_company",
-    "star_constellation",
+    "superclass",
+    "phase",
+    "tool",
+    "ceo",
+    "currency",
+    "food_origin",
+    "sports_position",
+    "sport",
+    "product_maker",
+    "constellation",
 }
 OTHER_TASKS = {
-    "country_capital",
-    "country_language",
-    "country_largest_city",
-    "country_continent",
-    "author_nationality",
+    "capital",
+    "language",
+    "largest_city",
+    "continent",
+    "nationality",
 }
 
 OWN = {
@@ -285,9 +285,9 @@ class TestTables:
             row("Japan", "en", " to JAPAN"),
             row("India", "Rupee", " of India"),
         ]
-        (relation,) = load_relations([write_table(tmp_path / f"country_currency{suffix}", rows)])
+        (relation,) = load_relations([write_table(tmp_path / f"currency{suffix}", rows)])
         assert relation == Relation(
-            name="country_currency",
+            name="currency",
             prompt="The currency of {}",
             samples=(
                 RelationSample(
