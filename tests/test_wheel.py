@@ -12,6 +12,7 @@ from conftest import ROOT, make_hf_model
 from patchscopes.data.entities import load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.questions import load_questions
+from patchscopes.data.relations import find_relation_files, load_carriers, load_relations
 from patchscopes.data.texts import load_texts
 
 
@@ -48,15 +49,20 @@ import json
 from patchscopes.data.entities import load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.questions import load_questions
+from patchscopes.data.relations import find_relation_files, load_carriers, load_relations
 from patchscopes.data.texts import load_texts
 entities = load_entities(DATA_FOLDER / "entities.json")
 questions = load_questions(DATA_FOLDER / "multihop_examples.json")
-print(json.dumps([str(DATA_FOLDER), load_texts().sha256, len(entities), len(questions)]))
+relations = [relation.name for relation in load_relations(find_relation_files())]
+counts = [len(entities), len(questions), len(load_carriers())]
+print(json.dumps([str(DATA_FOLDER), load_texts().sha256, counts, relations]))
 """
     found = json.loads(run_python("-c", code, folder=tmp_path, PYTHONPATH=str(installed)))
     entities = load_entities(DATA_FOLDER / "entities.json")
     questions = load_questions(DATA_FOLDER / "multihop_examples.json")
-    assert found == [str(installed / "patchscopes" / "_data"), load_texts().sha256, len(entities), len(questions)]
+    relations = [relation.name for relation in load_relations(find_relation_files())]
+    counts = [len(entities), len(questions), len(load_carriers())]
+    assert found == [str(installed / "patchscopes" / "_data"), load_texts().sha256, counts, relations]
 
 
 def test_figure_1_from_another_folder(installed, tokenizer, tmp_path):

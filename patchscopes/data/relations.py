@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -50,8 +50,8 @@ class Relation:
         prompt: with `PLACE` once, "The official currency of {}".
         kind: commonsense or factual.
         subject_kind: which carrier sentences fit its subjects: country, fruit, …
-        n_left_out: how many samples of a published file cannot be used: the subject says the answer itself ("playing
-            basketball": "basketball"), or a table gives no source prompt.
+        left_out: the samples of a published file that cannot be used, one line each that says where and why: the
+            subject says the answer itself ("playing basketball": "basketball"), or is not in its source prompt.
     """
 
     name: str
@@ -59,7 +59,12 @@ class Relation:
     samples: tuple[RelationSample, ...]
     kind: str = UNSPECIFIED
     subject_kind: str = UNSPECIFIED
-    n_left_out: int = 0
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def n_left_out(self) -> int:
+        """How many samples of the file cannot be used."""
+        return len(self.left_out)
 
     def fill(self, subject: str) -> str:
         """The prompt with the subject (or a placeholder) in its place."""
@@ -88,10 +93,12 @@ def load_relations(paths: Sequence[Path]) -> tuple[Relation, ...]:
       found in the source prompt. The relation has the file's name; there is one for each target prompt.
 
     A subject that is given again keeps its first object, and the others become aliases. In files of this library a
-    sample that gives its answer away is an error; published ones cannot be edited, so there it is left out and counted.
+    sample that gives its answer away is an error. Published ones cannot be edited, so there it is in `left_out`, as is
+    a row of a table whose source prompt lacks the subject (the paper's have some that are empty or cut too short).
 
     Raises:
-        PatchscopesError: no such file, a bad row (the message names it), or two relations of one name.
+        PatchscopesError: no such file, a bad row (the message names it), none that can be used, or two relations of
+            one name.
     """
     files: dict[str, Path] = {}
     relations: list[Relation] = []
@@ -152,23 +159,18 @@ def _read_relation_file(path: Path) -> Relation:
     rows = fields.get("samples")
     if not isinstance(rows, list):
         raise PatchscopesError(f"{path}: expected `samples` as a list of objects, got {str(rows)[:80]}")
-    samples: list[RelationSample] = []
-    for number, row in enumerate(rows, start=1):
-        sample = _parse_sample(row, f"{path}, sample {number}")
-        filled = prompt.replace(PLACE, sample.subject)
-        if not published and contains_answer(filled, sample.accepted):
-            raise PatchscopesError(
-                f"{path}, sample {number}: an accepted answer, of {', '.join(sample.accepted)}, stands in the prompt "
-                f"{filled!r} itself; choose another sample or prompt"
-            )
-        if not _gives_itself_away(sample):
-            samples.append(sample)
+    places = [f"{path}, sample {number}" for number in range(1, len(rows) + 1)]
+    parsed = [(_parse_sample(row, place), place) for row, place in zip(rows, places, strict=True)]
+    if not published:
+        for sample, place in parsed:
+            _check_answer(sample, prompt.replace(PLACE, sample.subject), place)
+    usable, left_out = _select_usable(parsed, path)
     return Relation(
         name=fields["name"].strip(),
         prompt=prompt,
-        samples=_merge_samples(samples, path),
+        samples=usable,
         **{name: text.strip() for name, text in groups.items()},
-        n_left_out=len(rows) - len(samples),
+        left_out=left_out,
     )
 
 
@@ -185,40 +187,26 @@ def _convert_hernandez(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_sample_table(path: Path) -> tuple[Relation, ...]:
-    by_prompt: dict[str, list[RelationSample]] = {}
+    by_prompt: dict[str, list[tuple[RelationSample, str]]] = {}
     for row, place in read_rows(path, SUFFIXES, "relations"):
         prompt = _parse_target_prompt(row.get("prompt_target"), place)
-        by_prompt.setdefault(prompt, []).append(_parse_table_row(row, place))
+        by_prompt.setdefault(prompt, []).append((_parse_table_row(row, place), place))
     if not by_prompt:
         raise PatchscopesError(f"{path} has no samples")
     relations: list[Relation] = []
     for number, (prompt, rows) in enumerate(by_prompt.items(), start=1):
-        samples = [sample for sample in rows if sample.source_prompts and not _gives_itself_away(sample)]
-        relations.append(
-            Relation(
-                name=path.stem if number == 1 else f"{path.stem} ({number})",
-                prompt=prompt,
-                samples=_merge_samples(samples, path),
-                n_left_out=len(rows) - len(samples),
-            )
-        )
+        name = path.stem if number == 1 else f"{path.stem} ({number})"
+        samples, left_out = _select_usable(rows, path)
+        relations.append(Relation(name=name, prompt=prompt, samples=samples, left_out=left_out))
     return tuple(relations)
 
 
 def _parse_table_row(row: Mapping[str, str], place: str) -> RelationSample:
-    """One sample, with its source prompt as it is written: a space before its first word makes other tokens.
-
-    The published tables have rows without a source prompt, where a text begins with the subject.
-    """
-    sample = _parse_sample({name: row.get(name) for name in ("subject", "object")}, place)
-    source_prompt = row.get("prompt_source")
-    if source_prompt is None:
+    """One sample, with its source prompt as it is written: a space before its first word makes other tokens."""
+    if "prompt_source" not in row:
         raise PatchscopesError(f"{place}: expected a column `prompt_source`, got {', '.join(row)}")
-    if not source_prompt.strip():
-        return sample
-    if find_subject(source_prompt, sample.subject) is None:
-        raise PatchscopesError(f"{place}: the subject {sample.subject!r} is not in its prompt_source {source_prompt!r}")
-    return RelationSample(subject=sample.subject, object=sample.object, source_prompts=(source_prompt,))
+    sample = _parse_sample({name: row.get(name) for name in ("subject", "object")}, place)
+    return replace(sample, source_prompts=(row["prompt_source"],))
 
 
 def _parse_target_prompt(text: str | None, place: str) -> str:
@@ -252,12 +240,37 @@ def _parse_sample(row: Any, place: str) -> RelationSample:
     return RelationSample(subject=subject.strip(), object=accepted[0], aliases=accepted[1:])
 
 
-def _gives_itself_away(sample: RelationSample) -> bool:
-    """Whether the subject says the answer. A prompt may: published ones list the objects to choose from."""
-    return contains_answer(sample.subject, sample.accepted)
+def _check_answer(sample: RelationSample, prompt: str, place: str) -> None:
+    if contains_answer(prompt, sample.accepted):
+        raise PatchscopesError(
+            f"{place}: an accepted answer, of {', '.join(sample.accepted)}, stands in the prompt {prompt!r} itself; "
+            "choose another sample or prompt"
+        )
 
 
-def _merge_samples(samples: Iterable[RelationSample], path: Path) -> tuple[RelationSample, ...]:
+def _select_usable(
+    rows: Sequence[tuple[RelationSample, str]], path: Path
+) -> tuple[tuple[RelationSample, ...], tuple[str, ...]]:
+    """The samples that can be used, merged by subject, and a line for each that cannot."""
+    flaws = [_find_flaw(sample) for sample, _ in rows]
+    left_out = tuple(f"{place}: {flaw}" for (_, place), flaw in zip(rows, flaws, strict=True) if flaw)
+    samples = _merge_samples(sample for (sample, _), flaw in zip(rows, flaws, strict=True) if not flaw)
+    if not samples:
+        raise PatchscopesError("; ".join([f"{path} has no samples that can be used", *left_out[:1]]))
+    return samples, left_out
+
+
+def _find_flaw(sample: RelationSample) -> str | None:
+    # The prompt may say the answer: published ones list the objects to choose from.
+    if contains_answer(sample.subject, sample.accepted):
+        return f"the subject {sample.subject!r} says the answer itself"
+    for prompt in sample.source_prompts:
+        if find_subject(prompt, sample.subject) is None:
+            return f"the subject {sample.subject!r} is not in its source prompt {prompt!r}"
+    return None
+
+
+def _merge_samples(samples: Iterable[RelationSample]) -> tuple[RelationSample, ...]:
     """One sample for each subject: further objects become aliases."""
     merged: dict[str, RelationSample] = {}
     for sample in samples:
@@ -269,8 +282,6 @@ def _merge_samples(samples: Iterable[RelationSample], path: Path) -> tuple[Relat
             aliases=accepted[1:],
             source_prompts=(before.source_prompts if before else ()) + sample.source_prompts,
         )
-    if not merged:
-        raise PatchscopesError(f"{path} has no samples that can be used")
     return tuple(merged.values())
 
 

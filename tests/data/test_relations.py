@@ -229,7 +229,8 @@ class TestOwn:
 
 class TestHernandez:
     def test_fields(self, tmp_path):
-        (relation,) = load_relations([write_json(tmp_path, HERNANDEZ)])
+        path = write_json(tmp_path, HERNANDEZ)
+        (relation,) = load_relations([path])
         assert relation == Relation(
             name="tool of a task",
             prompt="The tool for {} is a",
@@ -239,8 +240,7 @@ class TestHernandez:
                 RelationSample(subject="washing", object="sponge", aliases=("soap",)),
             ),
             kind="commonsense",
-            # To play tennis one needs tennis.
-            n_left_out=1,
+            left_out=(f"{path}, sample 3: the subject 'playing tennis' says the answer itself",),
         )
         assert relation.cue == ""
 
@@ -340,22 +340,34 @@ class TestTables:
         assert relation.prompt == prompt
 
     def test_what_cannot_be_used_is_left_out_and_counted(self, tmp_path):
-        """The published tables have rows without a source prompt, and a word called neutral that is neutral."""
+        """As it is in the published tables: empty source prompts, cut ones, and a neutral word called neutral."""
         target = "Among positive and neutral, the sentiment of x"
         rows = [
             row("neutral", "neutral", " was neutral in", target),
             row("party", "positive", "", target),
             row("party", "positive", " a party", target),
-            row("chair", "neutral", " \n", target),
+            row("dining chair", "neutral", " chair ===", target),
         ]
-        (relation,) = load_relations([write_table(tmp_path / "a.tsv", rows)])
+        path = write_table(tmp_path / "a.tsv", rows)
+        (relation,) = load_relations([path])
         assert relation.samples == (RelationSample(subject="party", object="positive", source_prompts=(" a party",)),)
+        assert relation.left_out == (
+            f"{path}, line 2: the subject 'neutral' says the answer itself",
+            f"{path}, line 3: the subject 'party' is not in its source prompt ''",
+            f"{path}, line 5: the subject 'dining chair' is not in its source prompt ' chair ==='",
+        )
         assert relation.n_left_out == 3
+
+    def test_a_table_of_which_nothing_can_be_used(self, tmp_path):
+        path = write_table(tmp_path / "a.tsv", [row("Peru", "sol", " in Japan"), row("Peru", "sol", "")])
+        with pytest.raises(
+            PatchscopesError, match=r"no samples that can be used; .*a\.tsv, line 2: the subject 'Peru'"
+        ):
+            load_relations([path])
 
     @pytest.mark.parametrize(
         ("bad", "message"),
         [
-            (row("Peru", "sol", " in japan"), "the subject 'Peru' is not in its prompt_source"),
             (row("Peru", "sol", " in Peru", "The currency"), "expected a `prompt_target` with the placeholder x"),
             (row("Peru", "sol", " in Peru", ""), "expected a `prompt_target`"),
             (row("Peru", "sol", " in Peru", "{} of x"), "expected a string with {} once"),
