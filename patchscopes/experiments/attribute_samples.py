@@ -68,7 +68,7 @@ def choose_source_texts(
     chosen: dict[str, list[str]] = {}
     for number, sample in enumerate(relation.samples):
         if sample.source_prompts:
-            chosen[sample.subject] = list(sample.source_prompts[: config.n_prompts])
+            chosen[sample.subject] = list(dict.fromkeys(sample.source_prompts))[: config.n_prompts]
             continue
         candidates = (
             [sentence.replace(PLACE, sample.subject) for sentence in fitting]
