@@ -1,13 +1,18 @@
-"""How well a lens reads the model's own next-token prediction (paper, section 4.1), and how sure we are of it."""
+"""How well a lens reads the model's own next-token prediction (paper, section 4.1), and how sure we are of it.
 
-from dataclasses import dataclass
+rouge-score and SciPy take a second or two to import, so that is left to the functions that need them.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
+
+from patchscopes.errors import PatchscopesError
 
 
 def precision_at_1(
@@ -45,7 +50,13 @@ def rank(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]) -> I
 
 
 ROUGE_TYPES = ("rouge1", "rougeL")
-_rouge_scorer = RougeScorer(ROUGE_TYPES)
+
+
+@cache
+def _get_rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(ROUGE_TYPES)
 
 
 def rouge(text: str, reference: str) -> dict[str, dict[str, float]]:
@@ -56,7 +67,7 @@ def rouge(text: str, reference: str) -> dict[str, dict[str, float]]:
     Returns:
         by type: `precision`, `recall` and `f1`.
     """
-    scores = _rouge_scorer.score(reference, text)
+    scores = _get_rouge_scorer().score(reference, text)
     return {
         kind: {"precision": float(score.precision), "recall": float(score.recall), "f1": float(score.fmeasure)}
         for kind, score in scores.items()
@@ -101,3 +112,59 @@ def mean_with_interval(
     means = totals / (draws @ sizes).reshape(-1, *[1] * (values.ndim - 1))
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return MeanWithInterval(mean=np.asarray(values.mean(axis=0)), low=np.asarray(low), high=np.asarray(high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTTest:
+    """A two-sided paired t-test of first against second.
+
+    Attributes:
+        mean_difference: of first minus second.
+        t: None where all differences are equal, so that they have no spread to be measured by.
+        p: how likely differences as large are if the true mean is zero: 1 where all are zero, 0 where all are equal
+            and not zero.
+        p_bonferroni: p times the number of comparisons, at most 1.
+        n: how many pairs.
+    """
+
+    mean_difference: float
+    t: float | None
+    p: float
+    p_bonferroni: float
+    n: int
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """The form of the result files: every field by its name."""
+        return asdict(self)
+
+
+def paired_t_test(
+    first: Float[np.ndarray, " pair"], second: Float[np.ndarray, " pair"], n_comparisons: int
+) -> PairedTTest:
+    """Whether two methods differ over the same pairs, by the two-sided paired t-test with Bonferroni's correction.
+
+    In the paper (section 4.2) the pairs are layers and the comparisons its tasks. The test takes pairs as independent.
+    Layers are not, which makes p too small.
+
+    Raises:
+        PatchscopesError: fewer than two pairs, no comparison, or values that are not finite.
+    """
+    if len(first) < 2 or n_comparisons < 1:
+        raise PatchscopesError(
+            "a paired t-test takes two or more pairs and counts as one comparison itself; got "
+            f"{len(first)} pairs and {n_comparisons} comparisons"
+        )
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise PatchscopesError("a paired t-test takes finite values; leave out the pairs of which one was not measured")
+    from scipy.stats import ttest_rel
+
+    differences = first - second
+    rounding = 4 * np.finfo(differences.dtype).eps * np.abs([first, second]).max()
+    t: float | None
+    if np.ptp(differences) <= rounding:
+        t, p = None, float(np.abs(differences).max() <= rounding)
+    else:
+        t, p = (float(value) for value in ttest_rel(first, second))
+    return PairedTTest(
+        mean_difference=float(differences.mean()), t=t, p=p, p_bonferroni=min(1.0, p * n_comparisons), n=len(first)
+    )

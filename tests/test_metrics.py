@@ -1,12 +1,16 @@
 """Metrics and their intervals."""
 
+import json
+from math import sqrt
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchscopes.metrics import mean_with_interval, precision_at_1, rank, surprisal
+from patchscopes.errors import PatchscopesError
+from patchscopes.metrics import mean_with_interval, paired_t_test, precision_at_1, rank, surprisal
 
 FINAL_LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
 
@@ -79,3 +83,48 @@ def test_the_rank_of_ties_is_that_of_argmax_and_nan_is_last():
     logits = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [float("nan")] * 3])
     assert logits[0].argmax() == 1
     assert rank(logits, torch.tensor([1, 2, 0])).tolist() == [0, 1, 3]
+
+
+def test_the_t_test_is_the_mean_over_its_standard_error():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0.3, size=12), rng.normal(size=12)
+    found = paired_t_test(first, second, n_comparisons=1)
+    differences = first - second
+    assert found.n == 12
+    assert found.mean_difference == pytest.approx(differences.mean())
+    assert found.t == pytest.approx(differences.mean() / (differences.std(ddof=1) / sqrt(12)))
+    swapped = paired_t_test(second, first, n_comparisons=1)
+    assert (swapped.t, swapped.p) == (pytest.approx(-found.t), pytest.approx(found.p))
+
+
+def test_without_a_difference_p_is_uniform():
+    rng = np.random.default_rng(0)
+    tests = [paired_t_test(rng.normal(size=10), rng.normal(size=10), n_comparisons=1) for _ in range(400)]
+    for level in (0.05, 0.5):
+        assert np.mean([test.p < level for test in tests]) == pytest.approx(level, abs=4 * sqrt(level / 400))
+
+
+def test_bonferroni_multiplies_p_up_to_one():
+    first, second = np.array([0.5, 0.6, 0.8, 0.4]), np.array([0.1, 0.4, 0.3, 0.2])
+    one, three, many = (paired_t_test(first, second, n_comparisons=count) for count in (1, 3, 1000))
+    assert one.p == one.p_bonferroni == three.p == many.p
+    assert three.p_bonferroni == pytest.approx(3 * one.p)
+    assert many.p_bonferroni == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shift", "p"), [(0.0, 1.0), (0.1, 0.0), (-0.2, 0.0)])
+def test_differences_without_spread_have_no_t_and_no_nan_in_the_json(dtype, shift, p):
+    first = np.linspace(0, 1, 7, dtype=dtype)
+    found = paired_t_test(first + dtype(shift), first, n_comparisons=12)
+    assert (found.t, found.p, found.p_bonferroni) == (None, p, p)
+    assert json.loads(json.dumps(found.as_json(), allow_nan=False))["n"] == 7
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "n_comparisons"),
+    [([1.0], [2.0], 1), ([1.0, 2.0], [2.0, 2.0], 0), ([1.0, np.nan], [1.0, 2.0], 1)],
+)
+def test_what_a_t_test_cannot_take_is_named(first, second, n_comparisons):
+    with pytest.raises(PatchscopesError, match="a paired t-test takes"):
+        paired_t_test(np.array(first), np.array(second), n_comparisons)
