@@ -127,8 +127,8 @@ def print_what_is_left_out(files: list[Path], relations: tuple[Relation, ...]) -
             "subject is found in prompt_source, and the x in prompt_target"
         )
     for relation in relations:
-        if relation.n_left_out:
-            print(f"{relation.name}: {relation.n_left_out} samples left out, whose answer stands in the prompt")
+        if relation.n_left_out > 0:
+            print(f"{relation.name}: {relation.n_left_out} samples left out; the first: {relation.left_out[0]}")
 
 
 def draw_attribute_lens(
@@ -205,7 +205,8 @@ def mark_difference(against: dict | None) -> str:
     if against is None:
         return "  "
     low, high = against["difference"]["ci95"]
-    over_layers = against["t_test_over_layers"]["p_bonferroni"] < 0.05
+    t_test = against["t_test_over_layers"]
+    over_layers = t_test is not None and t_test["p_bonferroni"] < 0.05
     return f"{'*' if over_layers else ' '}{' ' if low <= 0 <= high else '+'}"
 
 

@@ -124,16 +124,14 @@ def compare_methods(
 ) -> Json:
     """The Patchscope (right by any ℓ*) against another method on the same samples, in two ways.
 
-    `t_test_over_layers` is the paper's: paired, over the shares at each ℓ, with Bonferroni's correction; layers are not
-    independent, so its p is too small. `difference` has an interval over subjects.
+    `t_test_over_layers` is the paper's: paired, over the shares at each ℓ, with Bonferroni's correction (None for a
+    single ℓ). Layers are not independent, so its p is too small; `difference` has an interval over subjects.
     """
     difference = (patchscope - other).mean(axis=1)
-    return {
-        "difference": interval(difference, groups, seed),
-        "t_test_over_layers": paired_t_test(
-            patchscope.mean(axis=0), other.mean(axis=0), n_comparisons=n_comparisons
-        ).as_json(),
-    }
+    t_test = None
+    if patchscope.shape[1] > 1:
+        t_test = paired_t_test(patchscope.mean(axis=0), other.mean(axis=0), n_comparisons).as_json()
+    return {"difference": interval(difference, groups, seed), "t_test_over_layers": t_test}
 
 
 def interval(

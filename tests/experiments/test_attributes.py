@@ -345,6 +345,9 @@ class TestMeasures:
         assert found["t_test_over_layers"]["p_bonferroni"] < 0.01
         same = compare_methods(better, better, groups, n_comparisons=12, seed=0)
         assert (same["difference"]["mean"], same["t_test_over_layers"]["p_bonferroni"]) == (0, 1)
+        assert (
+            compare_methods(better[:, :1], worse[:, :1], groups, n_comparisons=1, seed=0)["t_test_over_layers"] is None
+        )
 
 
 class TestOneSubject:
