@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from options import add_target_layers_option, build_common_parser, positive
-from patchscopes.data.relations import CARRIERS, Relation, find_relation_files, load_carriers, load_relations
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
+from patchscopes.data.relations import CARRIERS, Relation, find_relation_files, load_carriers, load_relations
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
