@@ -1,13 +1,15 @@
 """The fast engine beside plain hooks and the Logit Lens: how long each takes for the same rows, and whether all agree.
 
-Three tasks: the next token from each sample at every layer (`next_token`), descriptions of entities at ten layers
-(`generation`), and one two-hop question at every pair of layers (`grid`).
+Five tasks: the next token from each sample at every layer (`next_token`), descriptions of entities at ten layers
+(`generation`), one two-hop question at every pair of layers (`grid`), the attribute of some subjects at pairs of layers
+(`attributes`), and the Jacobians that an LRE is made of (`jacobian`).
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,22 +17,32 @@ from torch import Tensor
 
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.questions import load_questions
+from patchscopes.data.relations import RELATIONS_FOLDER, load_relations
 from patchscopes.data.texts import TextSet, draw_samples
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.jacobian import compute_jacobians
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
+from patchscopes.experiments.attribute_patching import build_attribute_target
+from patchscopes.experiments.attributes import resolve_layer_grid
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress
-from patchscopes.experiments.config import BenchmarkConfig, MultiHopConfig
+from patchscopes.experiments.config import AttributesConfig, BenchmarkConfig, MultiHopConfig
 from patchscopes.experiments.multi_hop_patching import build_patching
+from patchscopes.learned.lre import build_lre_prompt
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.positions import find_substring_token_position
 from patchscopes.prompts import DESCRIPTION_PLACEHOLDER, build_entity_description_prompt, build_token_identity_prompt
 from patchscopes.results import Json
 from patchscopes.tokens import to_token_ids
 
 FAST = "fast engine"
 HOOKS = "hooks, batches of 32"
+LAYER_BY_LAYER = "hooks, layer by layer"
+
+# Of the attribute task.
+N_SUBJECTS = 8
 
 # Well and little known names.
 ENTITIES = (
@@ -84,6 +96,8 @@ def run(model: LensModel, texts: TextSet, config: BenchmarkConfig, *, progress: 
         "next_token": lambda: build_next_token_task(model, texts, config),
         "generation": lambda: build_generation_task(model, config),
         "grid": lambda: build_grid_task(model),
+        "attributes": lambda: build_attributes_task(model),
+        "jacobian": lambda: build_jacobian_task(model),
     }
     return {"tasks": [measure_task(model, builders[method](), progress) for method in config.methods]}
 
@@ -151,6 +165,49 @@ def build_grid_task(model: LensModel) -> Task:
         max_new_tokens,
         plain_way=HOOKS,
         plain_batch_size=32,
+    )
+
+
+def build_attributes_task(model: LensModel) -> Task:
+    """The capitals of some countries, each patched at the pairs (ℓ, ℓ*) of the experiment's default."""
+    (relation,) = load_relations([RELATIONS_FOLDER / "capital.json"])
+    layers, target_layers = resolve_layer_grid(model, AttributesConfig())
+    subjects = [sample.subject for sample in relation.samples[:N_SUBJECTS]]
+    states = extract_representations(model, subjects, [-1] * len(subjects), layers)
+    n_pairs = len(layers) * len(target_layers)
+    return _build_generating_task(
+        f"{AttributesConfig.max_new_tokens} tokens, {len(subjects)} subjects at {n_pairs} pairs of layers",
+        build_attribute_target(model, relation),
+        states.flatten(0, 1).repeat_interleave(len(target_layers), dim=0),
+        target_layers * (len(layers) * len(subjects)),
+        AttributesConfig.max_new_tokens,
+        plain_way=HOOKS,
+        plain_batch_size=32,
+    )
+
+
+def build_jacobian_task(model: LensModel) -> Task:
+    """The Jacobians of all layers for one example of an LRE: in one backward pass, or layer by layer with hooks."""
+    (relation,) = load_relations([RELATIONS_FOLDER / "capital.json"])
+    *examples, sample = relation.samples[: AttributesConfig.n_examples]
+    prompt = build_lre_prompt(relation, examples, sample.subject)
+    position = find_substring_token_position(model, prompt, sample.subject, occurrence=-1)
+
+    def compute(engine: Literal["fast", "hooks"]) -> Float[Tensor, "layer d_model d_model"]:
+        return compute_jacobians(model, prompt, position, engine=engine).jacobians
+
+    def compare(answers: dict[str, Tensor]) -> dict[str, float]:
+        fast, hooks = answers[FAST], answers[LAYER_BY_LAYER]
+        return {"largest_relative_difference": ((fast - hooks).norm() / hooks.norm()).item()}
+
+    return Task(
+        title=f"Jacobians of {model.cfg.n_layers} layers, a prompt of {len(to_token_ids(model, prompt))} tokens",
+        n_rows=model.cfg.n_layers,
+        ways=(
+            Way(FAST, lambda: compute("fast"), n_runs=3),
+            Way(LAYER_BY_LAYER, lambda: compute("hooks"), n_runs=1),
+        ),
+        compare=compare,
     )
 
 

@@ -198,11 +198,12 @@ class BenchmarkConfig:
 
     Attributes:
         n_samples: positions for the next token, each at all layers.
-        max_new_tokens: of a description. The answers of the two-hop question have those of `MultiHopConfig`.
+        max_new_tokens: of a description. The answers of the two-hop question have those of `MultiHopConfig`, attributes
+            those of `AttributesConfig`.
         methods: the tasks that are timed.
     """
 
-    METHODS: ClassVar = ("next_token", "generation", "grid")
+    METHODS: ClassVar = ("next_token", "generation", "grid", "attributes", "jacobian")
     n_samples: int = 16
     max_new_tokens: int = 20
     seed: int = 0

@@ -21,7 +21,9 @@ from options import (
 )
 
 SCRIPTS = sorted(
-    path.name for path in (ROOT / "scripts").glob("*.py") if path.stem not in ("learned", "options", "skeleton")
+    path.name
+    for path in (ROOT / "scripts").glob("*.py")
+    if path.stem not in ("learned", "live_grid", "options", "skeleton")
 )
 HEAVY = ("torch", "transformer_lens", "transformers", "matplotlib", "datasets")
 # Runs a script as `python SCRIPT OPTIONS` does, then says how it ended and which of the heavy packages it imported.
@@ -86,6 +88,15 @@ def test_an_unknown_option_is_refused_at_once(script):
         ("run_multi_hop.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_multi_hop_interactive.py", ["--example-id", "99999"], "no question with the id 99999"),
         ("train_lens.py", ["--output", "a.safetensors", "--layers", "1"], "--layers is for tuned_lens_kl"),
+        ("run_attributes.py", ["nowhere.json"], "there is no file nowhere.json"),
+        ("run_attributes.py", ["--methods", "guess"], "expected some of patchscope,probe,lre,lre_patchscope"),
+        ("run_attributes.py", ["--attribute-lens", "We met in Canada"], "asks for one relation, and 17 were given"),
+        (
+            "run_attributes_interactive.py",
+            ["Canada", "--relation", "king"],
+            "no relation is called 'king': choose from",
+        ),
+        ("run_attributes_interactive.py", ["Canada", "--source-text", "Here"], "does not stand in --source-text"),
     ],
 )
 def test_a_mistake_is_told_at_once(script, arguments, message):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from io import StringIO
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import CONFIGS, ROOT, SPECIAL, make_hf_model, sentencepiece_like
 from made_up_questions import make_questions
+from made_up_relations import make_relation
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from patchscopes.data.questions import TEXT_FIELDS
@@ -304,6 +306,81 @@ class TestMultiHop:
         assert "vanilla" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def relation_file(model_folder, tmp_path_factory):
+    """Of which the tiny model "knows" whatever it says."""
+    path = tmp_path_factory.mktemp("relations") / "own.json"
+    relation = asdict(make_relation(load_model(str(model_folder)), "colour"))
+    samples = [{name: sample[name] for name in ("subject", "object", "aliases")} for sample in relation["samples"]]
+    fields = {name: relation[name] for name in ("name", "prompt", "kind")}
+    path.write_text(json.dumps(fields | {"samples": samples}))
+    return path
+
+
+class TestAttributes:
+    def test_ones_own_relations(self, relation_file, model_folder, tmp_path, output):
+        """A relation file, and beside it a table with the columns of the paper's published samples."""
+        relation = read(relation_file)
+        table = tmp_path / "table.tsv"
+        rows = [
+            (
+                one["subject"],
+                one["object"],
+                f"So, {one['subject']} {word}",
+                "3",
+                relation["prompt"].replace("{}", "x"),
+                "-1",
+            )
+            for one in relation["samples"]
+            for word in ("then", "now")
+        ]
+        head = ("subject", "object", "prompt_source", "position_source", "prompt_target", "position_target")
+        table.write_text("\n".join("\t".join(row) for row in [head, *rows]))
+        arguments = ["--model", model_folder, "--layers", "0-1,3", "--target-layers", "1-2", "--examples", 4]
+        command = ["run_attributes.py", relation_file, table, *arguments, "--prompts", 3, "--samples", 10, *output]
+        done = script(*command)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        results = read(tmp_path / "out.json")["results"]
+        assert set(results["tasks"]) == {"colour", "table"}
+        assert (results["layers"], results["target_layers"]) == ([0, 1, 3], [1, 2])
+        assert [results["tasks"][name]["n_samples"] for name in ("colour", "table")] == [30, 20]
+        assert "position_source and position_target are not read" in done.stdout
+        assert "colour" in done.stdout
+        again = script(*command)
+        assert again.returncode == 0
+        assert read(tmp_path / "out.json")["results"] == results
+
+    def test_subjects_from_ones_own_texts(self, relation_file, model_folder, tmp_path, output):
+        subjects = [one["subject"] for one in read(relation_file)["samples"]]
+        texts = tmp_path / "texts.txt"
+        texts.write_text("\n".join(f"line {number} is about the {one}" for number in range(9) for one in subjects))
+        arguments = ["--model", model_folder, "--dataset", texts, "--methods", "patchscope", "--layers", "1"]
+        done = script("run_attributes.py", relation_file, *arguments, *output)
+        assert done.returncode == 0, done.stderr
+        document = read(tmp_path / "out.json")
+        assert document["environment"]["dataset"]["name"] == str(texts)
+        (task,) = document["results"]["tasks"].values()
+        assert all(sample["source_prompt"].count(sample["subject"]) == 1 for sample in task["samples"])
+
+    def test_the_attribute_lens(self, relation_file, model_folder, tmp_path, output):
+        arguments = ["--model", model_folder, "--examples", 4, "--attribute-lens", "A DOG and a $5 CAT"]
+        done = script("run_attributes.py", relation_file, *arguments, *output)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        assert np.shape(read(tmp_path / "out.json")["results"]["top"])[0] == 4
+
+    @pytest.mark.parametrize("more", [[], ["--answer", "q", "--source-text", "A red dog and a BIRD"]])
+    def test_one_subject(self, relation_file, model_folder, tmp_path, output, more):
+        arguments = ["red dog", "--relation", relation_file, "--model", model_folder, "--layer-range", "0-1"]
+        done = script("run_attributes_interactive.py", *arguments, *more, *output)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        results = read(tmp_path / "out.json")["results"]
+        assert np.array(results["methods"]["patchscope"]["solved"]).shape == (2, 4)
+        assert "in clear" in done.stdout
+
+
 class TestFig1:
     @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
     def test_each_mode(self, model_folder, tmp_path, mode):
@@ -321,10 +398,12 @@ def test_bench(model_folder, texts, tmp_path):
         "bench_engine.py", "--model", model_folder, "--dataset", texts, "--samples", 4, "--max-new-tokens", 3, *output
     )
     assert done.returncode == 0, done.stderr
-    sweep, generation, grid = read(tmp_path / "out.json")["results"]["tasks"]
+    sweep, generation, grid, attributes, jacobian = read(tmp_path / "out.json")["results"]["tasks"]
     assert sweep["largest_logit_difference"] < 1e-3
     assert sweep["same_argmax"] == generation["same_generations"] == grid["same_generations"] == 1.0
     assert grid["n_rows"] == 16
+    assert attributes["same_generations"] == 1.0
+    assert jacobian["largest_relative_difference"] < 1e-4
     assert (tmp_path / "out.png").read_bytes().startswith(PNG)
 
 
