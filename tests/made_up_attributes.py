@@ -8,10 +8,9 @@ import numpy as np
 LAYERS = [0, 4, 8, 12, 17, 21, 25, 29]
 RANKS = [4, 16, 64, 256]
 TASKS = (
-    "country_currency", "country_capital", "country_language", "country_continent", "country_largest_city",
-    "person_nationality", "company_ceo", "food_origin", "fruit_inside_colour", "fruit_outside_colour",
-    "object_superclass", "substance_phase", "tool_use", "athlete_position", "athlete_sport", "product_maker",
-    "star_constellation",
+    "capital", "ceo", "constellation", "continent", "currency", "food_origin", "fruit_inside_color",
+    "fruit_outside_color", "language", "largest_city", "nationality", "phase", "product_maker", "sport",
+    "sports_position", "superclass", "tool",
 )  # fmt: skip
 METHODS = ("patchscope", "probe", "probe_by_sample", "lre", "lre_patchscope")
 ENVIRONMENT = {"model": {"id": "smollm2-135m-instruct"}, "dataset": None}
@@ -85,7 +84,7 @@ def make_attribute_lens(tokens: Sequence[str], layers: Sequence[int] = tuple(ran
     words = np.array([" Paris", " Rome", " the", "\n", " $1$", " Constantinople", " a"])
     shape = (len(layers), len(tokens))
     results = {
-        "relation": "country_capital",
+        "relation": "capital",
         "prompt": "The capital of {}",
         "tokens": list(tokens),
         "layers": list(layers),
@@ -95,13 +94,16 @@ def make_attribute_lens(tokens: Sequence[str], layers: Sequence[int] = tuple(ran
     return {"experiment": "attribute_lens", "config": {}, "environment": ENVIRONMENT, "results": results}
 
 
-def make_attribute_layers(subject: str = "Canada", target_layers: Sequence[int] = tuple(LAYERS)) -> dict[str, Any]:
+def make_attribute_layers(
+    subject: str = "Canada", answer: str = "Ottawa", target_layers: Sequence[int] = tuple(LAYERS)
+) -> dict[str, Any]:
     """The document of `attribute_layers` for one subject."""
     solved = np.random.default_rng(0).integers(2, size=(len(LAYERS), len(target_layers)))
     says = {0: " the name of a place.\n\nQuestion: what is", 1: " Ottawa. It lies in Ontario"}
     results = {
         "subject": subject,
-        "relation": "country_capital",
+        "object": answer,
+        "relation": "capital",
         "prompt": "The capital of {}",
         "layers": LAYERS,
         "target_layers": list(target_layers),

@@ -1,6 +1,7 @@
 """Accuracy of attribute extraction by task and method, with controls: the bars of `attributes`."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -38,8 +39,14 @@ MARKERS = {
     ("patchscope", "control_unpatched"): ("patchscope", "held_out", "o", "control: x with nothing patched"),
     ("probe_by_sample", "mean_accuracy"): ("probe", "mean_accuracy", "s", "probe with folds by sample (leak)"),
 }
-MARKER_LOOK = {"color": "black", "markerfacecolor": "white", "markersize": 4, "markeredgewidth": 0.9, "linestyle": ""}
-MOST_FREQUENT_LOOK = {"color": "black", "linewidth": 1.2, "linestyle": ":"}
+MARKER_LOOK: dict[str, Any] = {
+    "color": "black",
+    "markerfacecolor": "white",
+    "markersize": 4,
+    "markeredgewidth": 0.9,
+    "linestyle": "",
+}
+MOST_FREQUENT_LOOK: dict[str, Any] = {"color": "black", "linewidth": 1.2, "linestyle": ":"}
 # Heights in the units of an axis of bars, and inches of a unit.
 BAR, TWIN, GAP = 1.0, 0.7, 1.3
 UNIT = 0.105
@@ -63,7 +70,7 @@ def sort_tasks(tasks: Mapping[str, Json]) -> dict[str, Json]:
 
 def measure_height(tasks: Mapping[str, Json]) -> float:
     """Of the bars of some tasks, in the units of their axis."""
-    return sum(len(select_bars(task)) * (BAR + TWIN) + GAP for task in tasks.values())
+    return sum(max(1, len(select_bars(task))) * (BAR + TWIN) + GAP for task in tasks.values())
 
 
 def draw_bars(figure: SubFigure, columns: Sequence[Mapping[str, Json]]) -> None:
@@ -105,7 +112,8 @@ def draw_task(axis: Axes, task: Json, top: float) -> float:
     if "most_frequent" in methods:
         share = methods["most_frequent"]["accuracy"]["mean"]
         axis.vlines(share, top - 0.2, bottom + 0.2, zorder=3, **MOST_FREQUENT_LOOK)
-    return bottom
+    # A task without bars has its name all the same.
+    return max(bottom, top + BAR + TWIN)
 
 
 def draw_bar(axis: Axes, place: float, height: float, share: Json, colour: str) -> None:

@@ -18,16 +18,15 @@ def plot_attribute_layers(document: Json) -> Figure:
         for method, name in (("in_clear", "Subject in clear"), ("unpatched", "x unpatched"))
         if method in methods
     ]
-    subject = show_whitespace(results["subject"])
+    subject, answer = show_whitespace(results["subject"]), show_whitespace(results["object"])
     title = [
-        f"“{show_whitespace(results['prompt'].replace(PLACE, 'x'))}”, x = {subject} in "
+        f"“{show_whitespace(results['prompt'].replace(PLACE, 'x'))}”, x: last token of {subject} in "
         f"“{shorten(show_whitespace(results['source_prompt']), 200)}” ({document['environment']['model']['id']})",
         *without_patch,
-        "x patched (blue: an accepted answer):",
+        f"x patched (blue: the answer, {answer}):" if answer else "x patched (no answer given):",
     ]
     figure, axis = plot_said_by_pair(
         title, readout["texts"], readout["solved"], results["layers"], results["target_layers"]
     )
     axis.set_xlabel("Target layer ℓ* (the x of the target prompt)")
-    axis.set_ylabel(f"Source layer ℓ (last token of {shorten(subject, 30)})", parse_math=False)
     return figure

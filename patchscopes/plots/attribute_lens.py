@@ -36,5 +36,5 @@ def plot_attribute_lens(document: Json) -> Figure:
     colours = shade.to_rgba(np.array(results["probability"], dtype=float))
     draw_text_table(axis, layers, columns, top, colours, headings="bottom")
     axis.set_xlabel("Token whose hidden state is read")
-    figure.colorbar(shade, ax=axis, label="Probability of the top token", shrink=0.5, pad=0.01)
+    figure.colorbar(shade, ax=axis, label="Probability", shrink=0.5, pad=0.01)
     return figure

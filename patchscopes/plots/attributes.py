@@ -1,8 +1,7 @@
 """Attribute extraction: accuracy by task and method, and over layers (paper, section 4.2)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import matplotlib
 import numpy as np
@@ -38,10 +37,11 @@ PANEL_HEIGHT = 3.7
 SHADED = " (shaded: 95 % intervals over subjects)"
 
 
-class Average(NamedTuple):
-    """A measure as a simple mean over the tasks that have it; with one task, the interval of that."""
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """A measure over (ℓ …) as a simple mean over the tasks that have it, and its interval if only one does."""
 
-    mean: np.ndarray
+    mean: list
     ci95: list | None
     n_tasks: int
 
@@ -54,12 +54,12 @@ def plot_attributes(document: Json) -> Figure:
     panels = select_panels(list(tasks.values()))
     columns = split_tasks(tasks)
     bars_height = UNIT * max(map(measure_height, columns)) + 1.5
-    n_rows = -(-len(panels) // 2)
+    n_rows, n_columns = -(-len(panels) // 2), min(2, len(panels))
     panels_height = PANEL_HEIGHT * n_rows
     figure = create_figure(name_figure(document), width=11.0, height=bars_height + panels_height + 0.6)
-    above, below = figure.subfigures(2, 1, height_ratios=(bars_height, panels_height))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(bars_height, panels_height))[:, 0]
     draw_bars(above, columns)
-    axes = list(below.subplots(n_rows, 2, squeeze=False).flat)
+    axes = list(below.subplots(n_rows, n_columns, squeeze=False).flat)
     for axis, draw in zip(axes, panels, strict=False):
         draw(axis, results, list(tasks.values()))
     for axis in axes[len(panels) :]:
@@ -93,9 +93,7 @@ def split_tasks(tasks: Mapping[str, Json]) -> list[dict[str, Json]]:
 def select_panels(tasks: Sequence[Json]) -> list[Callable[[Axes, Json, Sequence[Json]], None]]:
     """What can be drawn below the bars with the methods that these tasks have."""
     methods = {name: method for task in tasks for name, method in task["methods"].items()}
-    panels: list[Callable[[Axes, Json, Sequence[Json]], None]] = []
-    if methods.keys() & {method for method, _, _ in CURVES}:
-        panels.append(draw_accuracy)
+    panels: list[Callable[[Axes, Json, Sequence[Json]], None]] = [draw_accuracy]
     if "patchscope" in methods:
         panels.append(draw_pairs)
     if "lre" in methods:
@@ -111,8 +109,11 @@ def average_tasks(tasks: Sequence[Json], method: str, measure: str) -> Average |
     present = [one for one in measured if one is not None]
     if not present:
         return None
-    mean = np.mean([one["mean"] for one in present], axis=0)
-    return Average(mean, present[0]["ci95"] if len(present) == 1 else None, len(present))
+    return Average(
+        mean=np.mean([one["mean"] for one in present], axis=0).tolist(),
+        ci95=present[0]["ci95"] if len(present) == 1 else None,
+        n_tasks=len(present),
+    )
 
 
 def describe_mean(tasks: Sequence[Json], alone: str = "") -> str:
@@ -137,7 +138,7 @@ def draw_pairs(axis: Axes, results: Json, tasks: Sequence[Json]) -> None:
     """The share that the Patchscope answers at each (ℓ, ℓ*)."""
     average = average_tasks(tasks, "patchscope", "accuracy")
     assert average is not None
-    table = average.mean
+    table = np.array(average.mean)
     draw_layer_table(
         axis, table, results["layers"], results["target_layers"], colormap="viridis", high=float(table.max())
     )
@@ -174,7 +175,7 @@ def draw_causal_test(axis: Axes, results: Json, tasks: Sequence[Json]) -> None:
     shades = matplotlib.colormaps["Purples"](np.linspace(0.4, 1.0, len(ranks)))
     for slot, rank in enumerate(ranks):
         style = CurveStyle(f"rank {rank}", matplotlib.colors.to_hex(shades[slot]))
-        draw_curve(axis, tests[0]["layers"], efficacy[:, slot], None, style)
+        draw_curve(axis, tests[0]["layers"], efficacy[:, slot].tolist(), None, style)
     axis.set_title(f"Causal test of the LRE{describe_mean(tests)}", fontsize=TITLE_SIZE)
     finish_share_axis(axis, "Efficacy", legend_columns=4)
 
@@ -184,5 +185,7 @@ def finish_share_axis(axis: Axes, label: str, legend_columns: int) -> None:
     axis.set(xlabel="Source layer ℓ", ylabel=label, ylim=(0, 1.02))
     tidy_axis(axis)
     # Below the axis: inside, some curve is always in its way.
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "borderaxespad": 0}
-    axis.legend(frameon=False, fontsize=SMALL_SIZE, ncols=legend_columns, **place)
+    if axis.lines:
+        axis.legend(
+            frameon=False, fontsize=SMALL_SIZE, ncols=legend_columns, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+        )
