@@ -17,7 +17,7 @@ from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json, write_atomically
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#1f6fb4", "#d95f02", "#1b9e5a", "#8e44ad", "#7f7f7f", "#404040"
-LIGHT_ORANGE, LIGHT_PURPLE, LIGHT_GREY = "#f5b58a", "#b388c9", "#b0b0b0"
+LIGHT_BLUE, LIGHT_ORANGE, LIGHT_PURPLE, LIGHT_GREY = "#9cc4e4", "#f5b58a", "#b388c9", "#b0b0b0"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ METHOD_STYLES = {
     "linear": CurveStyle("Future Lens: linear", GREEN),
     "fixed_prompt": CurveStyle("Future Lens: fixed prompt", LIGHT_PURPLE),
     "learned_prompt": CurveStyle("Future Lens: learned prompt", PURPLE),
+    "patchscope": CurveStyle("Patchscope", BLUE),
+    "probe": CurveStyle("Probe", ORANGE),
+    "probe_by_sample": CurveStyle("Probe, folds by sample (leak)", LIGHT_ORANGE, "--"),
+    "lre": CurveStyle("LRE", PURPLE),
+    "lre_patchscope": CurveStyle("LRE via Patchscope", PURPLE, "", "x", 7),
 }
 METRIC_LABELS = {
     "precision_at_1": "Precision@1",
@@ -209,7 +214,8 @@ def draw_text_table(
                 in_layout=False,
             )
     axis.set(xlim=(0, edges[-1]), ylim=(-0.5, len(layers) - 0.5), ylabel="Source layer ℓ")
-    axis.set_xticks(places, [column.heading for column in columns], fontsize=SMALL_SIZE + 1)
+    headings_shown = [column.heading for column in columns]
+    axis.set_xticks(places, headings_shown, fontsize=SMALL_SIZE + 1, parse_math=False)
     for tick, column in zip(axis.xaxis.get_major_ticks(), columns, strict=True):
         for label in (tick.label1, tick.label2):
             label.set_horizontalalignment(column.align)
@@ -218,6 +224,23 @@ def draw_text_table(
         axis.xaxis.tick_top()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+
+
+def plot_said_by_pair(
+    title: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    solved: Sequence[Sequence[int]],
+    layers: list[int],
+    target_layers: list[int],
+) -> tuple[Figure, Axes]:
+    """A table of what the model says at each (ℓ, ℓ*), the answers marked, under the lines of a title."""
+    fontsize = 7
+    columns = [Column(str(layer), 24) for layer in target_layers]
+    figure, axis = create_table_figure("\n".join(title), columns, len(layers) + 2, fontsize=fontsize, align="left")
+    cells = [[text.strip() for text in of_layer] for of_layer in texts]
+    colours = matplotlib.colormaps["Blues"](np.array(solved) / 2)
+    draw_text_table(axis, layers, columns, cells, colours, fontsize=fontsize, headings="bottom")
+    return figure, axis
 
 
 def draw_layer_table(

@@ -77,7 +77,12 @@ class TestCurves:
     def test_methods_look_different(self):
         looks = [(style.colour, style.line) for style in METHOD_STYLES.values()]
         # Those that never meet in a figure may share their look.
-        shared = {"future_lens": "learned_prompt", "tuned_lens": "linear"}
+        shared = {
+            "future_lens": "learned_prompt",
+            "tuned_lens": "linear",
+            "patchscope": "token_identity",
+            "lre": "learned_prompt",
+        }
         assert len(set(looks)) == len(looks) - len(shared)
         for one, other in shared.items():
             assert METHOD_STYLES[one].colour == METHOD_STYLES[other].colour
