@@ -60,7 +60,7 @@ entity: $(READY)
 attributes: $(READY)
 	$(RUN) scripts/run_attributes.py
 	$(RUN) scripts/run_attributes_interactive.py "Canada" --relation capital
-	$(RUN) scripts/run_attributes.py data/relations/capital.json --attribute-lens "$(ATTRIBUTE_LENS_TEXT)"
+	$(RUN) scripts/run_attributes.py data/relations/capital.json --attribute-lens "She flew from Japan to Brazil, and drove on to Peru"
 
 cross-model: $(READY)
 	$(RUN) scripts/run_cross_model.py

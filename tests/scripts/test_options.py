@@ -20,11 +20,8 @@ from options import (
     target_layer,
 )
 
-SCRIPTS = sorted(
-    path.name
-    for path in (ROOT / "scripts").glob("*.py")
-    if path.stem not in ("learned", "live_grid", "options", "skeleton")
-)
+SHARED = ("learned", "live_grid", "options", "skeleton")
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if path.stem not in SHARED)
 HEAVY = ("torch", "transformer_lens", "transformers", "matplotlib", "datasets")
 # Runs a script as `python SCRIPT OPTIONS` does, then says how it ended and which of the heavy packages it imported.
 RUN = """

@@ -322,6 +322,7 @@ class TestAttributes:
         """A relation file, and beside it a table with the columns of the paper's published samples."""
         relation = read(relation_file)
         table = tmp_path / "table.tsv"
+        prompt = relation["prompt"].replace("{}", "x")
         rows = [
             (
                 one["subject"],
