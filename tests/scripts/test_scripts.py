@@ -324,14 +324,7 @@ class TestAttributes:
         table = tmp_path / "table.tsv"
         prompt = relation["prompt"].replace("{}", "x")
         rows = [
-            (
-                one["subject"],
-                one["object"],
-                f"So, {one['subject']} {word}",
-                "3",
-                relation["prompt"].replace("{}", "x"),
-                "-1",
-            )
+            (one["subject"], one["object"], f"So, {one['subject']} {word}", "3", prompt, "-1")
             for one in relation["samples"]
             for word in ("then", "now")
         ]
