@@ -45,7 +45,7 @@ def run(model: LensModel, relation: Relation, text: str, config: AttributesConfi
         )
     order = np.random.default_rng(config.seed).permutation(len(known))[: config.n_examples]
     lre = fit_or_load_lre(model, relation, [known[index] for index in order], layers, progress=progress)
-    lens = AffineLens(model, lre.mapping)
+    lens = AffineLens(model, lre.mapping(model))
     tokens = to_token_ids(model, text)
     positions = range(len(tokens))
     states = extract_representations(model, [tokens] * len(tokens), positions, layers)

@@ -17,13 +17,12 @@ from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.engine.extract import extract_representations
 from patchscopes.experiments.attribute_editing import measure_editing
 from patchscopes.experiments.attribute_samples import AttributeSample
-from patchscopes.experiments.chunks import StopWatch
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.learned.cached_fits import fit_or_load_lre
 from patchscopes.learned.lre import LRE, build_lre_prompt, find_subject_position
 from patchscopes.model.lens_model import LensModel
+from patchscopes.positions import find_first_tokens
 from patchscopes.results import Json
-from patchscopes.tokens import find_first_tokens
 
 
 def draw_examples(samples: Sequence[AttributeSample], config: AttributesConfig) -> list[RelationSample]:
@@ -52,16 +51,12 @@ def measure_lre(
     examples = draw_examples(samples, config)
     if not examples:
         return None
-    watch = StopWatch()
-    with watch.time("lre fit"):
-        lre = fit_or_load_lre(model, relation, examples, layers)
+    lre = fit_or_load_lre(model, relation, examples, layers)
     tested = [number for number, sample in enumerate(samples) if sample.of not in examples]
-    with watch.time("lre"):
-        read = [read_sample(model, lre, samples[number], states[number], config.methods) for number in tested]
-        subjects = list(dict.fromkeys(samples[number].of for number in tested))
-        in_context = [read_in_context(model, lre, relation, examples, subject) for subject in subjects]
-    with watch.time("lre causal test"):
-        editing = measure_editing(model, lre, relation, examples, subjects, config.ranks, config.seed)
+    read = [read_sample(model, lre, samples[number], states[number], config.methods) for number in tested]
+    subjects = list(dict.fromkeys(samples[number].of for number in tested))
+    in_context = [read_in_context(model, lre, relation, examples, subject) for subject in subjects]
+    editing = measure_editing(model, lre, relation, examples, subjects, config.ranks, config.seed)
     return {
         "examples": [sample.subject for sample in examples],
         "betas": lre.betas.tolist(),
@@ -69,7 +64,6 @@ def measure_lre(
         "read": read,
         "in_context": in_context,
         "editing": editing,
-        "seconds": watch.seconds,
     }
 
 
@@ -85,8 +79,8 @@ def read_sample(
     rightly: Json = {}
     numbers = torch.tensor(lre.layers, device=states.device)
     lenses = {
-        "lre": AffineLens(model, lre.mapping),
-        "lre_patchscope": source_patchscope(model, list(sample.tokens), sample.position, lre.mapping),
+        "lre": AffineLens(model, lre.mapping(model)),
+        "lre_patchscope": source_patchscope(model, list(sample.tokens), sample.position, lre.mapping(model)),
     }
     logits = {method: lens(states, numbers) for method, lens in lenses.items() if method in methods}
     accepted = find_first_tokens(model, sample.of.accepted)
@@ -102,8 +96,8 @@ def read_in_context(
 ) -> list[int]:
     """Whether the lens reads a subject rightly at each layer of the relation's own prompt, after solved examples."""
     prompt = build_lre_prompt(relation, examples, sample.subject)
-    position = find_subject_position(model, prompt, sample.subject)
+    position = find_subject_position(model, relation, prompt)
     states = extract_representations(model, [prompt], [position], lre.layers)[0]
-    read = AffineLens(model, lre.mapping)(states, torch.tensor(lre.layers, device=states.device)).argmax(dim=-1)
+    read = AffineLens(model, lre.mapping(model))(states, torch.tensor(lre.layers, device=states.device)).argmax(dim=-1)
     rightly: list[int] = torch.isin(read, find_first_tokens(model, sample.accepted).to(read.device)).int().tolist()
     return rightly

@@ -29,10 +29,9 @@ from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import AttributesConfig, BenchmarkConfig, MultiHopConfig
 from patchscopes.experiments.multi_hop_patching import build_patching
-from patchscopes.learned.lre import build_lre_prompt
+from patchscopes.learned.lre import build_lre_prompt, find_subject_position
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_generate, patch_logits
-from patchscopes.positions import find_substring_token_position
 from patchscopes.prompts import DESCRIPTION_PLACEHOLDER, build_entity_description_prompt, build_token_identity_prompt
 from patchscopes.results import Json
 from patchscopes.tokens import to_token_ids
@@ -191,7 +190,7 @@ def build_jacobian_task(model: LensModel) -> Task:
     (relation,) = load_relations([RELATIONS_FOLDER / "capital.json"])
     *examples, sample = relation.samples[: AttributesConfig.n_examples]
     prompt = build_lre_prompt(relation, examples, sample.subject)
-    position = find_substring_token_position(model, prompt, sample.subject, occurrence=-1)
+    position = find_subject_position(model, relation, prompt)
 
     def compute(engine: Literal["fast", "hooks"]) -> Float[Tensor, "layer d_model d_model"]:
         return compute_jacobians(model, prompt, position, engine=engine).jacobians
