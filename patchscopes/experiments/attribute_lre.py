@@ -15,7 +15,7 @@ from torch import Tensor
 from patchscopes.baselines import AffineLens, source_patchscope
 from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.engine.extract import extract_representations
-from patchscopes.experiments.attribute_editing import measure_editing
+from patchscopes.experiments.attribute_editing import draw_pairs, measure_editing
 from patchscopes.experiments.attribute_samples import AttributeSample
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.learned.cached_fits import fit_or_load_lre
@@ -45,6 +45,8 @@ def measure_lre(
 ) -> Json | None:
     """What the LRE of a relation reads at each layer, in both forms, and what it moves; None with too few subjects.
 
+    Where no two of the tested subjects have different objects, nothing can be moved, and `editing` is None.
+
     Args:
         states: of the samples at each of `layers`.
     """
@@ -56,7 +58,10 @@ def measure_lre(
     read = [read_sample(model, lre, samples[number], states[number], config.methods) for number in tested]
     subjects = list(dict.fromkeys(samples[number].of for number in tested))
     in_context = [read_in_context(model, lre, relation, examples, subject) for subject in subjects]
-    editing = measure_editing(model, lre, relation, examples, subjects, config.ranks, config.seed)
+    ranks = [rank for rank in config.ranks if rank <= model.cfg.d_model]
+    editing = None
+    if ranks and draw_pairs(model, subjects, config.seed):
+        editing = measure_editing(model, lre, relation, examples, subjects, ranks, config.seed)
     return {
         "examples": [sample.subject for sample in examples],
         "betas": lre.betas.tolist(),
