@@ -73,7 +73,13 @@ def make_attributes(names: Sequence[str] = TASKS, methods: Sequence[str] = METHO
         made = make_methods(generator)
         n_samples = int(generator.integers(15, 200))
         kept = {method: made[method] for method in ("most_frequent", *methods)}
-        tasks[name] = {"kind": "factual", "prompt": "The … of {}", "n_samples": n_samples, "methods": kept}
+        tasks[name] = {
+            "kind": "factual",
+            "prompt": "The … of {}",
+            "n_drawn": n_samples // 5,
+            "n_samples": n_samples,
+            "methods": kept,
+        }
     results = {"layers": LAYERS, "target_layers": LAYERS, "dropped": [{"name": "river_mouth"}], "tasks": tasks}
     return {"experiment": "attributes", "config": {}, "environment": ENVIRONMENT, "results": results}
 

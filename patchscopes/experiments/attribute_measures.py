@@ -100,8 +100,9 @@ def summarise_lre(
             "faithfulness_in_context": interval(in_context, np.arange(len(in_context)), seed),
             "examples": measured["examples"],
             "betas": measured["betas"],
-            "causal_test": measured["editing"],
         }
+        if measured["editing"] is not None:
+            summary["lre"]["causal_test"] = measured["editing"]
     return summary
 
 

@@ -147,6 +147,7 @@ def prepare_task(
         "n_subjects": len(relation.samples),
         "n_known": sum(answer["known"] for answer in known["found"]),
         "n_in_texts": sum(len(of_subject) > 0 for of_subject in source_texts.values()),
+        "n_drawn": len({sample.of for sample in samples}),
         "n_samples": len(samples),
     }
     return Task(relation=relation, samples=samples, known=known, counts=counts, store=of_task)

@@ -82,7 +82,7 @@ def draw_bars(figure: SubFigure, columns: Sequence[Mapping[str, Json]]) -> None:
         ticks: list[tuple[float, str]] = []
         for name, task in tasks.items():
             bottom = draw_task(axis, task, top)
-            label = f"{shorten(name.replace('_', ' '), NAME_LENGTH)}\nn = {task['n_samples']}"
+            label = f"{shorten(name.replace('_', ' '), NAME_LENGTH)}\n{task['n_drawn']} subjects"
             ticks.append(((top + bottom) / 2, label))
             top = bottom + GAP
         places, labels = zip(*ticks, strict=True)

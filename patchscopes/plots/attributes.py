@@ -98,7 +98,7 @@ def select_panels(tasks: Sequence[Json]) -> list[Callable[[Axes, Json, Sequence[
         panels.append(draw_pairs)
     if "lre" in methods:
         panels.append(draw_faithfulness)
-        if "causal_test" in methods["lre"]:
+        if find_causal_tests(tasks):
             panels.append(draw_causal_test)
     return panels
 
@@ -169,15 +169,24 @@ def draw_faithfulness(axis: Axes, results: Json, tasks: Sequence[Json]) -> None:
 
 def draw_causal_test(axis: Axes, results: Json, tasks: Sequence[Json]) -> None:
     """How often a state moved along the LRE's low-rank inverse gives another subject's attribute, by rank, over ℓ."""
-    tests = [task["methods"]["lre"]["causal_test"] for task in tasks if "lre" in task["methods"]]
-    ranks = tests[0]["ranks"]
-    efficacy = np.mean([test["efficacy"]["mean"] for test in tests], axis=0)
+    style = METHOD_STYLES["lre"]
+    tests = find_causal_tests(tasks)
+    layers, ranks = tests[0]["layers"], tests[0]["ranks"]
+    answers, efficacy = (np.mean([test[name]["mean"] for test in tests], axis=0) for name in ("answers", "efficacy"))
     shades = matplotlib.colormaps["Purples"](np.linspace(0.4, 1.0, len(ranks)))
     for slot, rank in enumerate(ranks):
-        style = CurveStyle(f"rank {rank}", matplotlib.colors.to_hex(shades[slot]))
-        draw_curve(axis, tests[0]["layers"], efficacy[:, slot].tolist(), None, style)
+        colour = matplotlib.colors.to_hex(shades[slot])
+        draw_curve(axis, layers, answers[:, slot].tolist(), None, CurveStyle(f"rank {rank}", colour))
+        axis.plot(layers, efficacy[:, slot], color=colour, linestyle=":", linewidth=1)
+    axis.plot([], [], color=style.colour, linestyle=":", linewidth=1, label="more likely than its own (efficacy)")
     axis.set_title(f"Causal test of the LRE{describe_mean(tests)}", fontsize=TITLE_SIZE)
-    finish_share_axis(axis, "Efficacy", legend_columns=4)
+    finish_share_axis(axis, "Answers with the other's object", legend_columns=3)
+
+
+def find_causal_tests(tasks: Sequence[Json]) -> list[Json]:
+    """Those of the tasks that have one."""
+    tests = [task["methods"].get("lre", {}).get("causal_test") for task in tasks]
+    return [test for test in tests if test is not None]
 
 
 def finish_share_axis(axis: Axes, label: str, legend_columns: int) -> None:

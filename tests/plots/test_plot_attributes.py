@@ -84,7 +84,7 @@ class TestAttributes:
         left, right, *_ = plot_attributes(document).axes
         shown = [label.get_text().split("\n") for axis in (left, right) for label in axis.get_yticklabels()]
         assert [name for name, _ in shown] == [name.replace("_", " ") for name in sort_tasks(tasks)]
-        assert [n for _, n in shown] == [f"n = {task['n_samples']}" for task in sort_tasks(tasks).values()]
+        assert [n for _, n in shown] == [f"{task['n_drawn']} subjects" for task in sort_tasks(tasks).values()]
         # A bar is as high in both columns.
         assert left.get_ylim() == right.get_ylim()
 
