@@ -128,10 +128,9 @@ class TestAttributes:
         table = np.mean([task["methods"]["patchscope"]["accuracy"]["mean"] for task in tasks], axis=0)
         shown = [text.get_text() for text in find_panel(figure, "Patchscope at each").texts]
         assert shown == [f"{value:.2f}" for value in table.flatten()]
-        efficacy = [task["methods"]["lre"]["causal_test"]["efficacy"]["mean"] for task in tasks]
-        lines = find_panel(figure, "Causal test").lines
-        assert [line.get_label() for line in lines] == [f"rank {rank}" for rank in RANKS]
-        assert np.allclose([line.get_ydata() for line in lines], np.mean(efficacy, axis=0).T)
+        lines = {line.get_label(): line.get_ydata() for line in find_panel(figure, "Causal test").lines}
+        answers = np.mean([task["methods"]["lre"]["causal_test"]["answers"]["mean"] for task in tasks], axis=0)
+        assert np.allclose([lines[f"rank {rank}"] for rank in RANKS], answers.T)
 
     def test_means_over_fewer_tasks_say_so(self):
         document = make_attributes(TASKS[:3])
