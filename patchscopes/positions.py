@@ -1,5 +1,11 @@
 """Where a word stands in a text, counted in the model's tokens (BOS included)."""
 
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import decode_each_token, to_token_ids
@@ -97,3 +103,24 @@ def verify_single_token(model: LensModel, text: str) -> int:
     if len(ids) != 1:
         raise PatchscopesError(f"{text!r} is {len(ids)} tokens, not one: {model.tokenizer.convert_ids_to_tokens(ids)}")
     return ids[0]
+
+
+def find_first_tokens(model: LensModel, answers: Sequence[str]) -> Int[Tensor, " token"]:
+    """The tokens that a model which says one of the answers after a word begins with, in order of their ids.
+
+    An answer is taken as it is given and with its first letter in upper case. The tokens are those after a word and a
+    space: in most tokenizers the space is part of the token, in some (of bytes, or before a numeral) the first token is
+    the space alone and tells nothing about the answer.
+
+    Raises:
+        PatchscopesError: no answer, or the tokenizer gives no character offsets.
+    """
+    if not answers:
+        raise PatchscopesError("there is no answer whose first token could be found; give at least one")
+    spellings = {spelling for answer in answers for spelling in (answer, answer[:1].upper() + answer[1:])}
+    texts = [f"x {spelling}" for spelling in sorted(spellings)]
+    first = {
+        int(to_token_ids(model, text)[find_substring_token_position(model, text, text[1:], last=False)])
+        for text in texts
+    }
+    return torch.tensor(sorted(first), device=model.cfg.device)

@@ -1,18 +1,35 @@
-"""Affine mappings from the user's cache folder, where they are fitted at most once."""
+"""Affine mappings and LREs from the user's cache folder, where they are fitted at most once."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.data.texts import TextSet
 from patchscopes.learned.config import RIDGE
 from patchscopes.learned.files import get_cached_path, load_cached, remove_files
 from patchscopes.learned.fitting import fit_affine_maps, fit_cross_model_maps
+from patchscopes.learned.lre import BETAS, LRE, build_training_prompts, describe_fit, fit_lre
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
+from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 
 # Whose code decides what a map is.
 _MODULES = ["learned/fitting", "learned/mappings", "learned/least_squares", "alignment", "positions"]
+_LRE_MODULES = [
+    "learned/lre",
+    "learned/mappings",
+    "data/relations",
+    "positions",
+    "engine/jacobian",
+    "engine/hooks",
+    "engine/target",
+    "engine/clean_run",
+    "engine/prefix",
+    "engine/twin",
+    "engine/building",
+    "engine/unembedding",
+]
 
 
 def fit_or_load_affine_maps(
@@ -78,6 +95,31 @@ def fit_or_load_cross_model_maps(
             progress=progress,
         ),
     )
+
+
+def fit_or_load_lre(
+    model: LensModel,
+    relation: Relation,
+    train: Sequence[RelationSample],
+    layers: Sequence[int] | None = None,
+    *,
+    betas: Sequence[float] = BETAS,
+    fresh: bool = False,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> LRE:
+    """`fit_lre`, or what an earlier call with the same arguments left in the cache folder (unless `fresh`).
+
+    Raises:
+        PatchscopesError: as `fit_lre`, or the model has hooks on it.
+    """
+    layers = resolve_layers(model, layers)
+    texts, options = build_training_prompts(relation, train), describe_fit(relation, train, layers, betas)
+    path = get_cached_path("lre", [model], texts, options, _LRE_MODULES)
+    lre = None if fresh else load_cached(path, LRE.load)
+    if lre is None:
+        lre = fit_lre(model, relation, train, layers, betas=betas, progress=progress)
+        lre.save(path)
+    return lre
 
 
 def _load_or_fit(path: Path, fit: Callable[[], dict[MapKey, AffineMap]]) -> dict[MapKey, AffineMap]:
