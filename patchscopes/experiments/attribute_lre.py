@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchscopes.baselines import AffineLens, source_patchscope
+from patchscopes.baselines import AffineLens, Lens, source_patchscope
 from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.engine.extract import extract_representations
 from patchscopes.experiments.attribute_editing import draw_pairs, measure_editing
@@ -83,7 +83,7 @@ def read_sample(
     logits differ at most."""
     rightly: Json = {}
     numbers = torch.tensor(lre.layers, device=states.device)
-    lenses = {
+    lenses: dict[str, Lens] = {
         "lre": AffineLens(model, lre.mapping(model)),
         "lre_patchscope": source_patchscope(model, list(sample.tokens), sample.position, lre.mapping(model)),
     }

@@ -8,7 +8,7 @@ scored on the others, both ways.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num, Shaped
 
 from patchscopes.data.questions import contains_answer
 from patchscopes.experiments.attribute_patching import flatten_pairs
@@ -136,7 +136,7 @@ def compare_methods(
 
 
 def interval(
-    values: Num[np.ndarray, " sample *rest"] | Bool[np.ndarray, " sample *rest"],
+    values: Shaped[np.ndarray, " sample *rest"],
     groups: Int[np.ndarray, " sample"],
     seed: int,
 ) -> Json:

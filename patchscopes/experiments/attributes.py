@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -171,7 +172,7 @@ def measure_task(
             target, some, [others[number] for number in numbers], extract()[numbers], layers, target_layers, config
         )
 
-    def probe(_: object) -> Json:
+    def probe(_: None) -> Json:
         states = extract().float().cpu().numpy()
         objects, subjects = [sample.of.object for sample in samples], [sample.of.subject for sample in samples]
         return {
@@ -204,10 +205,10 @@ def measure_task(
     return steps
 
 
-def finish_step(store: ChunkStore, step: str, chunks: Sequence, measure: Callable[[object], Json]) -> list[Json]:
+def finish_step(store: ChunkStore, step: str, chunks: Sequence[Any], measure: Callable[[Any], Json]) -> list[Json]:
     """What one step of a task finds for each chunk, and the seconds that it took; finished chunks are kept."""
 
-    def timed(chunk: object) -> Json:
+    def timed(chunk: Any) -> Json:
         watch = StopWatch()
         with watch.time(step):
             found = measure(chunk)
