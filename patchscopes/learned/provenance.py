@@ -16,7 +16,7 @@ class Provenance:
     """What a learned lens was made from.
 
     Attributes:
-        estimator: `least_squares` or `kl`.
+        estimator: `least_squares`, `kl` or `lre`.
         source_model, target_model: name and `weights_sha256` of the models whose representations go in and come out.
         dataset: name and SHA-256 of the texts.
         n_positions: representations that were fitted, or drawn (with repetition) in training.
@@ -72,5 +72,6 @@ def check_model(made_of: dict[str, str], model: LensModel) -> None:
         raise PatchscopesError(
             f"this lens was learned from {made_of.get('id')!r}, and the weights (or their type) of "
             f"{model.cfg.model_name!r} ({model.cfg.dtype}) are others; learn one for this model with "
-            "scripts/train_lens.py, or between two models with patchscopes.learned.fitting.fit_cross_model_maps"
+            "scripts/train_lens.py, an LRE with patchscopes.learned.lre.fit_lre, or between two models with "
+            "patchscopes.learned.fitting.fit_cross_model_maps"
         )
