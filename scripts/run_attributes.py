@@ -74,7 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="relations (.json, this project's or those of Hernandez et al.) or tables of samples (.tsv, .csv); all of "
         "data/relations unless given",
     )
-    add_target_layers_option(group, f"(default: {AttributesConfig.N_LAYERS} at equal distances, as of --layers)")
+    add_target_layers_option(
+        group,
+        f"(of both, `all` takes some at equal distances: {AttributesConfig.N_LAYERS} and {AttributesConfig.N_TARGET_LAYERS})",
+    )
     group.add_argument(
         "--prompts",
         type=positive,

@@ -8,7 +8,7 @@ scored on the others, both ways.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Float, Int, Num
 
 from patchscopes.data.questions import contains_answer
 from patchscopes.experiments.attribute_patching import flatten_pairs
@@ -136,9 +136,9 @@ def compare_methods(
 
 
 def interval(
-    values: Shaped[np.ndarray, " sample *rest"],
+    values: np.ndarray,
     groups: Int[np.ndarray, " sample"],
     seed: int,
 ) -> Json:
-    """`mean` and `ci95` over subjects."""
+    """`mean` and `ci95` over subjects of values by sample, and by whatever follows."""
     return mean_with_interval(values.astype(float), groups=groups, seed=seed).as_json()

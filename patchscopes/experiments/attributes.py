@@ -128,7 +128,7 @@ def resolve_layer_grid(model: LensModel, config: AttributesConfig) -> tuple[list
         PatchscopesError: a layer does not exist.
     """
     layers = resolve_layers(model, config.layers, AttributesConfig.N_LAYERS)
-    return layers, layers if config.target_layers is None else resolve_layers(model, config.target_layers)
+    return layers, resolve_layers(model, config.target_layers, AttributesConfig.N_TARGET_LAYERS)
 
 
 def prepare_task(

@@ -216,7 +216,7 @@ class AttributesConfig:
 
     Attributes:
         layers: source layers ℓ; None for `N_LAYERS` of them at equal distances.
-        target_layers: ℓ*; None for the same as `layers`.
+        target_layers: ℓ*; None for `N_TARGET_LAYERS` of them.
         n_subjects: of each task, at most; drawn from those that the model knows.
         n_prompts: source prompts of each subject, at most.
         max_new_tokens: after the target prompt (the paper's text says 20, its code 10).
@@ -226,8 +226,8 @@ class AttributesConfig:
     """
 
     METHODS: ClassVar = ("patchscope", "probe", "lre", "lre_patchscope")
-    # Layers on each side of the grid unless told.
     N_LAYERS: ClassVar = 8
+    N_TARGET_LAYERS: ClassVar = 5
     # Tokens of a source prompt, and those in which the answer about a subject in clear must stand.
     WINDOW: ClassVar = 20
     KNOWN_NEW_TOKENS: ClassVar = 20
@@ -236,7 +236,7 @@ class AttributesConfig:
     methods: tuple[str, ...] = METHODS
     layers: tuple[int, ...] | None = None
     target_layers: tuple[int, ...] | None = None
-    n_subjects: int = 40
+    n_subjects: int = 24
     n_prompts: int = 5
     max_new_tokens: int = 10
     n_examples: int = 8
