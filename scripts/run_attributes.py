@@ -28,10 +28,9 @@ def main() -> None:
     texts = load_source_texts(options.dataset, carriers)
     print_what_is_left_out(options.files, relations)
 
-    from patchscopes.plots.attributes import plot_attributes
-
     from patchscopes.experiments import attributes
     from patchscopes.model.environment import describe_environment
+    from patchscopes.plots.attributes import plot_attributes
 
     model = load_chosen_model(options)
     config = read_config(options)
@@ -76,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_target_layers_option(
         group,
-        f"(of both, `all` takes some at equal distances: {AttributesConfig.N_LAYERS} and {AttributesConfig.N_TARGET_LAYERS})",
+        "(of both, `all` takes some at equal distances: "
+        f"{AttributesConfig.N_LAYERS} and {AttributesConfig.N_TARGET_LAYERS})",
     )
     group.add_argument(
         "--prompts",
@@ -148,10 +148,9 @@ def draw_attribute_lens(
         if getattr(options, output) == default:
             setattr(options, output, default.with_stem(LENS_OUTPUT))
 
-    from patchscopes.plots.attribute_lens import plot_attribute_lens
-
     from patchscopes.experiments import attribute_lens
     from patchscopes.model.environment import describe_environment
+    from patchscopes.plots.attribute_lens import plot_attribute_lens
 
     model = load_chosen_model(options)
     config = read_config(options)

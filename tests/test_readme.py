@@ -16,6 +16,7 @@ from conftest import FAMILIES, ROOT
 import patchscopes
 from patchscopes.data.entities import load_entities
 from patchscopes.data.questions import load_questions
+from patchscopes.data.relations import find_relation_files, load_carriers, load_relations
 from patchscopes.data.texts import load_texts
 from patchscopes.model.registry import EMBEDDED_MODEL
 
@@ -145,6 +146,16 @@ def test_the_data_are_as_many_as_said():
         for asked, of, number in re.findall(r"^\| ([\w ]+) \| (the [\w ]+) \| (\d+) \|$", said, flags=re.MULTILINE)
     }
     assert table == Counter(categories)
+    relations = load_relations(find_relation_files())
+    assert f"{len(relations)} relations, one to a file" in said
+    for relation in relations:
+        n_objects = len({sample.object for sample in relation.samples})
+        prompt = relation.fill("…")
+        row = f"| `{relation.name}` | {prompt} | {relation.subject_kind} | {len(relation.samples)} | {n_objects} |"
+        assert row in said
+    carriers = load_carriers()
+    assert f"{sum(map(len, carriers.values()))} sentences for a subject to stand in, 16 for each kind" in said
+    assert {len(sentences) for sentences in carriers.values()} == {16}
 
 
 def test_the_citation_is_of_this_version():

@@ -43,6 +43,7 @@ from patchscopes.experiments.attribute_samples import (
     find_subjects,
 )
 from patchscopes.experiments.config import AttributesConfig
+from patchscopes.model.embedded import get_cache_folder, unpack_embedded_model
 from patchscopes.patch import patch_generate
 from patchscopes.results import ChunkStore
 from patchscopes.tokens import to_token_ids
@@ -50,6 +51,18 @@ from patchscopes.tokens import to_token_ids
 CONFIG = AttributesConfig(
     layers=(0, 2, 3), target_layers=(-1, 1), n_subjects=10, n_prompts=3, n_examples=4, ranks=(1, 8)
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """What is learned about tiny models stays out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        unpack_embedded_model()
+        folder = tmp_path_factory.mktemp("cache")
+        for path in get_cache_folder().glob("smollm2-*"):
+            (folder / path.name).symlink_to(path)
+        patch.setenv("PATCHSCOPES_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -261,11 +274,20 @@ class TestExperiment:
         results, _ = attributes.run(llama, [relation], CARRIERS, config, ChunkStore(tmp_path))
         assert set(methods) < set(results["tasks"]["colour"]["methods"])
 
+    @pytest.fixture(scope="class")
+    def two_tasks(self, llama, relation, tmp_path_factory) -> tuple[list[Relation], dict]:
+        """Two relations, and their results in one go."""
+        relations = [
+            replace(one, name=name, samples=one.samples[:6])
+            for one, name in ((relation, "colour"), (relation, "a kind / of"))
+        ]
+        results, _ = attributes.run(llama, relations, CARRIERS, CONFIG, ChunkStore(tmp_path_factory.mktemp("whole")))
+        return relations, results
+
     @pytest.mark.parametrize("step", ["known", "patchscope", "controls", "probe", "lre"])
-    def test_an_interrupted_run_goes_on(self, llama, relation, tmp_path, monkeypatch, step):
+    def test_an_interrupted_run_goes_on(self, llama, two_tasks, tmp_path, monkeypatch, step):
         monkeypatch.setattr(attributes, "CHUNK_SAMPLES", 12)
-        relations = [relation, make_relation(llama, "a kind / of", "So what about {}", 8)]
-        whole, _ = attributes.run(llama, relations, CARRIERS, CONFIG, ChunkStore(tmp_path / "whole"))
+        relations, whole = two_tasks
         save, refused = ChunkStore.save, []
 
         def interrupted(store, name, content):
@@ -275,7 +297,7 @@ class TestExperiment:
             save(store, name, content)
 
         monkeypatch.setattr(ChunkStore, "save", interrupted)
-        store = ChunkStore(tmp_path / "stopped")
+        store = ChunkStore(tmp_path)
         with pytest.raises(KeyboardInterrupt):
             attributes.run(llama, relations, CARRIERS, CONFIG, store)
         kept = {path: path.stat().st_mtime_ns for path in store.folder.rglob("*.json")}
