@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from live_grid import LiveGrid
 from options import add_layer_range_option, add_target_layers_option, build_common_parser, entity_name
+from skeleton import load_chosen_model, run_experiment, run_script, time_total
+
 from patchscopes.data.relations import (
     PLACE,
     RELATIONS_FOLDER,
@@ -16,8 +18,6 @@ from patchscopes.data.relations import (
     load_carriers,
     load_relations,
 )
-from skeleton import load_chosen_model, run_experiment, run_script, time_total
-
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.plots.text import show_whitespace
@@ -38,10 +38,9 @@ def main() -> None:
     sample = choose_sample(relation, options.subject, options.answer)
     source_prompt = choose_source_prompt(relation, options.subject, options.source_text)
 
-    from patchscopes.plots.attribute_layers import plot_attribute_layers
-
     from patchscopes.model.environment import describe_environment
     from patchscopes.model.layers import spread_layers
+    from patchscopes.plots.attribute_layers import plot_attribute_layers
 
     model = load_chosen_model(options)
     config = AttributesConfig(

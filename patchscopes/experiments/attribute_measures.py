@@ -37,7 +37,7 @@ def summarise_patchscope(
     table = tabulate_solved([flatten_pairs(one["texts"]) for one in patched], layers, target_layers)
     by_layer = table.any(axis=2).astype(float)
     held_out, pairs = score_held_out(table, groups, seed)
-    unrelated = tabulate_solved(without_state["unrelated"], layers, target_layers).any(axis=2)
+    unrelated = tabulate_solved(without_state["unrelated"], layers, target_layers).any(axis=2).astype(float)
     unpatched = np.array(without_state["unpatched"], dtype=float)
     measures = {
         "any": interval(by_layer.mean(axis=1), groups, seed),
@@ -52,7 +52,7 @@ def summarise_patchscope(
     controls = [number for number, one in enumerate(patched) if "other_texts" in one]
     if controls:
         wrong = [flatten_pairs(patched[number]["other_texts"]) for number in controls]
-        other = tabulate_solved(wrong, layers, target_layers).any(axis=2)
+        other = tabulate_solved(wrong, layers, target_layers).any(axis=2).astype(float)
         measures |= {
             "control_any": interval(other.mean(axis=1), groups[controls], seed),
             "control_any_by_layer": interval(other, groups[controls], seed),
