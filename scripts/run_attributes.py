@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from options import add_target_layers_option, build_common_parser, positive
+from options import add_target_layers_option, at_least, build_common_parser, positive
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.data.relations import CARRIERS, Relation, find_relation_files, load_carriers, load_relations
@@ -15,18 +15,20 @@ from patchscopes.experiments.config import AttributesConfig
 # Texts of a streamed data set that subjects are looked for in.
 STREAMED_TEXTS = 20_000
 OUTPUT, LENS_OUTPUT = "attributes", "attribute_lens"
+# Both forms read the same.
+LRE_METHODS = ("lre", "lre_patchscope")
 
 
 def main() -> None:
     parser = build_parser()
     options = parser.parse_args()
     relations = load_relations(options.files or find_relation_files())
+    print_what_is_left_out(options.files, relations)
     if options.attribute_lens is not None:
         draw_attribute_lens(parser, options, relations)
         return
     carriers = load_carriers()
     texts = load_source_texts(options.dataset, carriers)
-    print_what_is_left_out(options.files, relations)
 
     from patchscopes.experiments import attributes
     from patchscopes.model.environment import describe_environment
@@ -87,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--examples",
-        type=positive,
+        type=at_least(2),
         default=AttributesConfig.n_examples,
         metavar="N",
         help="subjects that an LRE is estimated from (default: %(default)s)",
@@ -191,10 +193,16 @@ def print_table(document: dict) -> None:
     for name, task in sorted(results["tasks"].items()):
         cells = []
         for method, measure in columns.values():
+            if method == "lre" and method not in task["methods"]:
+                method = "lre_patchscope"
             found = task["methods"].get(method, {}).get(measure)
             mark = mark_difference(task["patchscope_against"].get(method))
             cells.append("-" if found is None else f"{100 * found['mean']:.1f}{mark}")
         print(f"{name[:22]:<22} {task['n_samples']:>7} " + " ".join(f"{cell:>11}" for cell in cells))
+    asked = {*LRE_METHODS} & {*document["config"]["methods"]}
+    without = [name for name, task in results["tasks"].items() if asked and not asked & {*task["methods"]}]
+    if without:
+        print(f"no LRE of {', '.join(without)}: it takes {document['config']['n_examples']} subjects and tests others")
     for task in results["dropped"]:
         print(
             f"dropped: {task['name']}, {task['n_samples']} samples (the model knows {task['n_known']} of "

@@ -94,7 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
 def choose_relation(name: str) -> Relation:
     """A relation by its name or its file."""
     if Path(name).suffix:
-        return load_relations([Path(name)])[0]
+        relations = load_relations([Path(name)])
+        if len(relations) > 1:
+            raise PatchscopesError(
+                f"{name} has {len(relations)} target prompts, each a relation of its own; give a file with one"
+            )
+        return relations[0]
     names = [path.stem for path in find_relation_files()]
     if name not in names:
         raise PatchscopesError(f"no relation is called {name!r}: choose from {', '.join(names)}, or give a .json file")

@@ -33,7 +33,7 @@ settings.register_profile("patchscopes", deadline=None)
 settings.load_profile("patchscopes")
 
 VOCABULARY = 300
-CONTEXT = 256
+CONTEXT = 512
 
 SIZES = {
     "hidden_size": 32,

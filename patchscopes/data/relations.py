@@ -164,7 +164,8 @@ def _read_relation_file(path: Path) -> Relation:
     if not published:
         for sample, place in parsed:
             _check_answer(sample, prompt.replace(PLACE, sample.subject), place)
-    usable, left_out = _select_usable(parsed, path)
+    usable, left_out = _select_usable(parsed)
+    _check_some_usable(usable, left_out, path)
     return Relation(
         name=fields["name"].strip(),
         prompt=prompt,
@@ -193,12 +194,20 @@ def _read_sample_table(path: Path) -> tuple[Relation, ...]:
         by_prompt.setdefault(prompt, []).append((_parse_table_row(row, place), place))
     if not by_prompt:
         raise PatchscopesError(f"{path} has no samples")
-    relations: list[Relation] = []
-    for number, (prompt, rows) in enumerate(by_prompt.items(), start=1):
-        name = path.stem if number == 1 else f"{path.stem} ({number})"
-        samples, left_out = _select_usable(rows, path)
-        relations.append(Relation(name=name, prompt=prompt, samples=samples, left_out=left_out))
-    return tuple(relations)
+    selected = {prompt: _select_usable(rows) for prompt, rows in by_prompt.items()}
+    usable = [prompt for prompt, (samples, _) in selected.items() if samples]
+    _check_some_usable(usable, [line for _, lines in selected.values() for line in lines], path)
+    # Samples of prompts with which none can be used are left out of the file's first relation.
+    unused = [line for samples, lines in selected.values() if not samples for line in lines]
+    return tuple(
+        Relation(
+            name=path.stem if number == 1 else f"{path.stem} ({number})",
+            prompt=prompt,
+            samples=selected[prompt][0],
+            left_out=(*selected[prompt][1], *(unused if number == 1 else ())),
+        )
+        for number, prompt in enumerate(usable, start=1)
+    )
 
 
 def _parse_table_row(row: Mapping[str, str], place: str) -> RelationSample:
@@ -249,15 +258,18 @@ def _check_answer(sample: RelationSample, prompt: str, place: str) -> None:
 
 
 def _select_usable(
-    rows: Sequence[tuple[RelationSample, str]], path: Path
+    rows: Sequence[tuple[RelationSample, str]],
 ) -> tuple[tuple[RelationSample, ...], tuple[str, ...]]:
     """The samples that can be used, merged by subject, and a line for each that cannot."""
     flaws = [_find_flaw(sample) for sample, _ in rows]
     left_out = tuple(f"{place}: {flaw}" for (_, place), flaw in zip(rows, flaws, strict=True) if flaw)
     samples = _merge_samples(sample for (sample, _), flaw in zip(rows, flaws, strict=True) if not flaw)
-    if not samples:
-        raise PatchscopesError("; ".join([f"{path} has no samples that can be used", *left_out[:1]]))
     return samples, left_out
+
+
+def _check_some_usable(usable: Sequence[Any], left_out: Sequence[str], path: Path) -> None:
+    if not usable:
+        raise PatchscopesError("; ".join([f"{path} has no samples that can be used", *left_out[:1]]))
 
 
 def _find_flaw(sample: RelationSample) -> str | None:

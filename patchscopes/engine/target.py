@@ -68,28 +68,33 @@ class TargetPrompt:
         return f"TargetPrompt({len(self.tokens)} tokens, position {self.position})"
 
 
-def placeholder_target(model: LensModel, prompt: str, placeholder: str = PLACEHOLDER) -> TargetPrompt:
+def placeholder_target(
+    model: LensModel, prompt: str, placeholder: str = PLACEHOLDER, *, occurrence: int = -1
+) -> TargetPrompt:
     """The prompt with i* at the last occurrence of its placeholder.
+
+    Args:
+        occurrence: another one of several, as for `find_substring_token_position`.
 
     Raises:
         PatchscopesError: the placeholder is not in the prompt, or not one token of its own there.
     """
-    last = find_target_position(model, prompt, placeholder)
-    first = find_substring_token_position(model, prompt, placeholder, last=False, occurrence=-1)
+    last = find_target_position(model, prompt, placeholder, occurrence=occurrence)
+    first = find_substring_token_position(model, prompt, placeholder, last=False, occurrence=occurrence)
     if first != last:
         raise _not_of_its_own(model, prompt, placeholder)
     return TargetPrompt(model, prompt, last)
 
 
-def find_target_position(model: LensModel, prompt: str, word: str) -> int:
-    """The last token of the last occurrence of a word, where a vector can be written in its place.
+def find_target_position(model: LensModel, prompt: str, word: str, *, occurrence: int = -1) -> int:
+    """The last token of the last occurrence of a word (or another), where a vector can be written in its place.
 
     Raises:
         PatchscopesError: the word is not in the prompt, or its last token is part of another word too.
     """
     if not word or word not in prompt:
         raise PatchscopesError(f"the target prompt {prompt!r} has no placeholder {word!r}; put one into it")
-    position = find_substring_token_position(model, prompt, word, occurrence=-1)
+    position = find_substring_token_position(model, prompt, word, occurrence=occurrence)
     start, end = find_token_spans(model, prompt)[position]
     if prompt[start:end].strip() not in word.strip() or not prompt[:end].rstrip().endswith(word.strip()):
         raise _not_of_its_own(model, prompt, word)

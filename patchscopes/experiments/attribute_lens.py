@@ -3,14 +3,13 @@
 Whatever the text is about, the lens asks for the relation: it shows where a state already holds the attribute.
 """
 
-import numpy as np
 import torch
 
 from patchscopes.baselines import AffineLens
 from patchscopes.data.relations import Relation
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.attribute_samples import find_known
+from patchscopes.experiments.attribute_samples import draw_examples, find_known, select_known
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.learned.cached_fits import fit_or_load_lre
@@ -33,18 +32,14 @@ def run(model: LensModel, relation: Relation, text: str, config: AttributesConfi
         PatchscopesError: a layer does not exist, or the model knows too few subjects.
     """
     layers = resolve_layers(model, config.layers)
-    known = [
-        sample
-        for sample, answer in zip(relation.samples, find_known(model, relation, config), strict=True)
-        if answer["known"]
-    ]
+    known = select_known(relation, find_known(model, relation, config))
     if len(known) < config.n_examples:
         raise PatchscopesError(
             f"{model.cfg.model_name!r} knows {len(known)} subjects of {relation.name!r}, and the LRE is estimated from "
             f"{config.n_examples}: give another relation, or fewer examples"
         )
-    order = np.random.default_rng(config.seed).permutation(len(known))[: config.n_examples]
-    lre = fit_or_load_lre(model, relation, [known[index] for index in order], layers, progress=progress)
+    examples = draw_examples(known, config)
+    lre = fit_or_load_lre(model, relation, examples, layers, progress=progress)
     lens = AffineLens(model, lre.mapping(model))
     tokens = to_token_ids(model, text)
     positions = range(len(tokens))
@@ -60,7 +55,7 @@ def run(model: LensModel, relation: Relation, text: str, config: AttributesConfi
         "layers": layers,
         "relation": relation.name,
         "prompt": relation.prompt,
-        "examples": [known[index].subject for index in order],
+        "examples": [sample.subject for sample in examples],
         "tokens": decode_each_token(model, tokens),
         "top": [list(of_layer) for of_layer in zip(*top, strict=True)],
         "probability": [list(of_layer) for of_layer in zip(*probabilities, strict=True)],

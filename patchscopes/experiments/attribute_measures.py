@@ -20,8 +20,8 @@ from patchscopes.results import Json
 
 def number_subjects(samples: Sequence[AttributeSample]) -> Int[np.ndarray, " sample"]:
     """The same number for all samples of a subject: they are not independent, and are resampled together."""
-    subjects = list(dict.fromkeys(sample.of.subject for sample in samples))
-    return np.array([subjects.index(sample.of.subject) for sample in samples])
+    subjects = list(dict.fromkeys(sample.fact.subject for sample in samples))
+    return np.array([subjects.index(sample.fact.subject) for sample in samples])
 
 
 def summarise_patchscope(
@@ -37,7 +37,8 @@ def summarise_patchscope(
     table = tabulate_solved([flatten_pairs(one["texts"]) for one in patched], layers, target_layers)
     by_layer = table.any(axis=2).astype(float)
     held_out, pairs = score_held_out(table, groups, seed)
-    unrelated = tabulate_solved(without_state["unrelated"], layers, target_layers).any(axis=2).astype(float)
+    of_unrelated = [flatten_pairs(one) for one in without_state["unrelated_texts"]]
+    unrelated = tabulate_solved(of_unrelated, layers, target_layers).any(axis=2).astype(float)
     unpatched = np.array(without_state["unpatched"], dtype=float)
     measures = {
         "any": interval(by_layer.mean(axis=1), groups, seed),
@@ -108,11 +109,11 @@ def summarise_lre(
 
 def measure_most_frequent(samples: Sequence[AttributeSample], seed: int) -> Json:
     """How often the answer that fits most subjects of the task is right: what can be said without any state."""
-    accepted = {sample.of.subject: sample.of.accepted for sample in samples}
-    answers = list(dict.fromkeys(sample.of.object for sample in samples))
+    accepted = {sample.fact.subject: sample.fact.accepted for sample in samples}
+    answers = list(dict.fromkeys(sample.fact.object for sample in samples))
     fits = [sum(contains_answer(answer, of_subject) for of_subject in accepted.values()) for answer in answers]
     answer = answers[int(np.argmax(fits))]
-    rightly = np.array([contains_answer(answer, sample.of.accepted) for sample in samples], dtype=float)
+    rightly = np.array([contains_answer(answer, sample.fact.accepted) for sample in samples], dtype=float)
     return {"answer": answer, "accuracy": interval(rightly, number_subjects(samples), seed)}
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.data.questions import contains_answer
-from patchscopes.data.relations import Relation, RelationSample
+from patchscopes.data.relations import PLACE, Relation, RelationSample
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.generation import Stop
 from patchscopes.engine.target import TargetPrompt, placeholder_target
@@ -38,7 +38,10 @@ def build_attribute_target(model: LensModel, relation: Relation) -> TargetPrompt
     Raises:
         PatchscopesError: the x is no token of its own in this phrase.
     """
-    return placeholder_target(model, relation.fill(ATTRIBUTE_PLACEHOLDER), ATTRIBUTE_PLACEHOLDER)
+    # The phrase may hold the letter too: "x is an example of".
+    before = relation.prompt.partition(PLACE)[0].count(ATTRIBUTE_PLACEHOLDER)
+    prompt = relation.fill(ATTRIBUTE_PLACEHOLDER)
+    return placeholder_target(model, prompt, ATTRIBUTE_PLACEHOLDER, occurrence=before)
 
 
 def generate_patched(
@@ -112,11 +115,11 @@ def patch_samples(
     """
     going_on = [other is not None for other in others]
     n_pairs = len(layers) * len(target_layers)
-    stop = stop_at_answers(target.model, [sample.of for sample in samples], going_on, n_pairs)
+    stop = stop_at_answers(target.model, [sample.fact for sample in samples], going_on, n_pairs)
     texts = generate_patched(target, states, target_layers, config, stop)
     found: list[Json] = []
     for sample, other, of_sample in zip(samples, others, texts, strict=True):
-        entry: Json = {"texts": find_answers(of_sample, sample.of.accepted, layers, target_layers)}
+        entry: Json = {"texts": find_answers(of_sample, sample.fact.accepted, layers, target_layers)}
         if other is not None:
             wrong = find_answers(of_sample, other.accepted, layers, target_layers)
             entry |= {"other_object": other.object, "other_texts": wrong}
@@ -147,11 +150,11 @@ def draw_others(samples: Sequence[AttributeSample], seed: int) -> list[RelationS
     None too where all subjects share an object.
     """
     generator = np.random.default_rng(seed)
-    subjects: dict[str, RelationSample] = {sample.of.subject: sample.of for sample in samples}
+    subjects: dict[str, RelationSample] = {sample.fact.subject: sample.fact for sample in samples}
     others: list[RelationSample | None] = []
     seen: set[str] = set()
     for sample in samples:
-        own = sample.of
+        own = sample.fact
         unlike = [
             one
             for one in subjects.values()
@@ -171,8 +174,8 @@ def measure_controls(
     target_layers: Sequence[int],
     config: AttributesConfig,
 ) -> Json:
-    """The controls in which the subject has no part: which samples are answered by the unpatched x, and at which pairs
-    (ℓ, ℓ*) by the state of an unrelated word (one for each sample, in turn)."""
+    """The controls in which the subject has no part: which samples are answered by the unpatched x, and which by the
+    state of an unrelated word (one for each sample, in turn), with every continuation that counts and its pairs."""
     model = target.model
     tokens = generate_after(model, [target.tokens], max_new_tokens=config.max_new_tokens)
     (unpatched,) = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -180,11 +183,11 @@ def measure_controls(
     states = extract_representations(model, prompts, [-1] * len(prompts), layers)
     texts = generate_patched(target, states, target_layers, config)
     unrelated = [
-        flatten_pairs(find_answers(texts[number % len(texts)], sample.of.accepted, layers, target_layers))
+        find_answers(texts[number % len(texts)], sample.fact.accepted, layers, target_layers)
         for number, sample in enumerate(samples)
     ]
     return {
         "unpatched_text": unpatched,
-        "unpatched": [int(contains_answer(unpatched, sample.of.accepted)) for sample in samples],
-        "unrelated": unrelated,
+        "unpatched": [int(contains_answer(unpatched, sample.fact.accepted)) for sample in samples],
+        "unrelated_texts": unrelated,
     }

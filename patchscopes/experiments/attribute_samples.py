@@ -1,7 +1,8 @@
 """The samples of attribute extraction (paper, section 4.2): subjects that the model knows, in texts that name them.
 
 A subject is *known* if the model says its object after the relation's phrase with the subject in clear. A source prompt
-is a window of at most 20 tokens of a text in which the subject stands, and ends anywhere after it.
+is a window of at most 20 tokens of a text in which the subject stands, and ends anywhere after it; or as a table of
+samples gives it.
 """
 
 import re
@@ -27,12 +28,12 @@ class AttributeSample:
     """A subject of a relation in a source prompt.
 
     Attributes:
-        of: the subject and its object.
+        fact: the subject and its object.
         tokens: S.
         position: i, the last token of the subject.
     """
 
-    of: RelationSample
+    fact: RelationSample
     tokens: tuple[int, ...]
     position: int
 
@@ -52,6 +53,17 @@ def find_known(model: LensModel, relation: Relation, config: AttributesConfig) -
     ]
 
 
+def select_known(relation: Relation, found: Sequence[Json]) -> list[RelationSample]:
+    """The subjects of a relation that the model knows, by what `find_known` found."""
+    return [sample for sample, answer in zip(relation.samples, found, strict=True) if answer["known"]]
+
+
+def draw_examples(known: Sequence[RelationSample], config: AttributesConfig) -> list[RelationSample]:
+    """The `n_examples` subjects that an LRE is estimated from, drawn by the seed."""
+    order = np.random.default_rng(config.seed).permutation(len(known))[: config.n_examples]
+    return [known[index] for index in order]
+
+
 def choose_source_texts(
     relation: Relation,
     carriers: Mapping[str, Sequence[str]],
@@ -60,35 +72,38 @@ def choose_source_texts(
 ) -> dict[str, list[str]]:
     """For each subject, at most `n_prompts` texts in which it stands, drawn by the seed.
 
-    Those of a sample table are taken as they are. Else they are from `texts`, or where there are none the `carriers` of
-    the relation's kind of subject with the subject filled in. A subject that stands in no text has none.
+    They are those of a sample table; else from `texts`, or where there are none the `carriers` of the relation's kind
+    of subject with the subject filled in. A subject that stands in no text has none.
     """
     fitting = carriers.get(relation.subject_kind, carriers[UNSPECIFIED])
     found = None if texts is None else find_subjects(texts, [sample.subject for sample in relation.samples])
     chosen: dict[str, list[str]] = {}
     for number, sample in enumerate(relation.samples):
         if sample.source_prompts:
-            chosen[sample.subject] = list(dict.fromkeys(sample.source_prompts))[: config.n_prompts]
-            continue
-        candidates = (
-            [sentence.replace(PLACE, sample.subject) for sentence in fitting]
-            if found is None
-            else found[sample.subject]
-        )
+            candidates = list(dict.fromkeys(sample.source_prompts))
+        elif found is None:
+            candidates = [sentence.replace(PLACE, sample.subject) for sentence in fitting]
+        else:
+            candidates = found[sample.subject]
         order = np.random.default_rng([config.seed, number]).permutation(len(candidates))[: config.n_prompts]
         chosen[sample.subject] = [candidates[index] for index in order]
     return chosen
 
 
 def find_subjects(texts: Sequence[str], subjects: Sequence[str]) -> dict[str, list[str]]:
-    """The texts in which each subject stands as whole words."""
+    """The texts in which each subject stands as whole words, and where `find_subject` finds it there."""
     found: dict[str, list[str]] = {subject: [] for subject in subjects}
-    # The longer of two subjects that begin alike, as "Guinea-Bissau" and "Guinea", is the one that is meant.
+    # The longer of two subjects is the one that is meant: neither "Guinea-Bissau" nor "South Sudan" is a text about
+    # "Guinea" or "Sudan", and where the longer name comes first `find_subject` would find the shorter one inside it.
     alternatives = "|".join(re.escape(subject) for subject in sorted(subjects, key=len, reverse=True))
     pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
     for text in texts:
-        for subject in dict.fromkeys(pattern.findall(text)):
-            found[subject].append(text)
+        spans: dict[str, tuple[int, int]] = {}
+        for match in pattern.finditer(text):
+            spans.setdefault(match[0], match.span())
+        for subject, span in spans.items():
+            if find_subject(text, subject) == span:
+                found[subject].append(text)
     return found
 
 
@@ -104,6 +119,16 @@ def find_subject_tokens(model: LensModel, text: str, subject: str) -> tuple[int,
     start, end = found
     inside = [place for place, span in enumerate(find_token_spans(model, text)) if span[0] < end and span[1] > start]
     return inside[0], inside[-1]
+
+
+def take_source_prompt(model: LensModel, text: str, sample: RelationSample) -> AttributeSample:
+    """The whole text as a source prompt.
+
+    Raises:
+        PatchscopesError: the subject does not stand in the text.
+    """
+    _, last = find_subject_tokens(model, text, sample.subject)
+    return AttributeSample(fact=sample, tokens=tuple(to_token_ids(model, text).tolist()), position=last)
 
 
 def cut_source_prompt(
@@ -122,38 +147,35 @@ def cut_source_prompt(
     end = int(generator.integers(last, latest_end + 1))
     start = max(n_special, end + 1 - size)
     return AttributeSample(
-        of=sample, tokens=(*tokens[:n_special], *tokens[start : end + 1]), position=n_special + last - start
+        fact=sample, tokens=(*tokens[:n_special], *tokens[start : end + 1]), position=n_special + last - start
     )
 
 
 def draw_samples(
     model: LensModel,
-    relation: Relation,
-    known: Sequence[Json],
+    known: Sequence[RelationSample],
     texts: Mapping[str, Sequence[str]],
     config: AttributesConfig,
 ) -> list[AttributeSample]:
     """The samples of one task: at most `n_subjects` known subjects that stand in some text, drawn by the seed, each in
-    all its texts. Those of one subject follow each other."""
-    candidates = [
-        sample
-        for sample, answer in zip(relation.samples, known, strict=True)
-        if answer["known"] and texts[sample.subject]
-    ]
+    all its texts, of which those of a sample table stay whole. Those of one subject follow each other."""
+    candidates = [sample for sample in known if texts[sample.subject]]
     order = np.random.default_rng(config.seed).permutation(len(candidates))[: config.n_subjects]
     generator = np.random.default_rng(config.seed)
     return [
-        cut_source_prompt(model, text, candidates[index], generator)
-        for index in order
-        for text in texts[candidates[index].subject]
+        take_source_prompt(model, text, sample)
+        if sample.source_prompts
+        else cut_source_prompt(model, text, sample, generator)
+        for sample in (candidates[index] for index in order)
+        for text in texts[sample.subject]
     ]
 
 
 def describe_sample(model: LensModel, sample: AttributeSample) -> Json:
     """The sample as it stands in the result file."""
     return {
-        "subject": sample.of.subject,
-        "object": sample.of.object,
+        "subject": sample.fact.subject,
+        "object": sample.fact.object,
         "source_prompt": "".join(decode_each_token(model, sample.tokens)),
         "position": sample.position,
     }

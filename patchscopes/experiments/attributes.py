@@ -20,8 +20,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from patchscopes.data.questions import contains_answer
 from patchscopes.data.relations import Relation
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.attribute_lre import measure_lre
 from patchscopes.experiments.attribute_measures import (
@@ -44,6 +46,7 @@ from patchscopes.experiments.attribute_samples import (
     describe_sample,
     draw_samples,
     find_known,
+    select_known,
 )
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
@@ -63,6 +66,7 @@ class Task:
     """A relation and its samples.
 
     Attributes:
+        target: T and i*.
         known: the finished step that says which subjects the model knows.
         counts: of the subjects, on their way to samples.
         store: of the task's own steps.
@@ -70,6 +74,7 @@ class Task:
 
     relation: Relation
     samples: Sequence[AttributeSample]
+    target: TargetPrompt
     known: Json
     counts: Mapping[str, int]
     store: ChunkStore
@@ -96,16 +101,26 @@ def run(
         the `results` and the `timing` of the result file.
 
     Raises:
-        PatchscopesError: a method or layer does not exist, or no task has enough samples.
+        PatchscopesError: a method or layer does not exist, a relation's phrase leaves no token of its own to the x, or
+            no task has enough samples.
     """
     check_methods(config.methods, AttributesConfig.METHODS)
     layers, target_layers = resolve_layer_grid(model, config)
-    tasks = [prepare_task(model, relation, carriers, texts, config, store) for relation in progress(relations)]
-    kept = [task for task in tasks if len(task.samples) >= AttributesConfig.FEWEST_SAMPLES]
+    targets = [build_attribute_target(model, relation) for relation in relations]
+    # The number tells names apart that differ in signs only, or in case.
+    folders = [f"{number}-" + re.sub(r"\W+", "-", one.name) for number, one in enumerate(relations, start=1)]
+    tasks = [
+        prepare_task(model, relation, target, carriers, texts, config, ChunkStore(store.folder / folder))
+        for relation, target, folder in progress(list(zip(relations, targets, folders, strict=True)))
+    ]
+    kept = [task for task in tasks if has_enough_samples(task)]
     if not kept:
         raise PatchscopesError(
-            f"{model.cfg.model_name!r} knows too little of the {len(relations)} relations: a task needs "
-            f"{AttributesConfig.FEWEST_SAMPLES} samples; give easier relations, more texts or a larger model"
+            f"no task has enough samples for {model.cfg.model_name!r}: {AttributesConfig.FEWEST_SAMPLES} of at least "
+            f"two subjects that it knows. Of {len(relations)} relations the best has "
+            f"{max(len(task.samples) for task in tasks)}, with at most {config.n_subjects} subjects and "
+            f"{config.n_prompts} source prompts of each asked for; ask for more, or give easier relations, more texts "
+            "or a larger model"
         )
     measured = [measure_task(model, task, layers, target_layers, config) for task in progress(kept)]
     results = {
@@ -113,7 +128,7 @@ def run(
         "target_layers": target_layers,
         "dropped": [{"name": task.relation.name, **task.counts} for task in tasks if task not in kept],
         "tasks": {
-            task.relation.name: summarise_task(model, task, steps, layers, target_layers, config, len(kept))
+            task.relation.name: summarise_task(task, steps, layers, target_layers, config, len(kept))
             for task, steps in zip(kept, measured, strict=True)
         },
     }
@@ -131,34 +146,41 @@ def resolve_layer_grid(model: LensModel, config: AttributesConfig) -> tuple[list
     return layers, resolve_layers(model, config.target_layers, AttributesConfig.N_TARGET_LAYERS)
 
 
+def has_enough_samples(task: Task) -> bool:
+    """Whether a task is kept: few samples are dropped as in the paper, and from one subject nothing is learned."""
+    return len(task.samples) >= AttributesConfig.FEWEST_SAMPLES and task.counts["n_drawn"] >= 2
+
+
 def prepare_task(
     model: LensModel,
     relation: Relation,
+    target: TargetPrompt,
     carriers: Mapping[str, Sequence[str]],
     texts: Sequence[str] | None,
     config: AttributesConfig,
     store: ChunkStore,
 ) -> Task:
     """The samples of a relation: its known subjects in source prompts."""
-    of_task = ChunkStore(store.folder / re.sub(r"\W+", "-", relation.name))
-    (known,) = finish_step(of_task, "known", [relation], lambda one: find_known(model, one, config))
+    (step,) = finish_step(store, "known", [relation], lambda one: find_known(model, one, config))
+    known = select_known(relation, step["found"])
     source_texts = choose_source_texts(relation, carriers, texts, config)
-    samples = draw_samples(model, relation, known["found"], source_texts, config)
+    samples = draw_samples(model, known, source_texts, config)
     counts = {
+        "n_left_out": relation.n_left_out,
         "n_subjects": len(relation.samples),
-        "n_known": sum(answer["known"] for answer in known["found"]),
+        "n_known": len(known),
         "n_in_texts": sum(len(of_subject) > 0 for of_subject in source_texts.values()),
-        "n_drawn": len({sample.of for sample in samples}),
+        "n_drawn": len({sample.fact for sample in samples}),
         "n_samples": len(samples),
     }
-    return Task(relation=relation, samples=samples, known=known, counts=counts, store=of_task)
+    return Task(relation=relation, samples=samples, target=target, known=step, counts=counts, store=store)
 
 
 def measure_task(
     model: LensModel, task: Task, layers: Sequence[int], target_layers: Sequence[int], config: AttributesConfig
 ) -> dict[str, list[Json]]:
     """The finished chunks of each step of a task."""
-    samples = task.samples
+    samples, target = task.samples, task.target
 
     @cache
     def extract() -> Float[Tensor, "sample layer d_model"]:
@@ -174,9 +196,15 @@ def measure_task(
 
     def probe(_: None) -> Json:
         states = extract().float().cpu().numpy()
-        objects, subjects = [sample.of.object for sample in samples], [sample.of.subject for sample in samples]
+        objects, subjects = [sample.fact.object for sample in samples], [sample.fact.subject for sample in samples]
+        # As for the other methods, right is what holds an accepted answer.
+        accepted = [
+            [name for name in set(objects) if contains_answer(name, sample.fact.accepted)] for sample in samples
+        ]
         return {
-            folds_by: cross_validate_probe(states, objects, subjects, folds_by=folds_by, seed=config.seed)
+            folds_by: cross_validate_probe(
+                states, objects, subjects, accepted=accepted, folds_by=folds_by, seed=config.seed
+            )
             .astype(int)
             .tolist()
             for folds_by in ("subject", "sample")
@@ -184,7 +212,7 @@ def measure_task(
 
     steps: dict[str, list[Json]] = {}
     if "patchscope" in config.methods:
-        target, others = build_attribute_target(model, task.relation), draw_others(samples, config.seed)
+        others = draw_others(samples, config.seed)
         chunks = split_into_chunks(range(len(samples)), CHUNK_SAMPLES)
         steps["patchscope"] = finish_step(task.store, "patchscope", chunks, patch)
         steps["controls"] = finish_step(
@@ -218,7 +246,6 @@ def finish_step(store: ChunkStore, step: str, chunks: Sequence[Any], measure: Ca
 
 
 def summarise_task(
-    model: LensModel,
     task: Task,
     steps: Mapping[str, Sequence[Json]],
     layers: Sequence[int],
@@ -233,7 +260,7 @@ def summarise_task(
     """
     samples, seed = task.samples, config.seed
     groups = number_subjects(samples)
-    described = [describe_sample(model, sample) for sample in samples]
+    described = [describe_sample(task.target.model, sample) for sample in samples]
     methods: Json = {"most_frequent": measure_most_frequent(samples, seed)}
     # Which samples a method was tried on, and at which ℓ it was right.
     rightly: dict[str, tuple[Sequence[int], np.ndarray]] = {}
@@ -245,8 +272,9 @@ def summarise_task(
             samples, patched, controls["found"], layers, target_layers, seed
         )
         rightly["patchscope"] = everyone, by_layer
-        for entry, one in zip(described, patched, strict=True):
-            entry["patchscope"] = one
+        methods["patchscope"]["unpatched_text"] = controls["found"]["unpatched_text"]
+        for entry, one, unrelated in zip(described, patched, controls["found"]["unrelated_texts"], strict=True):
+            entry["patchscope"] = one | {"unrelated_texts": unrelated}
     if "probe" in steps:
         (probed,) = steps["probe"]
         for method, folds_by in (("probe", "subject"), ("probe_by_sample", "sample")):
@@ -263,17 +291,23 @@ def summarise_task(
         if method != "patchscope":
             for number, row in zip(numbers, table.tolist(), strict=True):
                 described[number][method] = row
+    compared = [method for method in rightly if method != "patchscope"]
+    # Both forms of the LRE read the same: one comparison does.
+    if set(LRE_METHODS) <= set(compared):
+        compared.remove("lre_patchscope")
     return {
         "kind": task.relation.kind,
         "prompt": task.relation.prompt,
         **task.counts,
+        "left_out": task.relation.left_out,
+        "known": task.known["found"],
         "methods": methods,
         "patchscope_against": {
             method: compare_methods(
                 rightly["patchscope"][1][list(numbers)], table, groups[list(numbers)], n_tasks, seed
             )
             for method, (numbers, table) in rightly.items()
-            if "patchscope" in rightly and method not in ("patchscope", "lre_patchscope")
+            if "patchscope" in rightly and method in compared
         },
         "samples": described,
     }

@@ -29,7 +29,7 @@ from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_first_tokens, find_substring_token_position
 
-# What β is chosen from: their search, from no amplification to five times.
+# What β is chosen from: half of W to five times W.
 BETAS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 ESTIMATOR = "lre"
 

@@ -1,7 +1,7 @@
 """Probes: linear classifiers trained to read an attribute out of a state, the paper's baseline in section 4.2."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ def cross_validate_probe(
     objects: Sequence[str],
     subjects: Sequence[str],
     *,
+    accepted: Sequence[Collection[str]] | None = None,
     folds_by: FoldsBy = "subject",
     seed: int = 0,
 ) -> Bool[np.ndarray, "sample layer"]:
@@ -36,7 +37,8 @@ def cross_validate_probe(
     training samples: the strength that is right most often in folds inside them, drawn in the same way.
 
     Args:
-        objects: the right answer of every sample.
+        objects: the answer of every sample that a probe is trained on.
+        accepted: the objects that are right answers of every sample; only its own unless given.
         subjects: whose state every sample is.
         folds_by: "subject" keeps all samples of a subject on one side, so that the probe has to know the attribute of
             subjects that it never saw. "sample" deals the samples out one by one as in the paper: a probe then also
@@ -48,13 +50,14 @@ def cross_validate_probe(
             or states that are not finite.
     """
     _check_samples(states, objects, subjects)
-    answers = np.asarray(objects)
     groups = np.unique(subjects, return_inverse=True)[1] if folds_by == "subject" else np.arange(len(states))
     n_groups = len(np.unique(groups))
     if n_groups < 2:
         raise PatchscopesError(
             f"a probe is trained on some {folds_by}s and tested on others, and there is {n_groups}; give at least two"
         )
+    names, classes = np.unique(objects, return_inverse=True)
+    fits = _tabulate_fits(names, [[one] for one in objects] if accepted is None else accepted)
     folds = _draw_folds(groups, N_FOLDS, seed)
     right = np.zeros(states.shape[:2], dtype=bool)
     # The matrices are small: with a second thread for each product the same takes ten times as long.
@@ -65,9 +68,14 @@ def cross_validate_probe(
             of_layer = states[:, layer].astype(np.float64)
             for fold in range(folds.max() + 1):
                 test = folds == fold
-                strength = _choose_strength(of_layer[~test], answers[~test], groups[~test], seed)
-                right[test, layer] = _train_and_test(of_layer, answers, test, (strength,))[0]
+                strength = _choose_strength(of_layer[~test], classes[~test], fits[~test], groups[~test], seed)
+                right[test, layer] = _train_and_test(of_layer, classes, fits, test, (strength,))[0]
     return right
+
+
+def _tabulate_fits(names: np.ndarray, accepted: Sequence[Collection[str]]) -> Bool[np.ndarray, "sample object"]:
+    """Whether each object is a right answer of each sample."""
+    return np.array([[name in of_sample for name in names] for of_sample in accepted], dtype=bool)
 
 
 def _draw_folds(groups: Int[np.ndarray, " sample"], n_folds: int, seed: int) -> Int[np.ndarray, " sample"]:
@@ -79,7 +87,8 @@ def _draw_folds(groups: Int[np.ndarray, " sample"], n_folds: int, seed: int) -> 
 
 def _choose_strength(
     states: Float[np.ndarray, "sample d_model"],
-    answers: np.ndarray,
+    classes: Int[np.ndarray, " sample"],
+    fits: Bool[np.ndarray, "sample object"],
     groups: Int[np.ndarray, " sample"],
     seed: int,
 ) -> float:
@@ -91,22 +100,24 @@ def _choose_strength(
     folds = _draw_folds(groups, N_INNER_FOLDS, seed)
     n_right = np.zeros(len(STRENGTHS), dtype=int)
     for fold in range(folds.max() + 1):
-        n_right += _train_and_test(states, answers, folds == fold, STRENGTHS).sum(axis=1)
+        n_right += _train_and_test(states, classes, fits, folds == fold, STRENGTHS).sum(axis=1)
     return max(zip(n_right, STRENGTHS, strict=True))[1]
 
 
 def _train_and_test(
     states: Float[np.ndarray, "sample d_model"],
-    answers: np.ndarray,
+    classes: Int[np.ndarray, " sample"],
+    fits: Bool[np.ndarray, "sample object"],
     test: Bool[np.ndarray, " sample"],
     strengths: Sequence[float],
 ) -> Bool[np.ndarray, "strength test_sample"]:
-    """Whether probes trained on all but the test samples name the answers of these, by strength of the penalty."""
-    classes = np.unique(answers[~test])
-    seen = np.isin(answers[test], classes)
-    if len(classes) < 2 or not seen.any():
+    """Whether probes trained on all but the test samples name right answers of these, by strength of the penalty."""
+    known = np.unique(classes[~test])
+    fits = fits[test]
+    can_be_right = fits[:, known].any(axis=1)
+    if len(known) < 2 or not can_be_right.any():
         # Nothing to train: a probe with one class always says it, and one that knows none of the answers is wrong.
-        return np.tile(seen, (len(strengths), 1))
+        return np.tile(can_be_right, (len(strengths), 1))
     scaler = StandardScaler().fit(states[~test])
     inputs, test_inputs = scaler.transform(states[~test]), scaler.transform(states[test])
     # The weights of a penalised probe lie in the span of its training states, and the penalty does not change with
@@ -115,10 +126,10 @@ def _train_and_test(
     inputs, test_inputs = inputs @ basis, test_inputs @ basis
     # Each strength starts from the weights of the stronger penalty before it.
     probe = LogisticRegression(solver="newton-cg", warm_start=True, max_iter=1000)
-    right = np.zeros((len(strengths), len(seen)), dtype=bool)
+    right = np.zeros((len(strengths), len(fits)), dtype=bool)
     for row, strength in enumerate(strengths):
-        probe.set_params(C=strength).fit(inputs, answers[~test])
-        right[row] = probe.predict(test_inputs) == answers[test]
+        probe.set_params(C=strength).fit(inputs, classes[~test])
+        right[row] = fits[np.arange(len(fits)), probe.predict(test_inputs)]
     return right
 
 

@@ -96,7 +96,7 @@ def select_panels(tasks: Sequence[Json]) -> list[Callable[[Axes, Json, Sequence[
     panels: list[Callable[[Axes, Json, Sequence[Json]], None]] = [draw_accuracy]
     if "patchscope" in methods:
         panels.append(draw_pairs)
-    if "lre" in methods:
+    if "lre" in methods or "lre_patchscope" in methods:
         panels.append(draw_faithfulness)
         if find_causal_tests(tasks):
             panels.append(draw_causal_test)
@@ -147,11 +147,13 @@ def draw_pairs(axis: Axes, results: Json, tasks: Sequence[Json]) -> None:
 
 def draw_faithfulness(axis: Axes, results: Json, tasks: Sequence[Json]) -> None:
     """Faithfulness of the LRE over ℓ: each task, and their mean on the samples and after solved examples."""
-    with_lre = [task for task in tasks if "lre" in task["methods"]]
-    style = METHOD_STYLES["lre"]
+    # Both forms of the LRE read the same; the original's has the second curve.
+    form = "lre" if any("lre" in task["methods"] for task in tasks) else "lre_patchscope"
+    with_lre = [task for task in tasks if form in task["methods"]]
+    style = METHOD_STYLES[form]
     if len(with_lre) > 1:
         for task in with_lre:
-            curve = task["methods"]["lre"]["faithfulness"]["mean"]
+            curve = task["methods"][form]["faithfulness"]["mean"]
             axis.plot(results["layers"], curve, color=style.colour, linewidth=0.7, alpha=0.35)
         axis.plot([], [], color=style.colour, linewidth=0.7, alpha=0.5, label="each task, in the source prompts")
     of_what = "mean" if len(with_lre) > 1 else "task"
@@ -159,7 +161,7 @@ def draw_faithfulness(axis: Axes, results: Json, tasks: Sequence[Json]) -> None:
         ("faithfulness", "-", "in the source prompts"),
         ("faithfulness_in_context", "--", "after solved examples"),
     ):
-        average = average_tasks(with_lre, "lre", measure)
+        average = average_tasks(with_lre, form, measure)
         if average is not None:
             shown = replace(style, label=f"{of_what}, {place}", line=line)
             draw_curve(axis, results["layers"], average.mean, average.ci95, shown)

@@ -358,6 +358,13 @@ class TestTables:
         )
         assert relation.n_left_out == 3
 
+    def test_a_target_prompt_of_which_nothing_can_be_used_leaves_the_others(self, tmp_path):
+        rows = [row("Peru", "sol", "", "x's money"), row("Japan", "yen", " Japan", "The currency of x")]
+        path = write_table(tmp_path / "a.tsv", rows)
+        (relation,) = load_relations([path])
+        assert (relation.name, relation.prompt) == ("a", "The currency of {}")
+        assert relation.left_out == (f"{path}, line 2: the subject 'Peru' is not in its source prompt ''",)
+
     def test_a_table_of_which_nothing_can_be_used(self, tmp_path):
         path = write_table(tmp_path / "a.tsv", [row("Peru", "sol", " in Japan"), row("Peru", "sol", "")])
         with pytest.raises(

@@ -41,6 +41,7 @@ from patchscopes.experiments.attribute_samples import (
     find_known,
     find_subject_tokens,
     find_subjects,
+    select_known,
 )
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.model.embedded import get_cache_folder, unpack_embedded_model
@@ -73,7 +74,9 @@ def relation(llama) -> Relation:
 @pytest.fixture(scope="module")
 def samples(llama, relation) -> list[AttributeSample]:
     known = find_known(llama, relation, CONFIG)
-    return draw_samples(llama, relation, known, choose_source_texts(relation, CARRIERS, None, CONFIG), CONFIG)
+    return draw_samples(
+        llama, select_known(relation, known), choose_source_texts(relation, CARRIERS, None, CONFIG), CONFIG
+    )
 
 
 class TestSamples:
@@ -128,20 +131,35 @@ class TestSamples:
         assert not any(of_subject for subject, of_subject in texts.items() if subject != first)
 
         given = replace(relation, samples=(replace(relation.samples[0], source_prompts=("a", "b", "b", "c", "d")),))
-        assert choose_source_texts(given, CARRIERS, None, CONFIG) == {first: ["a", "b", "c"]}
+        (drawn,) = choose_source_texts(given, CARRIERS, None, CONFIG).values()
+        assert len(set(drawn)) == 3
+        assert set(drawn) < {"a", "b", "c", "d"}
+
+    def test_a_source_prompt_of_a_table_stays_whole(self, llama):
+        prompt = "It has more tokens than the window, this is OX as ever"
+        sample = RelationSample(subject="OX", object="x", source_prompts=(prompt,))
+        (drawn,) = draw_samples(llama, [sample], {"OX": [prompt]}, CONFIG)
+        assert list(drawn.tokens) == to_token_ids(llama, prompt).tolist()
+        assert llama.tokenizer.decode(drawn.tokens[: drawn.position + 1]).endswith("this is OX")
 
     def test_subjects_are_whole_words_and_the_longest(self):
         texts = ["Guinea-Bissau is small.", "Guinea is larger, and Guinea again.", "Guineas", "guinea"]
         found = find_subjects(texts, ["Guinea", "Guinea-Bissau"])
         assert found == {"Guinea": [texts[1]], "Guinea-Bissau": [texts[0]]}
 
+    def test_a_subject_after_a_longer_one_that_holds_it_is_not_taken(self):
+        texts = ["South Sudan borders Sudan in the north.", "Sudan lies north of South Sudan."]
+        found = find_subjects(texts, ["Sudan", "South Sudan"])
+        assert found == {"Sudan": [texts[1]], "South Sudan": texts}
+
     def test_only_known_subjects_in_all_their_texts(self, llama, relation, samples):
         assert len(samples) == 10 * 3
-        assert len({sample.of.subject for sample in samples}) == 10
-        unknown = [{"known": 0} for _ in relation.samples]
-        unknown[3] = {"known": 1}
+        assert len({sample.fact.subject for sample in samples}) == 10
+        found = [{"known": 0} for _ in relation.samples]
+        found[3] = {"known": 1}
+        known = select_known(relation, found)
         texts = choose_source_texts(relation, CARRIERS, None, CONFIG)
-        assert {one.of for one in draw_samples(llama, relation, unknown, texts, CONFIG)} == {relation.samples[3]}
+        assert {one.fact for one in draw_samples(llama, known, texts, CONFIG)} == {relation.samples[3]}
 
     def test_known_is_what_the_model_says_in_clear(self, smollm):
         relation = Relation(
@@ -169,6 +187,12 @@ class TestSamples:
 
 
 class TestPatching:
+    def test_the_placeholder_stands_where_the_subject_does(self, llama):
+        for prompt in ("{} is an example of", "six boxes hold {} , and an axe"):
+            target = build_attribute_target(llama, Relation(name="kind", prompt=prompt, samples=()))
+            before = llama.tokenizer.decode(target.tokens[: int(target.position) + 1])
+            assert before.endswith(prompt.partition("{}")[0] + "x")
+
     def test_pairs_are_counted_exactly_as_one_by_one_with_plain_hooks(self, llama, relation, samples):
         """The any-ℓ* measure, of rows in one call that stop at the answer."""
         layers, target_layers = list(CONFIG.layers), list(CONFIG.target_layers)
@@ -188,7 +212,7 @@ class TestPatching:
                         target, states[number, slot][None], [target_layer], max_new_tokens=10, engine="hooks"
                     )
                     (text,) = llama.tokenizer.batch_decode(alone, skip_special_tokens=True)
-                    own += [[layer, target_layer]] * contains_answer(text, sample.of.accepted)
+                    own += [[layer, target_layer]] * contains_answer(text, sample.fact.accepted)
                     if other is not None:
                         others_own += [[layer, target_layer]] * contains_answer(text, other.accepted)
             assert flatten_pairs(found[number]["texts"]) == own
@@ -202,11 +226,11 @@ class TestPatching:
         assert [other is not None for other in others] == [True, False, False] * 10
         for sample, other in zip(samples, others, strict=True):
             if other is not None:
-                assert not contains_answer("; ".join(other.accepted), sample.of.accepted)
+                assert not contains_answer("; ".join(other.accepted), sample.fact.accepted)
         assert others == draw_others(samples, seed=0)
 
     def test_where_all_share_an_object_there_is_no_control(self, samples):
-        alike = [replace(one, of=replace(one.of, object="same", aliases=())) for one in samples]
+        alike = [replace(one, fact=replace(one.fact, object="same", aliases=())) for one in samples]
         assert draw_others(alike, seed=0) == [None] * len(samples)
 
     def test_answers_by_their_text(self):
@@ -259,6 +283,12 @@ class TestExperiment:
         # Every generation that counted.
         solved = sum(len(flatten_pairs(sample["patchscope"]["texts"])) for sample in task["samples"])
         assert solved == pytest.approx(np.sum(patchscope["accuracy"]["mean"]) * task["n_samples"])
+        assert [one["known"] for one in task["known"]] == [1] * task["n_known"]
+        assert set(task["known"][0]) == {"subject", "text", "known"}
+        unrelated = [flatten_pairs(sample["patchscope"]["unrelated_texts"]) for sample in task["samples"]]
+        layers_found = [len({layer for layer, _ in pairs}) for pairs in unrelated]
+        assert patchscope["control_unrelated_any"]["mean"] == pytest.approx(np.mean(layers_found) / 3)
+        assert isinstance(patchscope["unpatched_text"], str)
         assert {"known", "patchscope", "controls", "probe", "lre", "total"} == set(timing["seconds"])
         # Six subjects are two more than the LRE takes.
         assert "lre" in results["tasks"]["kind"]["methods"]
@@ -292,7 +322,7 @@ class TestExperiment:
         save, refused = ChunkStore.save, []
 
         def interrupted(store, name, content):
-            if store.folder.name == step and store.folder.parent.name == "a-kind-of" and not refused:
+            if store.folder.name == step and store.folder.parent.name == "2-a-kind-of" and not refused:
                 refused.append(name)
                 raise KeyboardInterrupt
             save(store, name, content)
@@ -313,14 +343,14 @@ class TestExperiment:
         with pytest.raises(PatchscopesError, match="layer 9 does not exist"):
             attributes.run(llama, [relation], CARRIERS, replace(CONFIG, target_layers=(9,)), store)
         few = replace(relation, samples=relation.samples[:4])
-        with pytest.raises(PatchscopesError, match="knows too little of the 1 relations"):
+        with pytest.raises(PatchscopesError, match="no task has enough samples .* the best has 12"):
             attributes.run(llama, [few], CARRIERS, CONFIG, store)
 
 
 class TestMeasures:
     def make_samples(self, objects: dict[str, str], n_prompts: int = 2) -> list[AttributeSample]:
         of = [RelationSample(subject=subject, object=answer) for subject, answer in objects.items()]
-        return [AttributeSample(of=one, tokens=(1, 2), position=1) for one in of for _ in range(n_prompts)]
+        return [AttributeSample(fact=one, tokens=(1, 2), position=1) for one in of for _ in range(n_prompts)]
 
     def test_by_hand(self):
         samples = self.make_samples({"a": "red", "b": "blue"})
@@ -330,7 +360,7 @@ class TestMeasures:
             {"texts": {}, "other_texts": {"red": [[0, 0], [1, 0]]}},
             {"texts": {"blue": [[0, 0], [1, 0]]}},
         ]
-        without = {"unpatched": [0, 0, 1, 1], "unrelated": [[], [], [], [[0, 1]]]}
+        without = {"unpatched": [0, 0, 1, 1], "unrelated_texts": [{}, {}, {}, {"blue": [[0, 1]]}]}
         measures, by_layer = summarise_patchscope(samples, patched, without, [0, 1], [0, 1], seed=0)
         assert by_layer.tolist() == [[1, 0], [0, 1], [0, 0], [1, 1]]
         assert measures["any"]["mean"] == 0.5
@@ -346,7 +376,7 @@ class TestMeasures:
         samples = self.make_samples({"a": "red", "b": "green", "c": "red"})
         found = measure_most_frequent(samples, seed=0)
         assert (found["answer"], found["accuracy"]["mean"]) == ("red", pytest.approx(2 / 3))
-        accepted = [replace(one, of=replace(one.of, aliases=("green",))) for one in samples]
+        accepted = [replace(one, fact=replace(one.fact, aliases=("green",))) for one in samples]
         assert measure_most_frequent(accepted, seed=0)["answer"] == "green"
         assert measure_most_frequent(accepted, seed=0)["accuracy"]["mean"] == 1
 
@@ -390,7 +420,7 @@ class TestOneSubject:
         assert [shown[0] for shown in seen] == ["in_clear", "unpatched", 0, 2, 3]
         assert results["methods"]["in_clear"]["solved"] in (0, 1)
         tokens = tuple(to_token_ids(llama, source_prompt).tolist())
-        alone = AttributeSample(of=sample, tokens=tokens, position=len(tokens) - 1)
+        alone = AttributeSample(fact=sample, tokens=tokens, position=len(tokens) - 1)
         states = extract_representations(llama, [list(tokens)], [-1], CONFIG.layers)
         target = build_attribute_target(llama, relation)
         (found,) = patch_samples(target, [alone], [None], states, CONFIG.layers, CONFIG.target_layers, CONFIG)

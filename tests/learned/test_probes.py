@@ -58,10 +58,10 @@ def test_no_subject_stands_on_both_sides_of_any_fold(monkeypatch, folds_by):
     shared, tested = [], []
     train_and_test = probes._train_and_test
 
-    def watch(states, answers, test, strengths):
+    def watch(states, classes, fits, test, strengths):
         shared.append(set(states[test, 0]) & set(states[~test, 0]))
         tested.append(test.sum())
-        return train_and_test(states, answers, test, strengths)
+        return train_and_test(states, classes, fits, test, strengths)
 
     monkeypatch.setattr(probes, "_train_and_test", watch)
     cross_validate_probe(states, objects, subjects, folds_by=folds_by)
@@ -109,6 +109,18 @@ def test_the_probe_is_the_plain_pipeline_of_scikit_learn(d_model, n_objects, fol
     found = cross_validate_probe(states, objects, subjects, folds_by=folds_by)[:, 0]
     assert 0.2 < expected.mean() < 1
     assert (found == expected).mean() > 0.98
+
+
+def test_another_accepted_object_is_right_too():
+    """Where the probe takes objects 0 and 1 for each other, it is right if both are accepted."""
+    states, objects, subjects = make_samples(noise=0.02)
+    exchanged = {"object 0": "object 1", "object 1": "object 0"}
+    swapped = [exchanged.get(one, one) for one in objects]
+    accepted = [{one, exchanged.get(one, one)} for one in objects]
+    half = np.arange(len(objects)) % 6 < 3
+    mixed = np.where(half, objects, swapped).tolist()
+    assert cross_validate_probe(states, mixed, subjects).mean() < 0.8
+    assert cross_validate_probe(states, mixed, subjects, accepted=accepted).all()
 
 
 def test_folds_are_even_and_keep_groups_whole():

@@ -65,7 +65,7 @@ class TestAttributes:
         figure = plot_attributes(make_attributes(TASKS[:2], methods))
         assert find_panel(figure, "All methods over ℓ (simple mean over 2 tasks)") is not None
         assert (find_panel(figure, "Patchscope at each (ℓ, ℓ*)") is not None) == ("patchscope" in methods)
-        assert (find_panel(figure, "LRE over ℓ") is not None) == ("lre" in methods)
+        assert (find_panel(figure, "LRE over ℓ") is not None) == ("lre" in methods or "lre_patchscope" in methods)
         assert (find_panel(figure, "Causal test of the LRE") is not None) == ("lre" in methods)
 
     def test_no_causal_test(self):
