@@ -236,7 +236,7 @@ class AttributesConfig:
     methods: tuple[str, ...] = METHODS
     layers: tuple[int, ...] | None = None
     target_layers: tuple[int, ...] | None = None
-    n_subjects: int = 24
+    n_subjects: int = 20
     n_prompts: int = 5
     max_new_tokens: int = 10
     n_examples: int = 8
