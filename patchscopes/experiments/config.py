@@ -227,7 +227,7 @@ class AttributesConfig:
 
     METHODS: ClassVar = ("patchscope", "probe", "lre", "lre_patchscope")
     N_LAYERS: ClassVar = 8
-    N_TARGET_LAYERS: ClassVar = 5
+    N_TARGET_LAYERS: ClassVar = 4
     # Tokens of a source prompt, and those in which the answer about a subject in clear must stand.
     WINDOW: ClassVar = 20
     KNOWN_NEW_TOKENS: ClassVar = 20
@@ -236,7 +236,7 @@ class AttributesConfig:
     methods: tuple[str, ...] = METHODS
     layers: tuple[int, ...] | None = None
     target_layers: tuple[int, ...] | None = None
-    n_subjects: int = 20
+    n_subjects: int = 16
     n_prompts: int = 5
     max_new_tokens: int = 10
     n_examples: int = 8
