@@ -226,7 +226,7 @@ class AttributesConfig:
     """
 
     METHODS: ClassVar = ("patchscope", "probe", "lre", "lre_patchscope")
-    N_LAYERS: ClassVar = 8
+    N_LAYERS: ClassVar = 6
     N_TARGET_LAYERS: ClassVar = 4
     # Tokens of a source prompt, and those in which the answer about a subject in clear must stand.
     WINDOW: ClassVar = 20
