@@ -19,6 +19,9 @@ FIGURES = ROOT / "figures"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The module of each document's plot, by experiment.
 PLOTS = {
+    "attribute_layers": "attribute_layers",
+    "attribute_lens": "attribute_lens",
+    "attributes": "attributes",
     "bench": "benchmark",
     "cross_model": "cross_model",
     "entity": "entity",
