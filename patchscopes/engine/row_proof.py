@@ -8,7 +8,7 @@ prompts, and what it adds is compared while rows write and cut in it. So no roun
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -91,11 +91,11 @@ def _prove(target: TargetPrompt, need: Need) -> str | None:
     expected = _run_hooks(model, rows, entering)
     for number, (answer, right) in enumerate(zip(answers, expected, strict=True)):
         before, after = entering[number][:, start:].to(right), right[:, start:]
-        error = measure_error(answer.to(right) - before, after - before, after)
-        if not bool((error <= tolerance).all()):
+        differences = measure_error(answer.to(right) - before, after - before, after)
+        if not bool((differences <= tolerance).all()):
             return (
                 f"the fast engine differs from plain hooks: what block {number} adds differs by "
-                f"{float(error.max()):.2g} of it, {tolerance:.2g} is allowed"
+                f"{float(differences.max()):.2g} of it, {tolerance:.2g} is allowed"
             )
     return None
 
@@ -168,4 +168,4 @@ def _run_hooks(
     replaced = [(get_hook_name(layer), replacing(layer + 1)) for layer in layers]
     tokens = torch.stack([row.target.tokens for row in rows])
     model.run_with_hooks(tokens, fwd_hooks=[*build_row_hooks(rows), *replaced])
-    return cast(list[Tensor], computed[1:])
+    return computed[1:]
