@@ -6,7 +6,7 @@ sample. A *restoration* puts values of the clean run back into a corrupted one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,13 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.rows import SITES, Site
+from patchscopes.engine.sublayers import check_plain_hooks, get_added_hook_name
 from patchscopes.experiments.facts import KnownFact
 from patchscopes.model.layers import EMBEDDING, get_hook_name
 from patchscopes.model.lens_model import LensModel
-
-# The residual stream, and what attention and MLP add to it.
-Site: TypeAlias = Literal["resid", "mlp_out", "attn_out"]
-SITES: tuple[Site, ...] = ("resid", "mlp_out", "attn_out")
 
 
 class Place(NamedTuple):
@@ -84,7 +82,12 @@ def measure_spread(model: LensModel, facts: Sequence[KnownFact]) -> float:
 
 
 def prepare_trace(model: LensModel, fact: KnownFact, scale: float, n_samples: int, seed: Sequence[int]) -> Trace:
-    """The clean run of a fact, and corrupted ones with noise N(0, scale²)."""
+    """The clean run of a fact, and corrupted ones with noise N(0, scale²).
+
+    Raises:
+        PatchscopesError: plain hooks cannot read what attention and MLP add in this model.
+    """
+    check_plain_hooks(model, "mlp_out")
     entering = extract_representations(
         model, [list(fact.tokens)] * len(fact.tokens), range(len(fact.tokens)), [EMBEDDING]
     )[:, 0]
@@ -131,4 +134,4 @@ def build_input_hook(inputs: Float[Tensor, "row pos d_model"]) -> tuple[str, Cal
 
 def get_site_hook_name(place: Place) -> str:
     """The TransformerLens hook point of a site."""
-    return get_hook_name(place.layer) if place.site == "resid" else f"blocks.{place.layer}.hook_{place.site}"
+    return get_hook_name(place.layer) if place.site == "resid" else get_added_hook_name(place.layer, place.site)
