@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, ROOT, SPECIAL, make_hf_model, sentencepiece_like
+from made_up_facts import make_facts
 from made_up_questions import make_questions
 from made_up_relations import make_relation
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -375,6 +376,55 @@ class TestAttributes:
         assert "in clear" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def fact_file(other_folder, tmp_path_factory):
+    """Facts that the tiny model "knows", with the other fields of published ones."""
+    path = tmp_path_factory.mktemp("facts") / "known.json"
+    facts = make_facts(load_model(str(other_folder)))
+    rows = [
+        {"known_id": number, "prompt": fact.prompt, "subject": fact.subject, "attribute": fact.attribute}
+        for number, fact in enumerate(facts)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+class TestCausalTracing:
+    def test_ones_own_facts(self, fact_file, other_folder, tmp_path, output):
+        arguments = [fact_file, "--model", other_folder, "--samples", 4, "--original-samples", 2, "--noise", 2]
+        command = ["run_causal_tracing.py", *arguments, "--noise-samples", 3, "--window", 2, *output]
+        done = script(*command)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        results = document["results"]
+        assert (document["config"]["noise"], document["config"]["window"]) == (2, 2)
+        for method, n_samples in (("original", 2), ("patchscope", 4)):
+            measures = results["methods"][method]
+            assert measures["n_samples"] == n_samples
+            assert set(measures["total_effect"]) == {"mean", "ci95"}
+            assert len(measures["indirect_effect"]["mlp_out"]["last_subject"]["mean"]) == 3
+        assert results["largest_probability_difference"] < 1e-4
+        assert "last_subject" in done.stdout
+        assert "times faster" in done.stdout
+        again = script(*command)
+        assert again.returncode == 0
+        assert read(tmp_path / "out.json")["results"] == results
+
+    def test_a_table_and_the_original_form_alone(self, fact_file, other_folder, tmp_path, output):
+        table = tmp_path / "facts.csv"
+        names = ("prompt", "subject", "attribute")
+        lines = [",".join(f'"{fact[name]}"' for name in names) for fact in read(fact_file)]
+        table.write_text("\n".join([",".join(names), *lines]))
+        arguments = ["--model", other_folder, "--samples", 3, "--methods", "original", "--layers", "0,2"]
+        done = script("run_causal_tracing.py", table, *arguments, *output)
+        assert done.returncode == 0, done.stderr
+        results = read(tmp_path / "out.json")["results"]
+        assert results["layers"] == [0, 2]
+        assert list(results["methods"]) == ["original"]
+        assert len(results["facts"]) == 3
+
+
 class TestFig1:
     @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
     def test_each_mode(self, model_folder, tmp_path, mode):
@@ -424,6 +474,10 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_fig2.py", ["--tuned-lens", "no.safetensors"], "there is no file no.safetensors"),
         ("run_entity.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_entity_interactive.py", [""], "the name is empty"),
+        ("run_causal_tracing.py", ["nowhere.json"], "there is no file nowhere.json"),
+        ("run_causal_tracing.py", ["facts.txt"], "expected a .json or .csv file of facts"),
+        ("run_causal_tracing.py", ["--noise", "-1"], "expected a number of at least 0"),
+        ("run_causal_tracing.py", ["--methods", "guess"], "expected some of original,patchscope"),
         ("run_multi_hop.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_multi_hop.py", ["--methods", "guess"], "expected some of vanilla,cot,patchscope,"),
         ("run_multi_hop_interactive.py", ["--hop1", "the DOG"], "needs both --hop2 and --hop1"),
