@@ -13,7 +13,8 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, SPECIAL, make_hf_model, sentencepiece_like
+from conftest import CONFIGS, ROOT, SPECIAL, byte_level, make_hf_model, sentencepiece_like
+from made_up_facts import make_facts
 from made_up_questions import make_questions
 from made_up_relations import make_relation
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -373,6 +374,47 @@ class TestAttributes:
         results = read(tmp_path / "out.json")["results"]
         assert np.array(results["methods"]["patchscope"]["solved"]).shape == (2, 4)
         assert "in clear" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def word_model_folder(tmp_path_factory):
+    """A model whose tokens hold the spaces in front of words, so that it can know a fact by its first token."""
+    folder = tmp_path_factory.mktemp("tiny-words")
+    config = CONFIGS["llama"]()
+    config.vocab_size = 1024
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=byte_level(), **SPECIAL).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fact_file(word_model_folder, tmp_path_factory):
+    """Of which the tiny model "knows" whatever it says."""
+    path = tmp_path_factory.mktemp("facts") / "own.json"
+    facts = make_facts(load_model(str(word_model_folder)), 6)
+    rows = [{"prompt": one.prompt, "subject": one.subject, "attribute": one.attribute} for one in facts]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+class TestAttentionKnockout:
+    def test_ones_own_facts(self, fact_file, word_model_folder, tmp_path, output):
+        command = ["run_attention_knockout.py", fact_file, "--model", word_model_folder, "--samples", 3, *output]
+        done = script(*command)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        assert document["experiment"] == "attention_knockout"
+        results = document["results"]
+        assert (results["layers"], results["window"], results["n_samples"]) == ([0, 1, 2, 3], 1, 3)
+        for method in ("original", "patchscope"):
+            for keys in ("subject", "rest", "last"):
+                assert np.shape(results["methods"][method]["relative_change"][keys]["ci95"]) == (4, 2)
+        assert "windows of 1 layers" in done.stdout
+        again = script(*command)
+        assert again.returncode == 0
+        assert read(tmp_path / "out.json")["results"] == results
 
 
 class TestFig1:
