@@ -246,6 +246,35 @@ class AttributesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CausalTracingConfig:
+    """Options of causal tracing (`causal_tracing`).
+
+    Attributes:
+        layers: ℓ; None for all blocks.
+        n_samples: facts, drawn from those that the model knows.
+        n_original: facts that the original form is measured on too, the first of those; its time is that of whole
+            forward passes.
+        noise: its standard deviation, in those of the embeddings of all subjects.
+        n_noise_samples: corrupted runs of each fact.
+        window: consecutive blocks whose MLPs, or attention, are restored together.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    METHODS: ClassVar = ("original", "patchscope")
+    SITES: ClassVar = ("resid", "mlp_out", "attn_out", "resid_severed")
+    TOKEN_CLASSES: ClassVar = ("first_subject", "middle_subject", "last_subject", "next", "further", "last")
+    methods: tuple[str, ...] = METHODS
+    layers: tuple[int, ...] | None = None
+    n_samples: int = 40
+    n_original: int = 4
+    noise: float = 3.0
+    n_noise_samples: int = 10
+    window: int = 10
+    seed: int = 0
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionKnockoutConfig:
     """Options of attention knockout (`attention_knockout`).
 

@@ -13,7 +13,7 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, SPECIAL, byte_level, make_hf_model, sentencepiece_like
+from conftest import CONFIGS, ROOT, SPECIAL, make_hf_model, sentencepiece_like
 from made_up_facts import make_facts
 from made_up_questions import make_questions
 from made_up_relations import make_relation
@@ -377,40 +377,67 @@ class TestAttributes:
 
 
 @pytest.fixture(scope="module")
-def word_model_folder(tmp_path_factory):
-    """A model whose tokens hold the spaces in front of words, so that it can know a fact by its first token."""
-    folder = tmp_path_factory.mktemp("tiny-words")
-    config = CONFIGS["llama"]()
-    config.vocab_size = 1024
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=byte_level(), **SPECIAL).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def fact_file(word_model_folder, tmp_path_factory):
-    """Of which the tiny model "knows" whatever it says."""
-    path = tmp_path_factory.mktemp("facts") / "own.json"
-    facts = make_facts(load_model(str(word_model_folder)), 6)
-    rows = [{"prompt": one.prompt, "subject": one.subject, "attribute": one.attribute} for one in facts]
+def fact_file(other_folder, tmp_path_factory):
+    """Facts that the tiny model "knows", with the other fields of published ones."""
+    path = tmp_path_factory.mktemp("facts") / "known.json"
+    facts = make_facts(load_model(str(other_folder)))
+    rows = [
+        {"known_id": number, "prompt": fact.prompt, "subject": fact.subject, "attribute": fact.attribute}
+        for number, fact in enumerate(facts)
+    ]
     path.write_text(json.dumps(rows))
     return path
 
 
+class TestCausalTracing:
+    def test_ones_own_facts(self, fact_file, other_folder, tmp_path, output):
+        arguments = [fact_file, "--model", other_folder, "--samples", 4, "--original-samples", 2, "--noise", 2]
+        command = ["run_causal_tracing.py", *arguments, "--noise-samples", 3, "--window", 2, *output]
+        done = script(*command)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        results = document["results"]
+        assert (document["config"]["noise"], document["config"]["window"]) == (2, 2)
+        for method, n_samples in (("original", 2), ("patchscope", 4)):
+            measures = results["methods"][method]
+            assert measures["n_samples"] == n_samples
+            assert set(measures["total_effect"]) == {"mean", "ci95"}
+            assert len(measures["indirect_effect"]["mlp_out"]["last_subject"]["mean"]) == 3
+        assert results["largest_probability_difference"] < 1e-4
+        assert "last_subject" in done.stdout
+        assert "times faster" in done.stdout
+        again = script(*command)
+        assert again.returncode == 0
+        assert read(tmp_path / "out.json")["results"] == results
+
+    def test_a_table_and_the_original_form_alone(self, fact_file, other_folder, tmp_path, output):
+        table = tmp_path / "facts.csv"
+        names = ("prompt", "subject", "attribute")
+        lines = [",".join(f'"{fact[name]}"' for name in names) for fact in read(fact_file)]
+        table.write_text("\n".join([",".join(names), *lines]))
+        arguments = ["--model", other_folder, "--samples", 3, "--methods", "original", "--layers", "0,2"]
+        done = script("run_causal_tracing.py", table, *arguments, *output)
+        assert done.returncode == 0, done.stderr
+        results = read(tmp_path / "out.json")["results"]
+        assert results["layers"] == [0, 2]
+        assert list(results["methods"]) == ["original"]
+        assert len(results["facts"]) == 3
+
+
 class TestAttentionKnockout:
-    def test_ones_own_facts(self, fact_file, word_model_folder, tmp_path, output):
-        command = ["run_attention_knockout.py", fact_file, "--model", word_model_folder, "--samples", 3, *output]
+    def test_ones_own_facts(self, fact_file, other_folder, tmp_path, output):
+        command = ["run_attention_knockout.py", fact_file, "--model", other_folder, "--samples", 3, *output]
         done = script(*command)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "out.png").read_bytes().startswith(PNG)
         document = read(tmp_path / "out.json")
         assert document["experiment"] == "attention_knockout"
         results = document["results"]
-        assert (results["layers"], results["window"], results["n_samples"]) == ([0, 1, 2, 3], 1, 3)
+        assert (results["layers"], results["window"], results["n_samples"]) == ([0, 1, 2], 1, 3)
         for method in ("original", "patchscope"):
             for keys in ("subject", "rest", "last"):
-                assert np.shape(results["methods"][method]["relative_change"][keys]["ci95"]) == (4, 2)
+                assert np.shape(results["methods"][method]["relative_change"][keys]["ci95"]) == (3, 2)
         assert "windows of 1 layers" in done.stdout
         again = script(*command)
         assert again.returncode == 0
@@ -466,6 +493,10 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_fig2.py", ["--tuned-lens", "no.safetensors"], "there is no file no.safetensors"),
         ("run_entity.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_entity_interactive.py", [""], "the name is empty"),
+        ("run_causal_tracing.py", ["nowhere.json"], "there is no file nowhere.json"),
+        ("run_causal_tracing.py", ["facts.txt"], "expected a .json or .csv file of facts"),
+        ("run_causal_tracing.py", ["--noise", "-1"], "expected a number of at least 0"),
+        ("run_causal_tracing.py", ["--methods", "guess"], "expected some of original,patchscope"),
         ("run_multi_hop.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_multi_hop.py", ["--methods", "guess"], "expected some of vanilla,cot,patchscope,"),
         ("run_multi_hop_interactive.py", ["--hop1", "the DOG"], "needs both --hop2 and --hop1"),
