@@ -16,9 +16,9 @@ from patchscopes.experiments.attention_knockout_rows import (
     choose_window,
     divide_positions,
     knock_out,
-    list_window_layers,
     read_probability,
 )
+from patchscopes.experiments.causal_tracing_measures import find_window
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
 from patchscopes.experiments.config import AttentionKnockoutConfig
@@ -53,7 +53,7 @@ def run(
     check_methods(config.methods, AttentionKnockoutConfig.METHODS)
     layers = resolve_layers(model, config.layers)
     window = choose_window(model.cfg.n_layers, config.window)
-    windows = [list_window_layers(layer, window, model.cfg.n_layers) for layer in layers]
+    windows = [list(find_window(layer, window, model.cfg.n_layers)) for layer in layers]
     asking = [fact for fact in facts if reads_subject(fact)]
     if not asking:
         raise PatchscopesError(
@@ -123,7 +123,7 @@ def measure_fact(
         "subject": fact.fact.subject,
         "attribute": fact.fact.attribute,
         "relation": fact.fact.relation,
-        "subject_positions": fact.subject,
+        "subject_positions": list(fact.subject),
         "answer": decode_each_token(model, [fact.answer])[0],
         "probability": probability,
         "methods": methods,
@@ -145,7 +145,7 @@ def measure_each_token(
     found = {
         "prompt": fact.fact.prompt,
         "subject": fact.fact.subject,
-        "subject_positions": fact.subject,
+        "subject_positions": list(fact.subject),
         "tokens": decode_each_token(model, tokens),
         "answer": decode_each_token(model, [fact.answer])[0],
         "probability": probability,

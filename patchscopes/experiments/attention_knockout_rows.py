@@ -31,12 +31,6 @@ def choose_window(n_layers: int, window: int | None) -> int:
     return min(AttentionKnockoutConfig.WINDOW, third - 1 + third % 2)
 
 
-def list_window_layers(centre: int, window: int, n_layers: int) -> tuple[int, ...]:
-    """The layers of a window around `centre`, clipped at both ends; one of even size has one more below than above."""
-    first = centre - window // 2
-    return tuple(range(max(0, first), min(n_layers, first + window)))
-
-
 def divide_positions(n_tokens: int, subject: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """The positions of a prompt by what they are to its last one: the `subject`, the `rest` (BOS too), and the `last`.
 

@@ -4,7 +4,7 @@ import textwrap
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from patchscopes.plots.style import (
     BLUE,
@@ -89,9 +89,9 @@ def draw_changes(axis: Axes, layers: list[int], relative_change: Json) -> None:
     tidy_axis(axis)
 
 
-def draw_example(figure: Figure, layers: list[int], window: int, example: Json) -> None:
+def draw_example(part: SubFigure, layers: list[int], window: int, example: Json) -> None:
     """Which word is read where: the edges to each token cut alone, tokens from top to bottom, the subject in bold."""
-    axis = figure.subplots()
+    axis = part.subplots()
     change = np.array(example["relative_change"]).T
     high = max(1.0, float(np.abs(change).max()))
     edges = np.arange(len(layers) + 1) - 0.5
@@ -114,4 +114,4 @@ def draw_example(figure: Figure, layers: list[int], window: int, example: Json) 
         fontsize=TITLE_SIZE,
         parse_math=False,
     )
-    figure.colorbar(shown, ax=axis, label="Change (%)", pad=0.01)
+    part.colorbar(shown, ax=axis, label="Change (%)", pad=0.01)
