@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchscopes.data.facts import Fact
-from patchscopes.engine.unpatched import generate_after
+from patchscopes.engine.batching import rows_per_batch
+from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_first_tokens, find_token_spans
@@ -35,11 +37,20 @@ class KnownFact:
 
 def find_known(model: LensModel, facts: Sequence[Fact], batch_size: int | None) -> list[Json]:
     """The token that the model finds most likely after each prompt, and whether it begins the attribute."""
-    answers = generate_after(model, [fact.prompt for fact in facts], max_new_tokens=1, batch_size=batch_size)
+    answers = find_answers(model, [fact.prompt for fact in facts], batch_size)
     return [
         {"answer": answer, "known": int(answer in find_first_tokens(model, fact.accepted).tolist())}
-        for fact, answer in zip(facts, answers[:, 0].tolist(), strict=True)
+        for fact, answer in zip(facts, answers, strict=True)
     ]
+
+
+def find_answers(model: LensModel, prompts: Sequence[str], batch_size: int | None) -> list[int]:
+    """The token that the model finds most likely after each prompt."""
+    # Generating would go on after short prompts until the longest one is read.
+    last = model.cfg.n_layers - 1
+    states = extract_representations(model, prompts, [-1] * len(prompts), [last])[:, 0]
+    parts = states.split(batch_size or rows_per_batch(model))
+    return [answer for part in parts for answer in logit_lens(model, part).argmax(dim=-1).tolist()]
 
 
 def draw_known_facts(

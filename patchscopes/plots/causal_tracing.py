@@ -45,13 +45,13 @@ def plot_causal_tracing(document: Json) -> Figure:
     """A column of two panels for each site: the average indirect effect over layers, and one fact, token by layer."""
     results, config = document["results"], document["config"]
     example = results["facts"][results["example"]]
-    upper_height, lower_height = 3.3, 1.4 + 0.24 * len(example["tokens"])
+    upper_height, lower_height = 3.3, 1.6 + 0.24 * len(example["tokens"])
     figure = create_figure(name_figure(document), width=14.0, height=upper_height + lower_height + 1.0)
     above, below = figure.subfigures(2, 1, height_ratios=(upper_height, lower_height))
     method = "patchscope" if "patchscope" in results["methods"] else "original"
     measures = results["methods"][method]
     sites = list(measures["indirect_effect"])
-    axes = above.subplots(1, len(sites), sharey=True)
+    axes = list(above.subplots(1, len(sites), sharey=True))
     for axis, site in zip(axes, sites, strict=True):
         draw_classes(axis, results["layers"], measures, site)
         axis.set_title(title_site(site, config["window"]), fontsize=TITLE_SIZE)
@@ -119,7 +119,7 @@ def draw_original(axes: list[Axes], results: Json, drawn: str) -> None:
 def draw_example(part: SubFigure, example: Json, layers: list[int], sites: list[str]) -> None:
     """The indirect effects on one fact at each token (down) and layer (right), all sites on one scale."""
     tables = np.array([example["indirect_effect"][site] for site in sites])
-    axes = part.subplots(1, len(sites), sharey=True)
+    axes = list(part.subplots(1, len(sites), sharey=True))
     shade = ScalarMappable(cmap=matplotlib.colormaps["Purples"])
     shade.set_clim(0, max(example["total_effect"], float(tables.max()), SMALLEST_EFFECT))
     shown = [*range(0, len(layers), max(1, len(layers) // 6))]
@@ -137,11 +137,11 @@ def draw_example(part: SubFigure, example: Json, layers: list[int], sites: list[
     axes[0].set_yticks(np.arange(len(names)) + 0.5, names, parse_math=False)
     axes[0].set_ylabel("Token restored (*: noise)")
     axes[0].invert_yaxis()
-    part.colorbar(shade, ax=list(axes), label="Indirect effect", pad=0.01)
+    part.colorbar(shade, ax=axes, label="Indirect effect", pad=0.01)
     prompt, answer = (shorten(show_whitespace(text), 100) for text in (example["prompt"], example["answer"]))
     part.suptitle(
-        f"“{prompt}” → “{answer}” (of the facts with a subject of several tokens, the one of largest total effect): "
-        f"p {example['clean']:.2f}, corrupted {example['corrupted']:.2f}",
+        f"“{prompt}” → “{answer}”: p {example['clean']:.2f}, corrupted {example['corrupted']:.2f}\n"
+        "(of the facts with a subject of several tokens, the one on which the noise has the largest effect)",
         fontsize=TITLE_SIZE,
         parse_math=False,
     )

@@ -139,7 +139,7 @@ class TestRestoring:
             trace, method, plain, severed, replace(severed, restored=severed.restored + severed.severed, severed=())
         )
         torch.testing.assert_close(restored, with_clean_mlps, atol=1e-5, rtol=1e-4)
-        assert (restored - held).abs().max() > 1e-3
+        assert ((restored - held).abs() / restored).max() > 1e-2
 
 
 class TestRestorations:
