@@ -65,7 +65,7 @@ def run(
     measured = measure_chunks(
         drawn, ChunkStore(store.folder / "facts"), lambda fact: measure_fact(model, fact, windows, config), progress
     )
-    shown = choose_example(measured)
+    shown = choose_example(measured, config.methods[0])
     (example,) = measure_chunks(
         [drawn[shown]],
         ChunkStore(store.folder / "example"),
@@ -160,11 +160,15 @@ def compute_relative_change(changed: Sequence[float], probability: float) -> lis
     return [100 * (one / probability - 1) for one in changed]
 
 
-def choose_example(measured: Sequence[Json]) -> int:
-    """The number of the fact that the model is surest of, among those whose subject has several tokens if there are."""
+def choose_example(measured: Sequence[Json], method: str) -> int:
+    """The number of the fact that loses most without its subject, among those whose subject has several tokens if there
+    are such."""
     found = [one["found"] for one in measured]
     several = [number for number, one in enumerate(found) if len(one["subject_positions"]) > 1]
-    return max(several or range(len(found)), key=lambda number: found[number]["probability"])
+    return min(
+        several or range(len(found)),
+        key=lambda number: np.mean(found[number]["methods"][method]["relative_change"]["subject"]),
+    )
 
 
 def summarise_method(measured: Sequence[Json], method: str, seed: int) -> Json:

@@ -35,9 +35,9 @@ METHOD_TITLES = {
 GAP = (
     "Not the same computation. A cut takes away what the last position reads in the blocks of the window, and nothing "
     "else: the tokens keep their states for later blocks and for each other. Zeros over their states after each of "
-    "these blocks take what they held from every later block and from all tokens behind them; a zeroed key keeps a "
-    "share of the softmax, where a cut one leaves it to the others; and zeros over the last position erase its own "
-    "residual stream, not only its attention to itself."
+    "these blocks (the next one reads them: one block later) take what they held from every later block and from all "
+    "tokens behind them; a zeroed key keeps a share of the softmax, where a cut one leaves it to the others; and zeros "
+    "over the last position erase its own residual stream, not only its attention to itself."
 )
 WIDTH = 11.0
 CURVES_HEIGHT = 3.9
@@ -109,8 +109,8 @@ def draw_example(part: SubFigure, layers: list[int], window: int, example: Json)
     axis.spines[:].set_visible(False)
     axis.set(xlabel=name_layers(window), ylabel="Token that is not read")
     axis.set_title(
-        f"One fact, each token cut alone (original): the answer is “{show_whitespace(example['answer'].strip())}”, "
-        f"probability {example['probability']:.2f}",
+        "The fact that loses most without its subject (bold), the edges to each token cut alone: the answer is "
+        f"“{show_whitespace(example['answer'].strip())}”, probability {example['probability']:.2f}",
         fontsize=TITLE_SIZE,
         parse_math=False,
     )

@@ -62,7 +62,7 @@ def test_there_is_a_panel_for_each_form_and_one_for_the_fact():
         _, names = axis.get_legend_handles_labels()
         assert set(names) <= set(explained_curves(axis))
     assert original.get_ylim() == patchscope.get_ylim()
-    assert example.get_title().startswith("One fact")
+    assert example.get_title().startswith("The fact that loses most")
     assert bar.get_ylabel() == "Change (%)"
 
 
