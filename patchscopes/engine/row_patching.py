@@ -6,7 +6,7 @@ length are computed together.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,10 @@ from patchscopes.tokens import get_end_tokens
 
 # Rows that start at different tokens walk together until they are this many tokens: a batch of fewer takes as long.
 FEWEST_TOKENS = 256
+
+
+# What rows that are computed together have in common: the engine, the length of their prompts, the first token to run.
+_Group: TypeAlias = tuple[Literal["fast", "hooks"], int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,7 @@ def _split_into_batches(rows: Sequence[Row], engine: Engine, batch_size: int | N
     first_seen: dict[int, int] = {}
     for number, row in enumerate(rows):
         first_seen.setdefault(id(row.target), number)
-    groups: dict[tuple[str, int, int], list[int]] = {}
+    groups: dict[_Group, list[int]] = {}
     for number, row in sorted(enumerate(rows), key=lambda pair: (pair[1].start, first_seen[id(pair[1].target)])):
         start = row.start if engines[number] == "fast" else 0
         groups.setdefault((engines[number], len(row.target.tokens), start), []).append(number)
@@ -154,10 +158,10 @@ def _split_into_batches(rows: Sequence[Row], engine: Engine, batch_size: int | N
 
 def _merge_small(
     rows: Sequence[Row],
-    groups: dict[tuple[str, int, int], list[int]],
-) -> list[tuple[tuple[Literal["fast", "hooks"], int, int], list[int]]]:
+    groups: dict[_Group, list[int]],
+) -> list[tuple[_Group, list[int]]]:
     """The groups, those of few tokens together with ones that start at later tokens, but not before a target's i*."""
-    merged: list = []
+    merged: list[tuple[_Group, list[int]]] = []
     for (engine, n_tokens, start), numbers in sorted(groups.items()):
         if merged:
             (last_engine, last_length, first), before = merged[-1]
