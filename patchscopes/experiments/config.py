@@ -272,3 +272,26 @@ class CausalTracingConfig:
     window: int = 10
     seed: int = 0
     batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionKnockoutConfig:
+    """Options of attention knockout (`attention_knockout`).
+
+    Attributes:
+        layers: that windows are centred on; None for all blocks.
+        window: layers of a window; None for `WINDOW`, or about a third of the layers of a shallow model.
+        n_samples: facts, at most; drawn from those that the model knows.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    METHODS: ClassVar = ("original", "patchscope")
+    # Whose keys the last position is kept from.
+    KEYS: ClassVar = ("subject", "rest", "last")
+    WINDOW: ClassVar = 9
+    methods: tuple[str, ...] = METHODS
+    layers: tuple[int, ...] | None = None
+    window: int | None = None
+    n_samples: int = 100
+    seed: int = 0
+    batch_size: int | None = None

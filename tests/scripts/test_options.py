@@ -88,6 +88,8 @@ def test_an_unknown_option_is_refused_at_once(script):
         ("run_attributes.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_attributes.py", ["--methods", "guess"], "expected some of patchscope,probe,lre,lre_patchscope"),
         ("run_attributes.py", ["--attribute-lens", "We met in Canada"], "asks for one relation, and 17 were given"),
+        ("run_attention_knockout.py", ["nowhere.json"], "there is no file nowhere.json"),
+        ("run_attention_knockout.py", ["--window", "0"], "expected a whole number of at least 1"),
         (
             "run_attributes_interactive.py",
             ["Canada", "--relation", "king"],

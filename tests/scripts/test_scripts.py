@@ -425,6 +425,25 @@ class TestCausalTracing:
         assert len(results["facts"]) == 3
 
 
+class TestAttentionKnockout:
+    def test_ones_own_facts(self, fact_file, other_folder, tmp_path, output):
+        command = ["run_attention_knockout.py", fact_file, "--model", other_folder, "--samples", 3, *output]
+        done = script(*command)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        assert document["experiment"] == "attention_knockout"
+        results = document["results"]
+        assert (results["layers"], results["window"], results["n_samples"]) == ([0, 1, 2], 1, 3)
+        for method in ("original", "patchscope"):
+            for keys in ("subject", "rest", "last"):
+                assert np.shape(results["methods"][method]["relative_change"][keys]["ci95"]) == (3, 2)
+        assert "windows of 1 layers" in done.stdout
+        again = script(*command)
+        assert again.returncode == 0
+        assert read(tmp_path / "out.json")["results"] == results
+
+
 class TestFig1:
     @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
     def test_each_mode(self, model_folder, tmp_path, mode):
