@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_CROSS_MODEL := $(VENV)/ready-cross-model
 
-.PHONY: help setup setup-cross-model fig1 fig2 future-lens lenses entity attributes causal-tracing attention-knockout cross-model multi-hop figures bench test lint
+.PHONY: help setup setup-cross-model fig1 fig2 future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop figures bench test lint
 
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
@@ -19,6 +19,7 @@ help:
 	@echo "make attributes         a subject's attribute from one hidden state: Patchscope, probe and LRE"
 	@echo "make causal-tracing     which states carry a fact from its subject to the answer"
 	@echo "make attention-knockout where the last position reads the subject: cut edges, and states of zero"
+	@echo "make entity-resolution  the two above, descriptions and LREs, on one axis of layers"
 	@echo "make multi-hop          two-hop questions repaired by patching"
 	@echo "make cross-model        one model explains the hidden states of another (needs setup-cross-model)"
 	@echo "make figures            all figures"
@@ -70,6 +71,9 @@ causal-tracing: $(READY)
 attention-knockout: $(READY)
 	$(RUN) scripts/run_attention_knockout.py
 
+entity-resolution: $(READY)
+	$(RUN) scripts/run_entity_resolution.py
+
 cross-model: $(READY)
 	$(RUN) scripts/run_cross_model.py
 
@@ -78,7 +82,7 @@ multi-hop: $(READY)
 	$(RUN) scripts/run_multi_hop_interactive.py
 
 # The one that needs a second model, only where that is installed.
-figures: fig1 fig2 future-lens lenses entity attributes causal-tracing attention-knockout multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
+figures: fig1 fig2 future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py

@@ -102,6 +102,22 @@ def mean_with_interval(
         seed: of the resampling.
         n_resamples: bootstrap samples drawn.
     """
+    means = resample_means(values, groups=groups, seed=seed, n_resamples=n_resamples)
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return MeanWithInterval(mean=np.asarray(values.mean(axis=0)), low=np.asarray(low), high=np.asarray(high))
+
+
+def resample_means(
+    values: Float[np.ndarray, " sample *rest"],
+    *,
+    groups: Int[np.ndarray, " sample"] | None = None,
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> Float[np.ndarray, " resample *rest"]:
+    """The means of the bootstrap samples that `mean_with_interval` takes its interval from.
+
+    Args: as there.
+    """
     numbers = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     n_groups = int(numbers.max()) + 1
     sizes = np.bincount(numbers, minlength=n_groups)
@@ -109,9 +125,7 @@ def mean_with_interval(
     np.add.at(sums, numbers, values)
     draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
     totals = np.tensordot(draws, sums, axes=1)
-    means = totals / (draws @ sizes).reshape(-1, *[1] * (values.ndim - 1))
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return MeanWithInterval(mean=np.asarray(values.mean(axis=0)), low=np.asarray(low), high=np.asarray(high))
+    return np.asarray(totals / (draws @ sizes).reshape(-1, *[1] * (values.ndim - 1)))
 
 
 @dataclass(frozen=True, kw_only=True)

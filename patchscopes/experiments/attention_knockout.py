@@ -22,7 +22,7 @@ from patchscopes.experiments.causal_tracing_measures import find_window
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
 from patchscopes.experiments.config import AttentionKnockoutConfig
-from patchscopes.experiments.facts import KnownFact, draw_known_facts, find_known
+from patchscopes.experiments.facts import KnownFact, draw_known_facts, time_known
 from patchscopes.metrics import mean_with_interval
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
@@ -54,13 +54,10 @@ def run(
     layers = resolve_layers(model, config.layers)
     window = choose_window(model.cfg.n_layers, config.window)
     windows = [list(find_window(layer, window, model.cfg.n_layers)) for layer in layers]
-    asking = [fact for fact in facts if reads_subject(fact)]
-    if not asking:
-        raise PatchscopesError(
-            f"all {len(facts)} prompts end with their subjects, so that nothing behind them reads those; give prompts "
-            "that go on, as “The capital city of Japan is”"
-        )
-    (known,) = measure_chunks([asking], ChunkStore(store.folder / "known"), lambda some: ask(model, some, config), iter)
+    asking = select_asking(facts)
+    (known,) = measure_chunks(
+        [asking], ChunkStore(store.folder / "known"), lambda some: time_known(model, some, config.batch_size), iter
+    )
     drawn = draw_known_facts(model, asking, known["found"], config.n_samples, config.seed)
     measured = measure_chunks(
         drawn, ChunkStore(store.folder / "facts"), lambda fact: measure_fact(model, fact, windows, config), progress
@@ -87,17 +84,19 @@ def run(
     return results, sum_timing([known, *measured, example])
 
 
-def reads_subject(fact: Fact) -> bool:
-    """Whether something stands behind the subject, so that the last position has to read it."""
-    return bool(fact.prompt[fact.span[1] :].strip())
+def select_asking(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts with something behind the subject, so that the last position has to read it.
 
-
-def ask(model: LensModel, facts: Sequence[Fact], config: AttentionKnockoutConfig) -> Json:
-    """Which facts the model knows, and the seconds that it took to find out."""
-    watch = StopWatch()
-    with watch.time("known"):
-        found = find_known(model, facts, config.batch_size)
-    return {"found": found, "seconds": watch.seconds}
+    Raises:
+        PatchscopesError: there are none.
+    """
+    asking = [fact for fact in facts if fact.prompt[fact.span[1] :].strip()]
+    if not asking:
+        raise PatchscopesError(
+            f"all {len(facts)} prompts end with their subjects, so that nothing behind them reads those; give prompts "
+            "that go on, as “The capital city of Japan is”"
+        )
+    return asking
 
 
 def measure_fact(

@@ -27,7 +27,7 @@ from patchscopes.experiments.causal_tracing_states import Restoration, Trace, me
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
 from patchscopes.experiments.config import CausalTracingConfig
-from patchscopes.experiments.facts import KnownFact, draw_known_facts, find_known
+from patchscopes.experiments.facts import KnownFact, draw_known_facts, time_known
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
@@ -57,7 +57,9 @@ def run(
     """
     check_methods(config.methods, CausalTracingConfig.METHODS)
     layers = resolve_layers(model, config.layers)
-    (known,) = measure_chunks([facts], ChunkStore(store.folder / "known"), lambda all_: ask(model, all_, config), iter)
+    (known,) = measure_chunks(
+        [facts], ChunkStore(store.folder / "known"), lambda all_: time_known(model, all_, config.batch_size), iter
+    )
     chosen = draw_known_facts(model, facts, known["found"], config.n_samples, config.seed)
     spread = measure_spread(model, chosen)
 
@@ -89,14 +91,6 @@ def run(
     return results, sum_timing([known, *measured]) | compare_speed(measured)
 
 
-def ask(model: LensModel, facts: Sequence[Fact], config: CausalTracingConfig) -> Json:
-    """Which facts the model knows, and the seconds that it took to ask."""
-    watch = StopWatch()
-    with watch.time("known"):
-        found = find_known(model, facts, config.batch_size)
-    return {"found": found, "seconds": watch.seconds}
-
-
 def count_facts(method: str, config: CausalTracingConfig) -> int:
     """How many of the facts a method is measured on: where there is the other form, the original needs only some."""
     return config.n_original if method == "original" and "patchscope" in config.methods else config.n_samples
@@ -125,7 +119,7 @@ def trace_fact(
     effects: Json = {}
     for method in methods:
         with watch.time(method):
-            clean, corrupted, restored = measure_runs(trace, restorations, method, config)
+            clean, corrupted, restored = measure_runs(trace, restorations, method, config.batch_size)
         found[method] = torch.cat([clean[None], corrupted, restored.flatten()])
         tables = restored.reshape(len(CausalTracingConfig.SITES), len(positions), len(layers), -1).cpu().numpy()
         effects[method] = measure_effects(
@@ -137,12 +131,12 @@ def trace_fact(
 
 
 def measure_runs(
-    trace: Trace, restorations: Sequence[Restoration], method: str, config: CausalTracingConfig
+    trace: Trace, restorations: Sequence[Restoration], method: str, batch_size: int | None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " noise"], Float[Tensor, "restoration noise"]]:
     """How likely the answer is in the clean run, in each corrupted run, and there with each restoration."""
     nothing = Restoration()
-    ((clean,),) = FORMS[method](trace.without_noise(), [nothing], config.batch_size)
-    runs = FORMS[method](trace, [nothing, *restorations], config.batch_size)
+    ((clean,),) = FORMS[method](trace.without_noise(), [nothing], batch_size)
+    runs = FORMS[method](trace, [nothing, *restorations], batch_size)
     return clean, runs[0], runs[1:]
 
 

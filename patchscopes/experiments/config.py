@@ -295,3 +295,34 @@ class AttentionKnockoutConfig:
     n_samples: int = 100
     seed: int = 0
     batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityResolutionConfig:
+    """Options of the one picture of entity resolution (`entity_resolution`).
+
+    Attributes:
+        layers: ℓ; None for all blocks.
+        n_samples: facts, at most; drawn from those that the model knows.
+        n_examples: known facts of each prompt that its LRE is estimated from; they are never measured.
+        noise: of causal tracing: its standard deviation, in those of the embeddings of all subjects.
+        n_noise_samples: corrupted runs of each fact.
+        window: layers of a window in which the last position does not read the subject; None for `WINDOW`, or about a
+            third of the layers of a shallow model.
+        max_new_tokens: of a description.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    METHODS: ClassVar = ("description", "tracing", "knockout", "lre")
+    # Narrower than that of attention knockout alone: a window blurs by its width where the subject is read.
+    WINDOW: ClassVar = 5
+    methods: tuple[str, ...] = METHODS
+    layers: tuple[int, ...] | None = None
+    n_samples: int = 36
+    n_examples: int = 8
+    noise: float = 3.0
+    n_noise_samples: int = 10
+    window: int | None = None
+    max_new_tokens: int = 20
+    seed: int = 0
+    batch_size: int | None = None

@@ -73,7 +73,7 @@ def run(
     layers = resolve_layers(model, config.layers)
     target_layers = resolve_target_layers(model, layers, config.target_layer)
     target = placeholder_target(model, config.target_prompt, config.placeholder)
-    meanings = _describe_in_clear(model, endings, config)
+    meanings = describe_in_clear(model, endings, config)
     described: list[LayerDescription] = []
     for start in progress(range(0, len(layers), LAYERS_AT_A_TIME)):
         some = slice(start, start + LAYERS_AT_A_TIME)
@@ -97,13 +97,13 @@ def run(
     }
 
 
-def _describe_in_clear(model: LensModel, endings: Sequence[str], config: EntityConfig) -> dict[str, str]:
-    """What the model says of each ending of the name that stands in the placeholder's place."""
-    prompts = [fill_placeholder(config, ending) for ending in endings]
-    tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens)
+def describe_in_clear(model: LensModel, names: Sequence[str], config: EntityConfig) -> dict[str, str]:
+    """The description that the model gives of each name in the placeholder's place."""
+    prompts = [fill_placeholder(config, name) for name in names]
+    tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
     generations = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     descriptions = (cut_description(generation, config.separator) for generation in generations)
-    return dict(zip(endings, descriptions, strict=True))
+    return dict(zip(names, descriptions, strict=True))
 
 
 def find_most_alike(description: str, meanings: dict[str, str]) -> tuple[str, float]:

@@ -13,6 +13,7 @@ from patchscopes.engine.batching import rows_per_batch
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.experiments.chunks import StopWatch
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_first_tokens, find_token_spans
 from patchscopes.results import Json
@@ -42,6 +43,14 @@ def find_known(model: LensModel, facts: Sequence[Fact], batch_size: int | None) 
         {"answer": answer, "known": int(answer in find_first_tokens(model, fact.accepted).tolist())}
         for fact, answer in zip(facts, answers, strict=True)
     ]
+
+
+def time_known(model: LensModel, facts: Sequence[Fact], batch_size: int | None) -> Json:
+    """Which facts the model knows, and the seconds that it took to ask."""
+    watch = StopWatch()
+    with watch.time("known"):
+        found = find_known(model, facts, batch_size)
+    return {"found": found, "seconds": watch.seconds}
 
 
 def find_answers(model: LensModel, prompts: Sequence[str], batch_size: int | None) -> list[int]:

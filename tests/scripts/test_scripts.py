@@ -444,6 +444,38 @@ class TestAttentionKnockout:
         assert read(tmp_path / "out.json")["results"] == results
 
 
+class TestEntityResolution:
+    def test_ones_own_facts(self, fact_file, other_folder, tmp_path, output):
+        arguments = ["--model", other_folder, "--samples", 3, "--noise-samples", 2, "--max-new-tokens", 4, *output]
+        command = ["run_entity_resolution.py", fact_file, *arguments]
+        done = script(*command)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        assert document["experiment"] == "entity_resolution"
+        results = document["results"]
+        assert (results["layers"], results["window"], results["n_samples"]) == ([0, 1, 2], 1, 3)
+        # Each prompt has one or two subjects only.
+        assert "no LRE: no prompt has more than 8 subjects that the model knows" in done.stdout
+        for measure in ("description", "tracing_subject", "tracing_last", "knockout"):
+            assert np.shape(results["measures"][measure]["ci95"]) == (3, 2)
+            assert measure in done.stdout
+        again = script(*command)
+        assert again.returncode == 0
+        assert read(tmp_path / "out.json")["results"] == results
+
+    def test_some_methods_at_one_layer(self, fact_file, other_folder, tmp_path, output):
+        arguments = ["--model", other_folder, "--methods", "tracing,knockout", "--layers", "1", "--noise-samples", 2]
+        done = script("run_entity_resolution.py", fact_file, *arguments, *output)
+        assert done.returncode == 0, done.stderr
+        assert list(read(tmp_path / "out.json")["results"]["measures"]) == [
+            "tracing_subject",
+            "tracing_last",
+            "knockout",
+        ]
+        assert "no LRE" not in done.stdout
+
+
 class TestFig1:
     @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
     def test_each_mode(self, model_folder, tmp_path, mode):
@@ -497,6 +529,8 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_causal_tracing.py", ["facts.txt"], "expected a .json or .csv file of facts"),
         ("run_causal_tracing.py", ["--noise", "-1"], "expected a number of at least 0"),
         ("run_causal_tracing.py", ["--methods", "guess"], "expected some of original,patchscope"),
+        ("run_entity_resolution.py", ["nowhere.json"], "there is no file nowhere.json"),
+        ("run_entity_resolution.py", ["--examples", "1"], "expected a whole number of at least 2"),
         ("run_multi_hop.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_multi_hop.py", ["--methods", "guess"], "expected some of vanilla,cot,patchscope,"),
         ("run_multi_hop_interactive.py", ["--hop1", "the DOG"], "needs both --hop2 and --hop1"),
