@@ -25,6 +25,8 @@ from patchscopes.engine.batching import check_length, choose_batch_size, rows_pe
 from patchscopes.engine.extract import extract_representation, extract_representations
 from patchscopes.engine.generation import Stop, concatenate_logits, find_most_likely, generate
 from patchscopes.engine.proof import Engine, choose_engine
+from patchscopes.engine.row_patching import generate_rows, patch_rows, patch_rows_in_batches
+from patchscopes.engine.rows import Cut, Row, Write
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
@@ -34,15 +36,21 @@ from patchscopes.tokens import Text, decode_each_token, get_end_tokens
 
 __all__ = [
     "EMBEDDING",
+    "Cut",
+    "Row",
     "TargetPrompt",
+    "Write",
     "extract_representation",
     "extract_representations",
     "generate_after",
+    "generate_rows",
     "generate_with_patch",
     "patch_generate",
     "patch_logits",
     "patch_logits_ahead_in_batches",
     "patch_logits_in_batches",
+    "patch_rows",
+    "patch_rows_in_batches",
     "placeholder_target",
     "rows_per_batch",
     "run_with_patch",

@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -58,6 +59,10 @@ def build_twin(model: Any, shares_prefix: bool) -> Twin:
             twin_module._modules = {name: None if child is None else copy_module(child) for name, child in children}
             if isinstance(getattr(module, "config", None), PreTrainedConfig):
                 twin_module.config = copy_config(module.config)
+            forward = vars(module).get("forward")
+            if isinstance(forward, MethodType) and forward.__self__ is module:
+                # The bridge gives some blocks (Falcon's) a forward of their own.
+                twin_module.forward = MethodType(forward.__func__, twin_module)
             rebind_accelerate_hook(twin_module)
         return copies[id(module)]
 

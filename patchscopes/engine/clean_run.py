@@ -1,7 +1,7 @@
 """The clean run: one unpatched forward pass over the target prompt, recorded block by block, which all rows share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from jaxtyping import Float, Int
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from patchscopes.engine.prefix import KeysValues, PrefixCache, cache_in_use
-from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states
+from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states, wrap_hidden_states
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class BlockCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     per_row: frozenset[int | str]
+
+    def get_argument(self, key: int | str) -> Any:
+        """An argument by place or name; None if it was not given."""
+        if isinstance(key, int):
+            return self.args[key] if key < len(self.args) else None
+        return self.kwargs.get(key)
+
+    def replace_argument(self, key: int | str, value: Any) -> "BlockCall":
+        """The call with another value of an argument."""
+        if isinstance(key, int):
+            return replace(self, args=(*self.args[:key], value, *self.args[key + 1 :]))
+        return replace(self, kwargs=self.kwargs | {key: value})
 
     def __call__(
         self, block: nn.Module, hidden: Float[Tensor, "row suffix d_model"], cache: PrefixCache
@@ -42,7 +54,7 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class CleanRun:
-    """The unpatched forward pass over the target prompt: what all rows share.
+    """The unpatched forward pass over the target prompt: what all rows share. (Or over several; see `joint_run`.)
 
     Attributes:
         prefixes: per block, keys and values of the tokens before i*; None if i* = 0.
@@ -54,7 +66,7 @@ class CleanRun:
 
     prefixes: list[KeysValues | None]
     suffixes: list[KeysValues]
-    residuals: list[Float[Tensor, "1 suffix d_model"]]
+    residuals: list[Float[Tensor, "target suffix d_model"]]
     calls: list[BlockCall]
 
 
@@ -116,3 +128,24 @@ def run_base_model(twin: Twin, tokens: Int[Tensor, " pos"], cache: PrefixCache) 
     if any(keys_values is None for keys_values in added):
         raise TypeError("a block keeps no keys and values of its tokens, as in a state-space model")
     return cast(list[KeysValues], added)
+
+
+def enter_blocks(
+    twin: Twin, tokens: Int[Tensor, "row pos"], cache: PrefixCache
+) -> tuple[Float[Tensor, "row pos d_model"], list[BlockCall]]:
+    """What enters block 0 for new tokens behind those of the cache, and how the family's forward calls the blocks.
+
+    The blocks do not run: the caller calls them, with rows of his own. What a block is called with, hidden states
+    aside, must not depend on the token (the proof, whose tokens differ, finds a family where it does).
+    """
+    hiddens: list[Tensor] = []
+    calls: list[BlockCall] = []
+
+    def pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        hiddens.append(hidden)
+        calls.append(BlockCall(args, kwargs, twin.per_row_arguments))
+        return wrap_hidden_states(twin, hidden)
+
+    with cache_in_use(cache), block_forwards(twin, [pass_on] * len(twin.blocks)):
+        twin.causal_lm.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+    return hiddens[0], calls

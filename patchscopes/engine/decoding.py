@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.engine.clean_run import BlockCall, CleanRun
+from patchscopes.engine.clean_run import BlockCall, CleanRun, enter_blocks
 from patchscopes.engine.prefix import KeysValues, PrefixCache, cache_in_use
-from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states, wrap_hidden_states
+from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states
 from patchscopes.model.layers import EMBEDDING
 from patchscopes.model.lens_model import is_16_bit
 
@@ -148,23 +148,8 @@ def begin_step(
 ) -> tuple[Float[Tensor, "row 1 d_model"], list[BlockCall]]:
     """What enters block 0 for a new token of each row, and how the family's forward calls the blocks for one of them.
 
-    The blocks do not run: the caller calls them, with rows of his own. What a block is called with, hidden states
-    aside, must not depend on the token (the proof, whose tokens differ, finds a family where it does).
+    The blocks do not run (see `enter_blocks`).
     """
-
-    def enter_and_call(new_tokens: Int[Tensor, " new"]) -> tuple[list[Tensor], list[BlockCall]]:
-        hiddens: list[Tensor] = []
-        calls: list[BlockCall] = []
-
-        def pass_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            hiddens.append(hidden)
-            calls.append(BlockCall(args, kwargs, twin.per_row_arguments))
-            return wrap_hidden_states(twin, hidden)
-
-        with cache_in_use(cache), block_forwards(twin, [pass_on] * len(twin.blocks)):
-            twin.causal_lm.base_model(input_ids=new_tokens[:, None], past_key_values=cache, use_cache=True)
-        return hiddens, calls
-
-    hiddens, _ = enter_and_call(tokens)
-    _, calls = enter_and_call(tokens[:1])
-    return hiddens[0], calls
+    hidden, _ = enter_blocks(twin, tokens[:, None], cache)
+    _, calls = enter_blocks(twin, tokens[:1, None], cache)
+    return hidden, calls

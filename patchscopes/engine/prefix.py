@@ -25,12 +25,17 @@ KeysValues: TypeAlias = tuple[Tensor, Tensor]
 
 
 class PrefixLayer(DynamicLayer):
-    """One block's keys and values: a prefix shared by all rows, and behind it those of each row."""
+    """One block's keys and values: a prefix shared by all rows, and behind it those of each row.
+
+    Rows of several prompts have a prefix each: `prefix` holds those of all prompts, and `prefix_of_row` says which one
+    is whose. It must be set whenever rows are added.
+    """
 
     def __init__(self, prefix: KeysValues | None, shared: bool) -> None:
         super().__init__()
         self.prefix = prefix
         self.shared = shared
+        self.prefix_of_row: Int[Tensor, " row"] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> KeysValues:
         """Append to the rows' keys and values; return what attention sees: the prefix too, unless it is `shared`.
@@ -38,9 +43,17 @@ class PrefixLayer(DynamicLayer):
         In that case `shared_prefix_attention` adds the prefix.
         """
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        if self.shared or self.prefix is None:
-            return keys, values
-        return prepend_prefix(self.prefix, (keys, values))
+        return (keys, values) if self.shared else self.prepend_prefix((keys, values))
+
+    def prepend_prefix(self, of_rows: KeysValues) -> KeysValues:
+        """Keys and values of each row's prefix, and then those of the rows."""
+        if self.prefix is None:
+            return of_rows
+        prefix = self.prefix
+        if self.prefix_of_row is not None:
+            which = self.prefix_of_row.to(prefix[0].device)
+            prefix = prefix[0].index_select(0, which), prefix[1].index_select(0, which)
+        return prepend_prefix(prefix, of_rows)
 
     def get_seq_length(self) -> int:
         """Tokens so far, the prefix included: masks and positions of new tokens follow from it."""
@@ -71,6 +84,8 @@ class PrefixLayer(DynamicLayer):
                 keys.index_select(0, rows.to(keys.device)),
                 values.index_select(0, rows.to(values.device)),
             )
+            if self.prefix_of_row is not None:
+                self.prefix_of_row = self.prefix_of_row[rows]
 
 
 class PrefixCache(Cache):
@@ -124,10 +139,13 @@ def shared_prefix_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query = rearrange(query * scaling, "row (kv group) query d -> row kv (group query) d", kv=n_kv_heads)
 
-    prefix = get_cache_in_use().prefix_layers[module.layer_idx].prefix
-    if prefix is not None and prefix[0].shape[-2] + key.shape[-2] <= query.shape[-2]:
+    layer = get_cache_in_use().prefix_layers[module.layer_idx]
+    prefix = layer.prefix
+    if prefix is not None and (
+        layer.prefix_of_row is not None or prefix[0].shape[-2] + key.shape[-2] <= query.shape[-2]
+    ):
         # Copying few keys for many queries costs less than adding up two results.
-        key, value = prepend_prefix(prefix, (key, value))
+        key, value = layer.prepend_prefix((key, value))
         prefix = None
 
     scores = query @ key.transpose(-1, -2)
@@ -163,7 +181,7 @@ def softmax_over_keys(scores: Float[Tensor, "*rows key"]) -> Float[Tensor, "*row
 
 
 def prepend_prefix(prefix: KeysValues, of_rows: KeysValues) -> KeysValues:
-    """Keys and values of the prefix, the same for each row, and then those of the rows."""
+    """Keys and values of the prefix, the same for each row or one for each, and then those of the rows."""
     keys, values = (
         torch.cat([shared.expand(len(added), -1, -1, -1), added], dim=-2)
         for shared, added in zip(prefix, of_rows, strict=True)

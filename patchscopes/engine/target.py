@@ -55,6 +55,15 @@ class TargetPrompt:
         return len(self.tokens) - self.position
 
     @property
+    def has_clean_run(self) -> bool:
+        """Whether the clean run has been computed."""
+        return self._clean_run is not None and self._clean_run[0] is get_twin(self.model)
+
+    def keep_clean_run(self, twin: Twin, clean: CleanRun) -> None:
+        """Keep a clean run that was computed together with those of other prompts."""
+        self._clean_run = twin, clean
+
+    @property
     def clean_run(self) -> CleanRun:
         """The unpatched run over the prompt, for the fast engine; it carries the gradient of a soft prompt."""
         twin = get_twin(self.model)

@@ -1,7 +1,7 @@
 """The Hugging Face model inside a TransformerBridge, taken apart so that its blocks can be run one by one."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +40,24 @@ class Twin:
         return PrefixCache(prefixes or [None] * len(self.blocks), self.shares_prefix)
 
 
-@contextmanager
-def block_forwards(twin: Twin, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+def block_forwards(twin: Twin, forwards: Sequence[Callable[..., Any]]) -> AbstractContextManager[None]:
     """Within the context, block l of the twin runs `forwards[l]` in place of its own forward."""
-    replaced = [vars(block).get("forward") for block in twin.blocks]
-    for block, forward in zip(twin.blocks, forwards, strict=True):
-        vars(block)["forward"] = forward
+    return module_forwards(twin.blocks, forwards)
+
+
+@contextmanager
+def module_forwards(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Within the context, each of these modules of a twin runs its one of `forwards` in place of its own forward."""
+    replaced = [vars(module).get("forward") for module in modules]
+    for module, forward in zip(modules, forwards, strict=True):
+        vars(module)["forward"] = forward
     try:
         yield
     finally:
-        for block, forward_before in zip(twin.blocks, replaced, strict=True):
-            del vars(block)["forward"]
+        for module, forward_before in zip(modules, replaced, strict=True):
+            del vars(module)["forward"]
             if forward_before is not None:
-                vars(block)["forward"] = forward_before
+                vars(module)["forward"] = forward_before
 
 
 def wrap_hidden_states(twin: Twin, hidden: Tensor) -> Any:
