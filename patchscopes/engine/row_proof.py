@@ -49,7 +49,9 @@ def choose_row_engines(rows: Sequence[Row], engine: Engine) -> list[Literal["fas
     several = len({id(row.target) for row in rows}) > 1
     engines: list[Literal["fast", "hooks"]] = []
     for row in rows:
-        needs: list[Need] = [*sorted(row.features), *(["prompts"] if several else [])]
+        needs: list[Need] = [*sorted(row.features)]
+        if several:
+            needs.append("prompts")
         failures = [find_failure(row.target, need) for need in needs]
         engines.append("fast" if all(failure is None for failure in failures) else "hooks")
     return engines
@@ -111,7 +113,8 @@ def _build_rows(target: TargetPrompt, need: Need) -> tuple[list[Row], int]:
     generator = torch.Generator().manual_seed(0)
     rows = [Row(target=prompt) for prompt in prompts]
     for prompt in prompts[::-1]:
-        writes, cuts = [], []
+        writes: list[Write] = []
+        cuts: list[Cut] = []
         for position in (start, last):
             for layer, residual in zip(blocks, prompt.clean_run.residuals[1:], strict=True):
                 vector = torch.randn(model.cfg.d_model, generator=generator).to(residual) * residual[0, position].std()

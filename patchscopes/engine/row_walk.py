@@ -65,7 +65,8 @@ def start_residuals(rows: Sequence[Row]) -> tuple[Float[Tensor, "row d_model"], 
     clean, target_of_row, start = join_targets(twin, sorted_rows)
     layers = torch.tensor([row.first_block - 1 for row in sorted_rows])
     sizes = choose_part_sizes(layers, max(1, TOKENS_AT_A_TIME // (len(rows[0].target.tokens) - start)))
-    residuals, caches = [], []
+    residuals: list[Tensor] = []
+    caches: list[PrefixCache] = []
     for numbers in torch.arange(len(rows)).split(sizes):
         some = sorted_rows[numbers[0] : numbers[-1] + 1]
         residual, cache = walk_rows(model, twin, clean, some, target_of_row[numbers], start)

@@ -14,7 +14,7 @@ from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import EntityConfig
-from patchscopes.experiments.entity import fill_placeholder, generate_descriptions
+from patchscopes.experiments.entity import collect_relevancies, fill_placeholder, generate_with_relevancies
 from patchscopes.metrics import rouge
 from patchscopes.model.layers import resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
@@ -36,6 +36,8 @@ class LayerDescription:
         description: up to where the prompt's format ends it.
         resolved: the ending of the name that it is most like, or "" if it is like none.
         likeness: ROUGE-L (F1) of the description and that of the ending it is most like.
+        tokens_of_description: the description once more.
+        relevancy_of_description: how much of each of these tokens is due to the state (see `engine.relevancy`).
     """
 
     layer: int
@@ -43,6 +45,8 @@ class LayerDescription:
     description: str
     resolved: str
     likeness: float
+    tokens_of_description: list[str]
+    relevancy_of_description: list[float]
 
 
 def list_name_endings(name: str) -> list[str]:
@@ -77,10 +81,13 @@ def run(
     described: list[LayerDescription] = []
     for start in progress(range(0, len(layers), LAYERS_AT_A_TIME)):
         some = slice(start, start + LAYERS_AT_A_TIME)
-        (generations,) = generate_descriptions(target, [name], layers[some], target_layers[some], config)
-        for layer, generation in zip(layers[some], generations, strict=True):
-            description = cut_description(generation, config.separator)
-            described.append(LayerDescription(layer, generation, description, *find_most_alike(description, meanings)))
+        (said,) = generate_with_relevancies(target, [name], layers[some], target_layers[some], config)
+        relevancies = collect_relevancies(said, config.separator)
+        for number, (layer, one) in enumerate(zip(layers[some], said, strict=True)):
+            description = cut_description(one.text, config.separator)
+            resolved, likeness = find_most_alike(description, meanings)
+            of_layer = {field: values[number] for field, values in relevancies.items()}
+            described.append(LayerDescription(layer, one.text, description, resolved, likeness, **of_layer))
             show(described[-1])
     return {
         "name": name,
@@ -91,7 +98,14 @@ def run(
         "methods": {
             "patchscope": {
                 field: [getattr(one, field) for one in described]
-                for field in ("generation", "description", "resolved", "likeness")
+                for field in (
+                    "generation",
+                    "description",
+                    "resolved",
+                    "likeness",
+                    "tokens_of_description",
+                    "relevancy_of_description",
+                )
             }
         },
     }

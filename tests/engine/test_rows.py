@@ -14,7 +14,6 @@ from patchscopes.engine.prefix import PrefixLayer
 from patchscopes.engine.sublayers import check_plain_hooks
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.layers import EMBEDDING
-from patchscopes.model.lens_model import has_hooks
 from patchscopes.patch import (
     Cut,
     Row,
@@ -103,14 +102,14 @@ class TestFamilies:
         answers = [generate_rows(rows, max_new_tokens=4, engine=engine) for engine in ("fast", "hooks")]
         assert torch.equal(*answers)
 
-    def test_auto_proves_what_is_used(self, tiny_models, family):
+    def test_what_is_used_is_proved(self, tiny_models, family):
         model = tiny_models(family)
-        rows = random_rows(model, noise_targets(model), 12, seed=3)
+        target = TargetPrompt(model, TOKENS, 4)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            engines = row_proof.choose_row_engines(rows, "auto")
-        # TransformerLens itself has hooks on OPT.
-        assert set(engines) == {"hooks" if has_hooks(model) else "fast"}
+            for need in ("attn_out", "mlp_out", "cuts", "prompts"):
+                if need == "prompts" or can(model, need):
+                    assert row_proof.find_failure(target, need) is None
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
@@ -263,6 +262,13 @@ class TestTogether:
 
 
 class TestProof:
+    def test_auto_uses_what_is_proved(self, llama):
+        rows = random_rows(llama, noise_targets(llama), 12, seed=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert set(row_proof.choose_row_engines(rows, "auto")) == {"fast"}
+            torch.testing.assert_close(patch_rows(rows), patch_rows(rows, engine="hooks"), atol=1e-3, rtol=1e-4)
+
     @pytest.mark.parametrize(
         ("need", "broken"), [("cuts", "cut_edges"), ("attn_out", "written_over"), ("mlp_out", "written_over")]
     )

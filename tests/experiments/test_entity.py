@@ -6,12 +6,14 @@ import pytest
 from patchscopes.data.entities import Entity, cut_description, load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.relevancy import Continuation
 from patchscopes.engine.target import placeholder_target
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import entity, entity_layers
 from patchscopes.experiments.config import EntityConfig
 from patchscopes.metrics import rouge
 from patchscopes.patch import patch_generate
+from patchscopes.patchscope import Patchscope
 from patchscopes.prompts import build_entity_description_prompt
 from patchscopes.results import ChunkStore
 
@@ -95,6 +97,51 @@ class TestExperiment:
             expected = llama.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             assert described["methods"]["patchscope"]["generation"] == expected
 
+    def test_relevancy_is_of_the_tokens_of_the_description(self, smollm, tmp_path):
+        config = EntityConfig(layers=(2, 29), max_new_tokens=12)
+        entities = [Entity(name="Reykjavík", reference="a city"), Entity(name="Barack Obama", reference="a man")]
+        results, _ = self.run(smollm, tmp_path, config, entities)
+        for described, one in zip(results["entities"], entities, strict=True):
+            of = described["methods"]["patchscope"]
+            whole = Patchscope(
+                model=smollm,
+                source_prompt=one.name,
+                source_layers=(2, 29),
+                target_prompt=config.target_prompt,
+                target_position="x",
+            ).generate(12, relevancy=True)
+            for number, (description, continuation) in enumerate(zip(of["description"], whole, strict=True)):
+                tokens, relevancies = of["tokens_of_description"][number], of["relevancy_of_description"][number]
+                assert "".join(tokens).strip() == description
+                start = next(
+                    place
+                    for place in range(len(continuation.tokens))
+                    if continuation.tokens[place : place + len(tokens)] == tokens
+                )
+                assert relevancies == pytest.approx(continuation.relevancies[start : start + len(tokens)], abs=1e-3)
+            early, last = of["relevancy_of_description"]
+            assert max(early) > 0.05
+            # No later token sees what is written behind the last block.
+            assert last == pytest.approx([0.0] * len(last), abs=1e-3)
+        assert "tokens_of_description" not in results["methods"]["patchscope"]
+        assert "tokens_of_description" not in results["entities"][0]["methods"]["unpatched"]
+
+    @pytest.mark.parametrize(
+        ("tokens", "expected"),
+        [
+            ((":", " Country", " in", " Europe", ",", " y", ":", " Town"), (1, 2, 3)),
+            ((" of", " Wales", ":", " Country"), (3,)),
+            ((" Country", "\n", "more"), (0,)),
+            ((":", " "), ()),
+            ((), ()),
+            ((": a", "b, c", "d: e"), (0, 1)),
+        ],
+    )
+    def test_tokens_of_a_description(self, tokens, expected):
+        continuation = Continuation("".join(tokens), list(tokens), [float(place) for place in range(len(tokens))])
+        within = entity.cut_tokens(continuation, ", ")
+        assert within == [(tokens[place], float(place)) for place in expected]
+
     def test_one_alone_equals_the_same_in_a_batch(self, llama, tmp_path):
         together, _ = self.run(llama, tmp_path)
         for number, one in enumerate(ENTITIES):
@@ -169,6 +216,9 @@ class TestLayerByLayer:
         patchscope = expected["entities"][0]["methods"]["patchscope"]
         assert results["methods"]["patchscope"]["generation"] == patchscope["generation"]
         assert [one.description for one in shown] == patchscope["description"]
+        for field in ("tokens_of_description", "relevancy_of_description"):
+            assert results["methods"]["patchscope"][field] == patchscope[field]
+            assert [getattr(one, field) for one in shown] == patchscope[field]
         assert [one["ending"] for one in results["endings"]] == ["dog", "big dog"]
 
     def test_diana_on_the_embedded_model(self, smollm):
