@@ -40,7 +40,7 @@ HOOKS = "hooks, batches of 32"
 LAYER_BY_LAYER = "layer by layer"
 
 # Of the attribute task.
-N_SUBJECTS = 8
+N_SUBJECTS = 32
 
 # Well and little known names.
 ENTITIES = (

@@ -488,8 +488,10 @@ class TestMistakes:
                 "at least 1",
             ),
             (
-                lambda model: patch_generate(TargetPrompt(model, "abc"), torch.zeros(1, 32), [0], max_new_tokens=254),
-                "do not fit the model's context of 256",
+                lambda model: patch_generate(
+                    TargetPrompt(model, "abc"), torch.zeros(1, 32), [0], max_new_tokens=CONTEXT - 2
+                ),
+                f"do not fit the model's context of {CONTEXT}",
             ),
         ],
     )

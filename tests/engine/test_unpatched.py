@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import CONTEXT
 
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
@@ -39,4 +40,4 @@ class TestGenerateAfter:
     def test_nothing_and_mistakes(self, llama):
         assert generate_after(llama, [], max_new_tokens=3).shape == (0, 3)
         with pytest.raises(PatchscopesError, match="do not fit the model's context"):
-            generate_after(llama, [[5] * 250], max_new_tokens=20)
+            generate_after(llama, [[5] * (CONTEXT - 6)], max_new_tokens=20)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import CONTEXT
 
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.engine.extract import extract_representations
@@ -186,12 +187,12 @@ class TestFutureLens:
                 np.testing.assert_allclose(metrics[metric]["mean"], small["methods"][method][metric]["mean"], atol=1e-4)
 
     def test_positions_leave_room_for_the_continuation(self, llama, store):
-        texts = TextSet("long", "evaluation", ("x" * 400,))
-        config = FutureLensConfig(n_samples=252, layers=(3,), methods=("fixed_prompt",))
+        texts = TextSet("long", "evaluation", ("x" * (2 * CONTEXT),))
+        config = FutureLensConfig(n_samples=CONTEXT - 4, layers=(3,), methods=("fixed_prompt",))
         results, _ = future_lens.run(llama, texts, config, store)
         assert results["methods"]["fixed_prompt"]["precision_at_1"]["mean"][0] == [1.0]
-        with pytest.raises(PatchscopesError, match="have only 253 positions"):
-            future_lens.run(llama, texts, FutureLensConfig(n_samples=254, methods=("fixed_prompt",)), store)
+        with pytest.raises(PatchscopesError, match=f"have only {CONTEXT - 3} positions"):
+            future_lens.run(llama, texts, FutureLensConfig(n_samples=CONTEXT - 2, methods=("fixed_prompt",)), store)
 
     def test_mistakes(self, llama, store):
         with pytest.raises(PatchscopesError, match="linear must be learned first"):
