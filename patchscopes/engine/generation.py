@@ -74,6 +74,9 @@ def choose_tokens_in_parts(
     with_probabilities: bool,
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"] | None]:
     """For all rows `choose_tokens`, or the given token where it is not -1; and perhaps the tokens' probabilities."""
+    if not with_probabilities and bool((given >= 0).all()):
+        # Logits that no one asks for are not even computed.
+        return given, None
     tokens: list[Tensor] = []
     probabilities: list[Tensor] = []
     n_done = 0

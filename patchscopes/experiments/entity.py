@@ -143,13 +143,17 @@ def collect_relevancies(continuations: Sequence[Continuation], separator: str) -
 
 def cut_tokens(continuation: Continuation, separator: str) -> list[tuple[str, float]]:
     """The tokens of the description, with their relevancies."""
-    start, end = find_description("".join(continuation.tokens), separator)
-    within, n_read = [], 0
-    for token, relevancy in zip(continuation.tokens, continuation.relevancies, strict=True):
-        if n_read < end and n_read + len(token) > start:
-            within.append((token, relevancy))
-        n_read += len(token)
-    return within
+    tokens = list(zip(continuation.tokens, continuation.relevancies, strict=True))
+    start, end = find_description_tokens(continuation.tokens, separator)
+    return tokens[start:end]
+
+
+def find_description_tokens(tokens: Sequence[str], separator: str) -> tuple[int, int]:
+    """The first token of the description in what a model said, and the first one behind it."""
+    start, end = find_description("".join(tokens), separator)
+    n_read = np.cumsum([0, *map(len, tokens)])
+    within = [number for number in range(len(tokens)) if n_read[number] < end and n_read[number + 1] > start]
+    return (within[0], within[-1] + 1) if within else (len(tokens), len(tokens))
 
 
 def fill_placeholder(config: EntityConfig, name: str) -> str:
