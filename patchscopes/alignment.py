@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_token_spans
-from patchscopes.tokens import decode_each_token
+from patchscopes.tokens import Text, decode_each_token
 
 # What part of a character is shown as: such tokens have no text of their own.
 PARTIAL = "\N{REPLACEMENT CHARACTER}"
@@ -27,6 +28,26 @@ def align_positions(source_model: LensModel, target_model: LensModel, text: str)
     """
     source_ends, target_ends = (_ends(model, text) for model in (source_model, target_model))
     return [(source_ends[end], target_ends[end]) for end in sorted(source_ends.keys() & target_ends.keys())]
+
+
+def align_position(source_model: LensModel, target_model: LensModel, text: Text, position: int) -> int:
+    """Where the target model has read the same part of `text` as the source model at `position`.
+
+    Raises:
+        PatchscopesError: nowhere; or the models have other tokens, and the text is given as token ids.
+    """
+    if target_model is source_model or target_model.tokenizer.get_vocab() == source_model.tokenizer.get_vocab():
+        return position
+    names = repr(target_model.cfg.model_name), repr(source_model.cfg.model_name)
+    if not isinstance(text, str):
+        raise PatchscopesError(f"{names[0]} has other tokens than {names[1]}: give S as a text, or give T too")
+    aligned = dict(align_positions(source_model, target_model, text))
+    if position not in aligned:
+        raise PatchscopesError(
+            f"no token of {names[0]} ends where token {position} of {names[1]} ends in {text!r}; give T, or another "
+            "position in S"
+        )
+    return aligned[position]
 
 
 def _ends(model: LensModel, text: str) -> dict[int, int]:

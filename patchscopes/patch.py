@@ -25,6 +25,7 @@ from patchscopes.engine.batching import check_length, choose_batch_size, rows_pe
 from patchscopes.engine.extract import extract_representation, extract_representations
 from patchscopes.engine.generation import Stop, concatenate_logits, find_most_likely, generate
 from patchscopes.engine.proof import Engine, choose_engine
+from patchscopes.engine.relevancy import generate_with_relevancy, score_tokens
 from patchscopes.engine.row_patching import generate_rows, patch_rows, patch_rows_in_batches
 from patchscopes.engine.rows import Cut, Row, Write
 from patchscopes.engine.target import TargetPrompt, placeholder_target
@@ -45,6 +46,7 @@ __all__ = [
     "generate_after",
     "generate_rows",
     "generate_with_patch",
+    "generate_with_relevancy",
     "patch_generate",
     "patch_logits",
     "patch_logits_ahead_in_batches",
@@ -54,6 +56,7 @@ __all__ = [
     "placeholder_target",
     "rows_per_batch",
     "run_with_patch",
+    "score_tokens",
 ]
 
 

@@ -1,32 +1,38 @@
 """The five choices of the paper as one object: (S, i, M, ℓ) are read, and written, through f, into (T, i*, M*, ℓ*).
 
-It adds no engine: all that it does can be said with `extract_representations` and `patch_logits` or `patch_generate`.
+It adds no engine: all that it does can be said with `extract_representations` and `patch_logits` or `patch_generate`,
+and, where it writes at several positions, `patch_rows` or `generate_rows`.
 """
 
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, cast, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.alignment import align_positions
+from patchscopes.alignment import align_position
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.proof import Engine
-from patchscopes.engine.target import TargetPrompt, find_target_position
+from patchscopes.engine.relevancy import Continuation, describe_relevancy, generate_with_relevancy
+from patchscopes.engine.target import TargetPrompt, find_target_positions
 from patchscopes.errors import PatchscopesError
-from patchscopes.learned.mappings import LayerMapping
-from patchscopes.model.layers import EMBEDDING, resolve_layers, resolve_target_layers
+from patchscopes.learned.mappings import LayerMapping, RepresentationMapping, Scaling, norm_matched
+from patchscopes.model.layers import describe_layers, resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
-from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.patch import Row, Write, generate_rows, patch_generate, patch_logits, patch_rows
 from patchscopes.positions import find_substring_token_position
-from patchscopes.tokens import Text, decode_each_token, resolve_position, to_token_ids
-
-# f: any function of representations, or one that goes by their source layers.
-RepresentationMapping: TypeAlias = LayerMapping | Callable[[Float[Tensor, "row d_in"]], Float[Tensor, "row d_out"]]
+from patchscopes.tokens import (
+    Text,
+    check_is_text,
+    decode_each_token,
+    describe_positions,
+    resolve_position,
+    to_token_ids,
+)
 
 
 class TokenProbability(NamedTuple):
@@ -47,8 +53,10 @@ class Patchscope:
         source_layers: ℓ, one or several; all blocks unless given.
         target_prompt: T; None for T = S.
         target_position: i*, counted from either end, or a word of T (its last occurrence, as of a placeholder; its last
-            token). Unless given it is i where T = S, and the last token elsewhere.
-        mapping: f, a function of `[row, d_model]` or a LayerMapping; None for the identity.
+            token). Unless given it is i where T = S, and the last token elsewhere. Several write the same vector at
+            each; a word that is given n times stands for its last n occurrences.
+        mapping: f, a function of `[row, d_model]`, a LayerMapping, or `norm_matched` without its arguments; several are
+            applied one after the other. None for the identity.
         target_model: M*; None for M.
         target_layers: ℓ*: `"same"` (ℓ* = ℓ), `"last"`, `"embedding"`, a number, or one number for each ℓ.
 
@@ -64,8 +72,8 @@ class Patchscope:
     model: LensModel
     source_layers: Sequence[int] | int | None = None
     target_prompt: Text | None = None
-    target_position: int | str | None = None
-    mapping: RepresentationMapping | None = None
+    target_position: int | str | Sequence[int | str] | None = None
+    mapping: RepresentationMapping | Sequence[RepresentationMapping] | None = None
     target_model: LensModel | None = None
     target_layers: str | int | Sequence[int] = "same"
 
@@ -73,9 +81,15 @@ class Patchscope:
         # What is wrong is said now, and not when the model runs.
         _, target_model = self.source, self.target.model
         pairs = list(zip(self.resolved_source_layers, self.resolved_target_layers, strict=True))
-        if isinstance(self.mapping, LayerMapping):
-            self.mapping.check_pairs(pairs)
-        elif self.mapping is None and target_model.cfg.d_model != self.model.cfg.d_model:
+        by_layer = [f for f in self.mappings if isinstance(f, LayerMapping)]
+        if len(by_layer) > 1:
+            raise PatchscopesError(
+                f"{len(by_layer)} LayerMappings go from ℓ to ℓ*; give one, and any other functions before or after it"
+            )
+        for f in by_layer:
+            f.check_pairs(pairs)
+        keep_width = all(f is norm_matched or isinstance(f, Scaling) for f in self.mappings)
+        if keep_width and target_model.cfg.d_model != self.model.cfg.d_model:
             raise PatchscopesError(
                 f"the target model is {target_model.cfg.d_model} wide and the source model {self.model.cfg.d_model}: "
                 "give a mapping between them, such as LayerMapping.between(...)"
@@ -86,23 +100,26 @@ class Patchscope:
         """The tokens of S, and i counted from the start."""
         tokens = to_token_ids(self.model, self.source_prompt)
         if isinstance(self.source_position, str):
-            text = _check_is_text(self.source_prompt, self.source_position)
+            text = check_is_text(self.source_prompt, self.source_position)
             return tokens, find_substring_token_position(self.model, text, self.source_position)
         return tokens, resolve_position(len(tokens), self.source_position)
 
     @cached_property
     def target(self) -> TargetPrompt:
-        """T with i*, in the target model."""
-        model = self.target_model or self.model
-        position = self.target_position
-        if self.target_prompt is None:
-            prompt = self.source_prompt
-            default = self._align_position(model)
-        else:
-            prompt, default = self.target_prompt, -1
-        if isinstance(position, str):
-            position = find_target_position(model, _check_is_text(prompt, position), position)
-        return TargetPrompt(model, prompt, default if position is None else position)
+        """T with i* (the first of several), in the target model."""
+        return self._targets[0]
+
+    @property
+    def target_positions(self) -> list[int]:
+        """Each i*, counted from the start of T."""
+        return [target.position for target in self._targets]
+
+    @property
+    def mappings(self) -> tuple[RepresentationMapping, ...]:
+        """The functions that f consists of, the first one first; none for the identity."""
+        if self.mapping is None:
+            return ()
+        return tuple(self.mapping) if isinstance(self.mapping, Sequence) else (self.mapping,)
 
     @cached_property
     def resolved_source_layers(self) -> list[int]:
@@ -115,20 +132,33 @@ class Patchscope:
         return resolve_target_layers(self.target.model, self.resolved_source_layers, self.target_layers)
 
     @property
-    @torch.no_grad()
     def vectors(self) -> Float[Tensor, "layer d_model"]:
-        """What is written: f of the representation at each ℓ."""
-        tokens, position = self.source
-        layers = self.resolved_source_layers
-        representations = extract_representations(self.model, [tokens], [position], layers)[0]
-        if self.mapping is None:
-            return representations
-        if isinstance(self.mapping, LayerMapping):
-            return self.mapping(representations, torch.tensor(layers, device=representations.device))
-        return self.mapping(representations)
+        """What is written at (the first) i*: f of the representation at each ℓ."""
+        return self._map(self._read(), self.target)
+
+    @property
+    def rows(self) -> list[Row]:
+        """One for each ℓ, that writes at each i*: what `patch_rows` takes."""
+        representations = self._read()
+        if norm_matched in self.mappings:
+            vectors = [self._map(representations, target) for target in self._targets]
+        else:
+            vectors = [self._map(representations, self.target)] * len(self._targets)
+        return [
+            Row(
+                target=self.target,
+                writes=tuple(
+                    Write(position=target.position, layer=layer, vector=of_position[number])
+                    for target, of_position in zip(self._targets, vectors, strict=True)
+                ),
+            )
+            for number, layer in enumerate(self.resolved_target_layers)
+        ]
 
     def logits(self, *, engine: Engine = "auto", batch_size: int | None = None) -> Float[Tensor, "layer d_vocab"]:
         """Logits of the token after T, for each ℓ. Args and errors: as for `patch_logits`."""
+        if len(self._targets) > 1:
+            return patch_rows(self.rows, engine=engine, batch_size=batch_size)
         return patch_logits(
             self.target, self.vectors, self.resolved_target_layers, engine=engine, batch_size=batch_size
         )
@@ -156,26 +186,102 @@ class Patchscope:
             for ids, row in zip(top.indices, top.values, strict=True)
         ]
 
+    @overload
     def generate(
         self,
         max_new_tokens: int = 20,
         *,
+        relevancy: Literal[False] = False,
         temperature: float = 0.0,
         engine: Engine = "auto",
         batch_size: int | None = None,
-    ) -> list[str]:
-        """What the target model says after T, for each ℓ. Args and errors: as for `patch_generate`."""
-        tokens = patch_generate(
-            self.target,
-            self.vectors,
-            self.resolved_target_layers,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            engine=engine,
-            batch_size=batch_size,
-        )
-        continuations: list[str] = self.target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self,
+        max_new_tokens: int = 20,
+        *,
+        relevancy: Literal[True],
+        temperature: float = 0.0,
+        engine: Engine = "auto",
+        batch_size: int | None = None,
+    ) -> list[Continuation]: ...
+
+    def generate(
+        self,
+        max_new_tokens: int = 20,
+        *,
+        relevancy: bool = False,
+        temperature: float = 0.0,
+        engine: Engine = "auto",
+        batch_size: int | None = None,
+    ) -> list[str] | list[Continuation]:
+        """What the target model says after T, for each ℓ.
+
+        Args:
+            relevancy: say of each token too how much of it is due to the patch (SelfIE's relevancy).
+
+        Other args and errors: as for `patch_generate`; and with several i*, or relevancy, the temperature must be 0.
+        """
+        model = self.target.model
+        if temperature != 0 and (relevancy or len(self._targets) > 1):
+            raise PatchscopesError(
+                f"with relevancy, or several i*, only the most likely tokens are generated; the temperature must be 0, "
+                f"got {temperature}"
+            )
+        if relevancy:
+            said = generate_with_relevancy(
+                self.rows, max_new_tokens=max_new_tokens, engine=engine, batch_size=batch_size
+            )
+            return describe_relevancy(model, said)
+        if len(self._targets) > 1:
+            tokens = generate_rows(self.rows, max_new_tokens=max_new_tokens, engine=engine, batch_size=batch_size)
+        else:
+            tokens = patch_generate(
+                self.target,
+                self.vectors,
+                self.resolved_target_layers,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                engine=engine,
+                batch_size=batch_size,
+            )
+        continuations: list[str] = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return continuations
+
+    @cached_property
+    def _targets(self) -> list[TargetPrompt]:
+        """T with each i*, from the first to the last."""
+        model = self.target_model or self.model
+        prompt = self.source_prompt if self.target_prompt is None else self.target_prompt
+        places = self.target_position
+        if places is None:
+            places = align_position(self.model, model, prompt, self.source[1]) if self.target_prompt is None else -1
+        if isinstance(places, int | str):
+            places = [places]
+        return [TargetPrompt(model, prompt, position) for position in find_target_positions(model, prompt, places)]
+
+    @torch.no_grad()
+    def _read(self) -> Float[Tensor, "layer d_source"]:
+        """The representation at each ℓ."""
+        tokens, position = self.source
+        return extract_representations(self.model, [tokens], [position], self.resolved_source_layers)[0]
+
+    @torch.no_grad()
+    def _map(
+        self, representations: Float[Tensor, "layer d_source"], target: TargetPrompt
+    ) -> Float[Tensor, "layer d_model"]:
+        """f of the representations, as they are written at this i*."""
+        for f in self.mappings:
+            if isinstance(f, LayerMapping):
+                layers = torch.tensor(self.resolved_source_layers, device=representations.device)
+                representations = f(representations, layers)
+            elif f is norm_matched:
+                representations = norm_matched(target, self.resolved_target_layers)(representations)
+            else:
+                representations = cast(Callable[[Tensor], Tensor], f)(representations)
+        return representations
 
     def __repr__(self) -> str:
         return f"Patchscope({', '.join(f'{symbol} = {value}' for symbol, value in self._describe())})"
@@ -192,64 +298,19 @@ class Patchscope:
     def _describe(self) -> list[tuple[str, str]]:
         """The paper's symbols, and what stands for each of them here."""
         tokens, position = self.source
-        source, target = (
-            _describe_prompt(model, ids, at)
-            for model, ids, at in (
-                (self.model, tokens, position),
-                (self.target.model, self.target.tokens, self.target.position),
-            )
-        )
+        source = describe_positions(self.model, tokens, [position])
+        target = describe_positions(self.target.model, self.target.tokens, self.target_positions)
         target_layers = (
-            self.target_layers if isinstance(self.target_layers, str) else _describe_layers(self.resolved_target_layers)
+            self.target_layers if isinstance(self.target_layers, str) else describe_layers(self.resolved_target_layers)
         )
-        name = type(self.mapping).__name__
-        f = "identity" if self.mapping is None else getattr(self.mapping, "__name__", name)
         return [
             ("S", source[0]),
             ("i", source[1]),
             ("M", str(self.model.cfg.model_name)),
-            ("ℓ", _describe_layers(self.resolved_source_layers)),
+            ("ℓ", describe_layers(self.resolved_source_layers)),
             ("T", target[0]),
             ("i*", target[1]),
-            ("f", f),
+            ("f", ", then ".join(getattr(f, "__name__", type(f).__name__) for f in self.mappings) or "identity"),
             ("M*", str(self.target.model.cfg.model_name)),
             ("ℓ*", target_layers),
         ]
-
-    def _align_position(self, model: LensModel) -> int:
-        """i* of T = S: i itself, or where another model has read the same part of S."""
-        _, position = self.source
-        if model is self.model or model.tokenizer.get_vocab() == self.model.tokenizer.get_vocab():
-            return position
-        if not isinstance(self.source_prompt, str):
-            raise PatchscopesError(
-                f"{model.cfg.model_name!r} has other tokens than {self.model.cfg.model_name!r}: give S as a text, or "
-                "give T too"
-            )
-        aligned = dict(align_positions(self.model, model, self.source_prompt))
-        if position not in aligned:
-            raise PatchscopesError(
-                f"no token of {model.cfg.model_name!r} ends where token {position} of {self.model.cfg.model_name!r} "
-                f"ends in {self.source_prompt!r}; give T, or another position in S"
-            )
-        return aligned[position]
-
-
-def _check_is_text(prompt: Text, word: str) -> str:
-    if not isinstance(prompt, str):
-        raise PatchscopesError(f"the word {word!r} can be found only in a text: give a number with token ids")
-    return prompt
-
-
-def _describe_prompt(model: LensModel, tokens: Int[Tensor, " pos"], position: int) -> tuple[str, str]:
-    """A prompt as text, and a position with its token."""
-    texts = decode_each_token(model, tokens)
-    return "".join(texts), f"{position} ({texts[position]!r})"
-
-
-def _describe_layers(layers: Sequence[int]) -> str:
-    """Layers as one writes them: 0–29, or one by one."""
-    numbers = list(layers)
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}–{numbers[-1]}"
-    return ", ".join("embedding" if layer == EMBEDDING else str(layer) for layer in numbers)

@@ -45,6 +45,17 @@ def to_token_ids(model: LensModel, text: Text, *, truncate: bool = False) -> Int
     return ids
 
 
+def check_is_text(prompt: Text, word: str) -> str:
+    """The prompt, if a word can be found in it.
+
+    Raises:
+        PatchscopesError: it is given as token ids.
+    """
+    if not isinstance(prompt, str):
+        raise PatchscopesError(f"the word {word!r} can be found only in a text: give a number with token ids")
+    return prompt
+
+
 def resolve_position(n_tokens: int, position: int) -> int:
     """A position counted from the start; negative ones count from the end.
 
@@ -75,3 +86,9 @@ def decode_each_token(model: LensModel, ids: Sequence[int] | Int[Tensor, " pos"]
     before = len(tokenizer.decode(first, clean_up_tokenization_spaces=False))
     ids = ids.tolist() if isinstance(ids, Tensor) else ids
     return [tokenizer.decode([*first, token], clean_up_tokenization_spaces=False)[before:] for token in ids]
+
+
+def describe_positions(model: LensModel, tokens: Int[Tensor, " pos"], positions: Sequence[int]) -> tuple[str, str]:
+    """A prompt as text, and some of its positions with their tokens."""
+    texts = decode_each_token(model, tokens)
+    return "".join(texts), ", ".join(f"{position} ({texts[position]!r})" for position in positions)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from patchscopes.model.lens_model import LensModel
 
 
+# Two columns of the table, by the measure that fills them.
+RESOLVED = "words resolved (by probability)"
+MOST_ALIKE = "most alike (by ROUGE-L)"
+
+
 def main() -> None:
     options = build_parser().parse_args()
 
@@ -65,11 +70,12 @@ def describe_layers(model: "LensModel", name: str, config: EntityConfig) -> Json
 
     from patchscopes.experiments import entity_layers
 
-    table = Table("layer", "what the model says", "words resolved", title=name, title_justify="left")
+    headings = ("layer", "what the model says", RESOLVED, MOST_ALIKE)
+    table = Table(*headings, title=name, title_justify="left")
     console = Console(markup=False)
 
     def show(one: "LayerDescription") -> None:
-        table.add_row(str(one.layer), show_whitespace(one.description), one.resolved or "-")
+        table.add_row(str(one.layer), show_whitespace(one.description), one.resolved or "-", one.most_alike or "-")
         live.refresh()
 
     with Live(table, console=console, auto_refresh=False) as live:
@@ -82,6 +88,8 @@ def describe_layers(model: "LensModel", name: str, config: EntityConfig) -> Json
 
 def print_table(document: dict) -> None:
     """What the model says of the endings of the name; the layers are in the live table."""
+    print(f"{RESOLVED}: the state makes what is said of these words in clear most likely, beside no state")
+    print(f"{MOST_ALIKE}: what is said shares most words with that; a hint, no judgement")
     print("what it says of these words in clear:")
     for ending in document["results"]["endings"]:
         print(f"  {ending['ending']}: {show_whitespace(ending['description'])}")

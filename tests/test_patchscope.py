@@ -17,8 +17,8 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import placeholder_target
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.fitting import fit_cross_model_maps
-from patchscopes.learned.mappings import LayerMapping
-from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.learned.mappings import LayerMapping, norm_matched, scaled
+from patchscopes.patch import Row, Write, generate_rows, patch_generate, patch_logits, patch_rows
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.tokens import decode_each_token
 
@@ -91,6 +91,117 @@ class TestSaysWhatTheRowsPrimitiveSays:
         torch.testing.assert_close(by_ids.logits(), patchscope.logits())
 
 
+class TestHowStronglyIsWritten:
+    def test_scale(self, patchscope):
+        assert torch.equal(replace(patchscope, mapping=scaled(1.0)).vectors, patchscope.vectors)
+        torch.testing.assert_close(replace(patchscope, mapping=scaled(-2.5)).vectors, -2.5 * patchscope.vectors)
+        zero = replace(patchscope, mapping=scaled(0.0))
+        torch.testing.assert_close(zero.logits(), patch_logits(zero.target, torch.zeros(4, 32), [0, 1, 2, 3]))
+
+    @pytest.mark.parametrize("target_layers", ["same", "embedding", [3, 0, 3, 1]])
+    def test_norm_of_what_is_replaced(self, llama, patchscope, target_layers):
+        matched = replace(patchscope, mapping=norm_matched, target_layers=target_layers)
+        layers = matched.resolved_target_layers
+        replaced = extract_representations(llama, [IDENTITY], [matched.target.position], layers)[0]
+        torch.testing.assert_close(matched.vectors.norm(dim=-1), replaced.norm(dim=-1))
+        directions = torch.cosine_similarity(matched.vectors, patchscope.vectors, dim=-1)
+        torch.testing.assert_close(directions, torch.ones(4))
+        by_rows = patch_logits(matched.target, norm_matched(matched.target, layers)(patchscope.vectors), layers)
+        torch.testing.assert_close(matched.logits(), by_rows)
+
+    def test_a_state_over_itself_is_unchanged(self, llama):
+        inner = Patchscope(model=llama, source_prompt=SOURCE, source_position="CEO", mapping=norm_matched)
+        torch.testing.assert_close(inner.vectors, replace(inner, mapping=None).vectors)
+        torch.testing.assert_close(inner.logits(), llama(SOURCE)[:, -1].expand(4, -1), atol=1e-4, rtol=0)
+
+    def test_one_after_the_other(self, patchscope):
+        matched = replace(patchscope, mapping=norm_matched)
+        twice = replace(patchscope, mapping=(lambda h: h + 1, norm_matched, scaled(2.0)))
+        torch.testing.assert_close(twice.vectors.norm(dim=-1), 2 * matched.vectors.norm(dim=-1))
+        assert "f = <lambda>, then norm_matched, then scaled(2)" in repr(twice)
+        # Whatever its norm was before.
+        torch.testing.assert_close(replace(patchscope, mapping=(scaled(7.0), norm_matched)).vectors, matched.vectors)
+        assert torch.equal(replace(patchscope, mapping=()).vectors, patchscope.vectors)
+
+
+class TestSeveralPositions:
+    PROMPT = "say _ or _ or _: x"
+
+    @pytest.fixture
+    def several(self, patchscope):
+        return replace(patchscope, target_prompt=self.PROMPT, target_position=["_", "_", "_"])
+
+    def test_are_rows_that_write_at_each(self, llama, several):
+        tokens = llama.to_tokens(self.PROMPT)[0]
+        positions = [place for place, text in enumerate(decode_each_token(llama, tokens)) if text == "_"]
+        assert several.target_positions == positions
+        assert several.target.position == positions[0]
+        vectors = several.vectors
+        rows = [
+            Row(target=several.target, writes=tuple(Write(position=i, layer=layer, vector=vector) for i in positions))
+            for layer, vector in enumerate(vectors)
+        ]
+        torch.testing.assert_close(several.logits(), patch_rows(rows))
+        torch.testing.assert_close(several.logits(engine="hooks"), several.logits(), atol=1e-4, rtol=0)
+        said = generate_rows(rows, max_new_tokens=5)
+        assert several.generate(5) == llama.tokenizer.batch_decode(said, skip_special_tokens=True)
+        assert several.top_k(1)[2][0].token == decode_each_token(llama, several.logits()[2].argmax()[None])[0]
+
+    @pytest.mark.parametrize("position", ["_", -4, 0])
+    def test_a_list_of_one_is_the_plain_case(self, several, position):
+        plain, listed = (replace(several, target_position=one) for one in (position, [position]))
+        assert listed.target_positions == plain.target_positions
+        assert torch.equal(listed.logits(), plain.logits())
+        assert listed.generate(4) == plain.generate(4)
+        assert repr(listed) == repr(plain)
+        # And what rows say.
+        torch.testing.assert_close(patch_rows(plain.rows), plain.logits(), atol=1e-5, rtol=0)
+
+    def test_words_and_numbers_in_any_order(self, several):
+        mixed = replace(several, target_position=[-1, "_", 0, "or", "_"])
+        assert mixed.target_positions == sorted(mixed.target_positions)
+        assert len(mixed.target_positions) == 5
+        shuffled = replace(several, target_position=["_", "or", 0, "_", -1, -1])
+        assert shuffled.target_positions == mixed.target_positions
+        two = replace(several, target_position=["_", "_"])
+        assert two.target_positions == several.target_positions[1:]
+
+    def test_each_has_the_norm_of_what_it_replaces(self, llama, several):
+        matched = replace(several, mapping=norm_matched)
+        for layer, row in enumerate(matched.rows):
+            for write in row.writes:
+                replaced = extract_representations(llama, [self.PROMPT], [write.position], [layer])[0, 0]
+                torch.testing.assert_close(write.vector.norm(), replaced.norm())
+
+    def test_are_shown(self, several):
+        shown = ", ".join(f"{position} ('_')" for position in several.target_positions)
+        assert f"i* = {shown}," in repr(several)
+        assert shown.replace("'", "&#x27;") in several._repr_html_()
+
+
+class TestRelevancy:
+    def test_of_each_token(self, llama, patchscope):
+        said = patchscope.generate(6, relevancy=True)
+        assert [one.text for one in said] == patchscope.generate(6)
+        patched = patchscope.logits().softmax(dim=-1)
+        clean = llama(IDENTITY)[0, -1].softmax(dim=-1)
+        for one, of_layer in zip(said, patched, strict=True):
+            assert len(one.tokens) == len(one.relevancies)
+            first = of_layer.argmax()
+            assert one.relevancies[0] == pytest.approx((of_layer - clean)[first].item(), abs=1e-5)
+
+    def test_at_several_positions(self, patchscope):
+        several = replace(patchscope, target_position=["?", 3])
+        said = several.generate(5, relevancy=True)
+        assert [one.text for one in said] == several.generate(5)
+
+    def test_only_of_the_most_likely_tokens(self, patchscope):
+        with pytest.raises(PatchscopesError, match="temperature must be 0, got 0.5"):
+            patchscope.generate(5, relevancy=True, temperature=0.5)
+        with pytest.raises(PatchscopesError, match="temperature must be 0, got 1"):
+            replace(patchscope, target_position=[1, 2]).generate(5, temperature=1.0)
+
+
 class TestTwoModels:
     @pytest.fixture
     def pair(self, models_by_tokenizer):
@@ -115,6 +226,14 @@ class TestTwoModels:
         vectors = torch.stack([f(state) for f, state in zip((maps[0, 2, 0], maps[2, 1, 0]), states, strict=True)])
         expected = patch_logits(placeholder_target(target, IDENTITY), vectors, [2, 1])
         torch.testing.assert_close(across.logits(), expected)
+        # However a vector is written, it goes through the map first.
+        weaker = replace(across, mapping=(mapping, scaled(0.5)))
+        torch.testing.assert_close(weaker.vectors, 0.5 * across.vectors)
+        as_long = replace(across, mapping=(mapping, norm_matched))
+        replaced = extract_representations(target, [IDENTITY], [across.target.position], [2, 1])[0]
+        torch.testing.assert_close(as_long.vectors.norm(dim=-1), replaced.norm(dim=-1))
+        with pytest.raises(PatchscopesError, match="2 LayerMappings go from"):
+            replace(across, mapping=(mapping, mapping))
         with pytest.raises(PatchscopesError, match="the map from layer 0 goes to layer 2, and .* written at layer 1"):
             replace(across, target_layers=1)
         with pytest.raises(PatchscopesError, match="no map from layer 1, only from"):
@@ -143,6 +262,14 @@ class TestTwoModels:
     def test_other_widths_need_a_mapping(self, pair):
         with pytest.raises(PatchscopesError, match="24 wide and the source model 32: give a mapping"):
             Patchscope(model=pair[0], source_prompt="a dog", source_layers=[0], target_model=pair[1])
+        with pytest.raises(PatchscopesError, match="24 wide and the source model 32: give a mapping"):
+            Patchscope(
+                model=pair[0],
+                source_prompt="a dog",
+                source_layers=[0],
+                target_model=pair[1],
+                mapping=(scaled(2.0), norm_matched),
+            )
 
 
 class TestShown:
@@ -173,6 +300,10 @@ class TestShown:
         ({"target_layers": [1, 2]}, "2 target layers were given for 4 source layers"),
         ({"target_layers": "--5"}, "must be same, embedding, last or a number"),
         ({"source_layers": 5}, "layer 5 does not exist"),
+        ({"target_position": []}, "list of target positions is empty"),
+        ({"target_position": ["?", 99]}, "position 99 does not exist"),
+        ({"target_position": ["?", "?"]}, "'[?]' is in the text 1 times, not at -2"),
+        ({"target_prompt": [5, 6], "target_position": ["a"]}, "can be found only in a text"),
         ({"source_prompt": [5, 6], "source_position": "a"}, "can be found only in a text"),
     ],
 )

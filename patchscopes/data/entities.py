@@ -58,7 +58,13 @@ def _parse_entity(row: Any, place: str) -> Entity:
 
 
 def cut_description(generation: str, separator: str = DESCRIPTION_SEPARATOR) -> str:
-    """The description in what a model said after the entity-description prompt.
+    """The description in what a model said after the entity-description prompt. See `find_description`."""
+    start, end = find_description(generation, separator)
+    return generation[start:end]
+
+
+def find_description(generation: str, separator: str = DESCRIPTION_SEPARATOR) -> tuple[int, int]:
+    """Where the description begins and ends in what a model said after the entity-description prompt.
 
     The prompt's format is `name: description` with `separator` in between. So the description begins after the colon
     that ends the name, if there is one (some models go on with the name for a word or two), and it ends with the line,
@@ -66,6 +72,9 @@ def cut_description(generation: str, separator: str = DESCRIPTION_SEPARATOR) -> 
     """
     within = re.escape(separator.strip()) or r"\n"
     line = generation.split("\n", maxsplit=1)[0]
-    line = re.sub(rf"^(?:(?!{within})[^:])*:", "", line, count=1)
-    next_entry = re.search(rf"{within}(?:(?!{within})[^:])*:", line)
-    return (line if next_entry is None else line[: next_entry.start()]).strip()
+    name = re.match(rf"(?:(?!{within})[^:])*:", line)
+    start = 0 if name is None else name.end()
+    next_entry = re.search(rf"{within}(?:(?!{within})[^:])*:", line[start:])
+    description = line[start:] if next_entry is None else line[start : start + next_entry.start()]
+    start += len(description) - len(description.lstrip())
+    return start, start + len(description.strip())

@@ -11,5 +11,6 @@ many rows run at a time, `memory` keeps what they free.
 A row that says more (`rows`: several vectors, what sublayers add, edges of attention that are cut, a target prompt of
 its own) walks from `patch_rows` in `row_patching`: `row_proof` chooses its engine, plain `row_hooks` (`sublayers` tries
 what hooks can do on the model) or the fast `row_walk`. There the clean runs of all prompts are joined (`joint_run`),
-and the blocks are run with what the rows do in them (`row_blocks`).
+and the blocks are run with what the rows do in them (`row_blocks`). `relevancy` says how much of what is generated is
+due to it.
 """

@@ -32,6 +32,7 @@ def generate(
     draws: Float[Tensor, "row max_new_tokens"] | None,
     forced: Int[Tensor, "row forced_token"] | None = None,
     stop: Stop | None = None,
+    likely: Float[Tensor, "row max_new_tokens"] | None = None,
 ) -> Int[Tensor, "row max_new_tokens"]:
     """Choose and append tokens until every row has ended or is long enough; rows that have ended drop out.
 
@@ -39,18 +40,21 @@ def generate(
         stop: ends rows before that; they are padded with the end-of-sequence token (without one, no row ends).
         forced: tokens that each row begins with whatever the model says, -1 from where it may choose. An
             end-of-sequence token among them does not end the row.
+        likely: where to write the probability of each token, as far as rows go on.
     """
     tokens = torch.empty(n_rows, max_new_tokens, dtype=torch.long, device=ends.device)
     going_on = torch.arange(n_rows, device=ends.device)
     for step in range(max_new_tokens):
-        chosen = choose_tokens_in_parts(logits, temperature, None if draws is None else draws[going_on.cpu(), step])
-        is_forced = torch.zeros_like(chosen, dtype=torch.bool)
+        some_draws = None if draws is None else draws[going_on.cpu(), step]
+        given = torch.full_like(going_on, -1)
         if forced is not None and step < forced.shape[1]:
-            is_forced = forced[going_on, step] >= 0
-            chosen = torch.where(is_forced, forced[going_on, step], chosen)
+            given = forced[going_on, step]
+        chosen, probabilities = choose_tokens_in_parts(logits, temperature, some_draws, given, likely is not None)
+        if likely is not None and probabilities is not None:
+            likely[going_on, step] = probabilities
         # Filling the rest of the row pads it, should this be its end-of-sequence token.
         tokens[going_on, step:] = chosen[:, None]
-        kept = is_forced | ~torch.isin(chosen, ends)
+        kept = (given >= 0) | ~torch.isin(chosen, ends)
         if stop is not None and len(ends) > 0:
             stopped = stop(tokens[going_on, : step + 1], going_on) & kept
             tokens[going_on[stopped], step + 1 :] = ends[0]
@@ -63,16 +67,28 @@ def generate(
 
 
 def choose_tokens_in_parts(
-    parts: LogitsInParts, temperature: float, draws: Float[Tensor, " row"] | None
-) -> Int[Tensor, " row"]:
-    """`choose_tokens` for all rows."""
-    chosen: list[Tensor] = []
+    parts: LogitsInParts,
+    temperature: float,
+    draws: Float[Tensor, " row"] | None,
+    given: Int[Tensor, " row"],
+    with_probabilities: bool,
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"] | None]:
+    """For all rows `choose_tokens`, or the given token where it is not -1; and perhaps the tokens' probabilities."""
+    if not with_probabilities and bool((given >= 0).all()):
+        # Logits that no one asks for are not even computed.
+        return given, None
+    tokens: list[Tensor] = []
+    probabilities: list[Tensor] = []
     n_done = 0
     for logits in parts:
-        n_now = n_done + len(logits)
-        chosen.append(choose_tokens(logits, temperature, None if draws is None else draws[n_done:n_now]))
-        n_done = n_now
-    return torch.cat(chosen)
+        rows = slice(n_done, n_done + len(logits))
+        n_done = rows.stop
+        chosen = choose_tokens(logits, temperature, None if draws is None else draws[rows])
+        tokens.append(torch.where(given[rows] >= 0, given[rows], chosen))
+        if with_probabilities:
+            of_tokens = logits.gather(1, tokens[-1][:, None])[:, 0].float()
+            probabilities.append(torch.exp(of_tokens - torch.logsumexp(logits.float(), dim=-1)))
+    return torch.cat(tokens), torch.cat(probabilities) if with_probabilities else None
 
 
 def choose_tokens(

@@ -1,6 +1,6 @@
 """The plain engine, and the oracle of the fast one: full forward passes with TransformerLens hooks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchscopes.engine.generation import Advance, LogitsInParts
 from patchscopes.engine.target import TargetPrompt
-from patchscopes.model.layers import EMBEDDING, get_hook_name
+from patchscopes.model.layers import EMBEDDING, check_layer, get_hook_name
 
 
 def build_writing_hooks(
@@ -75,3 +75,28 @@ def build_soft_prompt_hook(soft_prompt: Float[Tensor, "soft d_model"]) -> Callab
         return residual
 
     return write
+
+
+@torch.no_grad()
+def extract_replaced(target: TargetPrompt, layers: Sequence[int]) -> Float[Tensor, "layer d_model"]:
+    """What stands at (i*, ℓ*) of the unpatched target prompt for each ℓ*: what a vector written there replaces.
+
+    Raises:
+        PatchscopesError: a layer does not exist.
+    """
+    states: dict[int, Tensor] = {}
+
+    def reading(layer: int) -> Callable[..., None]:
+        def read(residual: Float[Tensor, "1 pos d_model"], hook: Any) -> None:
+            states[layer] = residual[0, -1].to(target.model.cfg.device)
+
+        return read
+
+    # Nothing after i* is seen there.
+    n_tokens = target.position + 1
+    fwd_hooks: list[tuple[str, Callable[..., Any]]] = []
+    if target.soft_prompt is not None:
+        fwd_hooks = [(get_hook_name(EMBEDDING), build_soft_prompt_hook(target.soft_prompt[:n_tokens]))]
+    fwd_hooks += [(get_hook_name(check_layer(target.model, layer)), reading(layer)) for layer in set(layers)]
+    target.model.run_with_hooks(target.tokens[None, :n_tokens], return_type=None, fwd_hooks=fwd_hooks)
+    return torch.stack([states[layer] for layer in layers])

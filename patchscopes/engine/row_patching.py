@@ -99,18 +99,39 @@ def generate_rows(
 
     Other args and errors: as for `patch_rows`; and a prompt has no room for the new tokens.
     """
+    return run_generation(rows, max_new_tokens, stop=stop, engine=engine, batch_size=batch_size)[0]
+
+
+def run_generation(
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    *,
+    engine: Engine,
+    batch_size: int | None,
+    stop: Stop | None = None,
+    forced: Int[Tensor, "row max_new_tokens"] | None = None,
+    with_probabilities: bool = False,
+) -> tuple[Int[Tensor, "row max_new_tokens"], Float[Tensor, "row max_new_tokens"] | None]:
+    """The tokens of `generate_rows`, chosen or forced, and perhaps how likely each was (see `generation.generate`)."""
     model = get_model(_check_any(rows))
     for target in {id(row.target): row.target for row in rows}.values():
         check_length(target, max_new_tokens)
     out = torch.empty(len(rows), max_new_tokens, dtype=torch.long, device=model.cfg.device)
+    likely = torch.zeros(out.shape, device=out.device) if with_probabilities else None
     ends = get_end_tokens(model)
     for batch in _split_into_batches(rows, engine, batch_size, max_new_tokens):
         some = [rows[number] for number in batch.rows]
         start_generation = row_walk.start_generation if batch.engine == "fast" else row_hooks.start_generation
         logits, advance = start_generation(some)
         some_stop = None if stop is None else _number_rows(stop, torch.tensor(batch.rows, device=out.device))
-        out[batch.rows] = generate(len(some), logits, advance, ends, max_new_tokens, 0.0, None, stop=some_stop)
-    return out
+        some_forced = None if forced is None else forced[batch.rows].to(out.device)
+        some_likely = None if likely is None else likely[batch.rows]
+        out[batch.rows] = generate(
+            len(some), logits, advance, ends, max_new_tokens, 0.0, None, some_forced, some_stop, some_likely
+        )
+        if likely is not None and some_likely is not None:
+            likely[batch.rows] = some_likely
+    return out, likely
 
 
 def _number_rows(stop: Stop, numbers: Int[Tensor, " row"]) -> Stop:

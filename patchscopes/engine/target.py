@@ -1,5 +1,7 @@
 """The target prompt of a Patchscope."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +13,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_substring_token_position, find_token_spans
 from patchscopes.prompts import PLACEHOLDER
-from patchscopes.tokens import Text, decode_each_token, resolve_position, to_token_ids
+from patchscopes.tokens import Text, check_is_text, decode_each_token, resolve_position, to_token_ids
 
 
 class TargetPrompt:
@@ -108,6 +110,28 @@ def find_target_position(model: LensModel, prompt: str, word: str, *, occurrence
     if prompt[start:end].strip() not in word.strip() or not prompt[:end].rstrip().endswith(word.strip()):
         raise _not_of_its_own(model, prompt, word)
     return position
+
+
+def find_target_positions(model: LensModel, prompt: Text, places: Sequence[int | str]) -> list[int]:
+    """Positions of the prompt, from the first to the last, each given as a number (negative: from the end) or a word.
+
+    A word is found as by `find_target_position`; one that is given n times stands for its last n occurrences.
+
+    Raises:
+        PatchscopesError: no places, a position or word that is not in the prompt, or a word of token ids.
+    """
+    if not places:
+        raise PatchscopesError("the list of target positions is empty; give at least one position or word of T")
+    n_tokens = len(to_token_ids(model, prompt))
+    positions = set()
+    for number, place in enumerate(places):
+        if isinstance(place, str):
+            n_from_here = list(places[number:]).count(place)
+            text = check_is_text(prompt, place)
+            positions.add(find_target_position(model, text, place, occurrence=-n_from_here))
+        else:
+            positions.add(resolve_position(n_tokens, place))
+    return sorted(positions)
 
 
 def _not_of_its_own(model: LensModel, prompt: str, word: str) -> PatchscopesError:

@@ -3,7 +3,8 @@
 The source prompt is the entity's name. The representation of its last token at each layer is written over the
 placeholder of the entity-description prompt, and the model goes on with a description of what it finds there, which is
 compared with a reference by ROUGE. Two baselines frame it: the name itself in the placeholder's place (as well as this
-model can do), and the placeholder left as it is (what is said about nothing).
+model can do), and the placeholder left as it is (what is said about nothing). How much of each token is due to the
+representation, and not to the prompt, is its relevancy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from patchscopes.data.entities import Entity, cut_description
+from patchscopes.data.entities import Entity, cut_description, find_description
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.relevancy import Continuation, describe_relevancy
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
@@ -22,7 +24,7 @@ from patchscopes.experiments.config import EntityConfig
 from patchscopes.metrics import ROUGE_TYPES, mean_with_interval, rouge
 from patchscopes.model.layers import resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
-from patchscopes.patch import patch_generate
+from patchscopes.patch import Row, Write, generate_with_relevancy, patch_generate
 from patchscopes.results import ChunkStore, Json
 
 # Entities that are finished, and kept, together.
@@ -91,7 +93,7 @@ def _describe_entities(
     model, names = target.model, [entity.name for entity in entities]
     watch = StopWatch()
     with watch.time("patchscope"):
-        patched = generate_descriptions(target, names, layers, target_layers, config)
+        patched = generate_with_relevancies(target, names, layers, target_layers, config)
     with watch.time("baselines"):
         prompts = [fill_placeholder(config, name) for name in [*names, config.placeholder]]
         tokens = generate_after(model, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
@@ -100,12 +102,58 @@ def _describe_entities(
         scored = [
             collect_scores(
                 entity,
-                {"patchscope": by_layer, "name_in_clear": [clear], "unpatched": [unpatched]},
+                {"patchscope": [one.text for one in said], "name_in_clear": [clear], "unpatched": [unpatched]},
                 config.separator,
             )
-            for entity, by_layer, clear in zip(entities, patched, in_clear, strict=True)
+            for entity, said, clear in zip(entities, patched, in_clear, strict=True)
         ]
+    for described, said in zip(scored, patched, strict=True):
+        described["methods"]["patchscope"] |= collect_relevancies(said, config.separator)
     return {"entities": scored, "seconds": watch.seconds}
+
+
+def generate_with_relevancies(
+    target: TargetPrompt,
+    names: Sequence[str],
+    layers: Sequence[int],
+    target_layers: Sequence[int],
+    config: EntityConfig,
+) -> list[Sequence[Continuation]]:
+    """`generate_descriptions`, with the relevancy of each token."""
+    vectors = extract_representations(target.model, names, [-1] * len(names), layers)
+    rows = [
+        Row(target=target, writes=(Write(position=target.position, layer=layer, vector=vector),))
+        for of_name in vectors
+        for layer, vector in zip(target_layers, of_name, strict=True)
+    ]
+    said = generate_with_relevancy(rows, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+    continuations = describe_relevancy(target.model, said)
+    return split_into_chunks(continuations, len(layers))
+
+
+def collect_relevancies(continuations: Sequence[Continuation], separator: str) -> Json:
+    """The tokens of each description and how relevant they are, one list entry per generation."""
+    within = [cut_tokens(one, separator) for one in continuations]
+    return {
+        "tokens_of_description": [[token for token, _ in tokens] for tokens in within],
+        # Plus 0.0: not -0.0.
+        "relevancy_of_description": [[round(relevancy, 4) + 0.0 for _, relevancy in tokens] for tokens in within],
+    }
+
+
+def cut_tokens(continuation: Continuation, separator: str) -> list[tuple[str, float]]:
+    """The tokens of the description, with their relevancies."""
+    tokens = list(zip(continuation.tokens, continuation.relevancies, strict=True))
+    start, end = find_description_tokens(continuation.tokens, separator)
+    return tokens[start:end]
+
+
+def find_description_tokens(tokens: Sequence[str], separator: str) -> tuple[int, int]:
+    """The first token of the description in what a model said, and the first one behind it."""
+    start, end = find_description("".join(tokens), separator)
+    n_read = np.cumsum([0, *map(len, tokens)])
+    within = [number for number in range(len(tokens)) if n_read[number] < end and n_read[number + 1] > start]
+    return (within[0], within[-1] + 1) if within else (len(tokens), len(tokens))
 
 
 def fill_placeholder(config: EntityConfig, name: str) -> str:
@@ -180,7 +228,5 @@ def summarise_scores(described: Sequence[Json], seed: int) -> Json:
         values = np.array([entity["methods"][method][metric] for entity in described])
         return mean_with_interval(values, seed=seed).as_json()
 
-    return {
-        method: {metric: summarise(method, metric) for metric in scores if metric not in SCORED}
-        for method, scores in described[0]["methods"].items()
-    }
+    metrics = [f"{kind}_{score}_of_{what}" for what in SCORED for kind in ROUGE_TYPES for score in SCORES]
+    return {method: {metric: summarise(method, metric) for metric in metrics} for method in described[0]["methods"]}

@@ -222,7 +222,8 @@ def describe_subjects(model: LensModel, subjects: Sequence[str], config: EntityC
     """What the model says about each subject in clear, and the seconds that this took."""
     watch = StopWatch()
     with watch.time("in_clear"):
-        descriptions = describe_in_clear(model, subjects, config)
+        meanings = describe_in_clear(model, subjects, config)
+    descriptions = {meaning.ending: meaning.description for meaning in meanings}
     return {"descriptions": descriptions, "seconds": watch.seconds}
 
 

@@ -31,10 +31,11 @@ from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.experiments.multi_hop_measures import count_hops_alone, summarise_methods
-from patchscopes.experiments.multi_hop_patching import can_be_patched, patch_question
+from patchscopes.experiments.multi_hop_patching import can_be_patched, find_patch_positions, patch_questions
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
+from patchscopes.tokens import to_token_ids
 
 CHAIN_OF_THOUGHT = "Let's think step by step. "
 PROMPTS: dict[str, Callable[[TwoHopQuestion], str]] = {
@@ -43,8 +44,10 @@ PROMPTS: dict[str, Callable[[TwoHopQuestion], str]] = {
     "vanilla": lambda question: question.combined_question,
     "cot": lambda question: CHAIN_OF_THOUGHT + question.combined_question,
 }
-# Questions whose unpatched answers are finished together; patched ones are finished one by one.
+# Questions whose unpatched answers are finished together.
 CHUNK_QUESTIONS = 64
+# Pairs (ℓ, ℓ*), of as many questions as that makes, that are patched and finished together.
+CHUNK_PAIRS = 1024
 
 
 def run(
@@ -54,7 +57,7 @@ def run(
     store: ChunkStore,
     progress: Progress = iter,
 ) -> tuple[Json, Json]:
-    """Run the experiment, going on from the chunks in `store`: each patched question is one.
+    """Run the experiment, going on from the chunks in `store`.
 
     Args:
         progress: wraps the iteration over chunks, `tqdm` for instance.
@@ -73,9 +76,10 @@ def run(
         chunks, of_phase = split_into_chunks(asked, CHUNK_QUESTIONS), ChunkStore(store.folder / folder)
         return measure_chunks(chunks, of_phase, lambda some: _ask(model, some, prompts, config), progress)
 
-    def patch(question: TwoHopQuestion) -> Json:
-        unrelated = draw_unrelated(question, patchable, config.seed)
-        return patch_question(model, question, unrelated, layers, target_layers, config)
+    def patch(numbers: Sequence[int]) -> Json:
+        some = [chosen[number] for number in numbers]
+        unrelated = [draw_unrelated(question, patchable, config.seed) for question in some]
+        return patch_questions(model, some, unrelated, layers, target_layers, config)
 
     asked_hops = ask(patchable, ("hop1", "hop2"), "hops")
     hops = [answers for chunk in asked_hops for answers in chunk["questions"]]
@@ -90,10 +94,15 @@ def run(
     # Every measure is set against the vanilla answer.
     asked_whole = ask(chosen, ("vanilla", "cot") if "cot" in config.methods else ("vanilla",), "unpatched")
     unpatched = [answers for chunk in asked_whole for answers in chunk["questions"]]
-    patched = measure_chunks(chosen, ChunkStore(store.folder / "patched"), patch, progress)
+    # Alike questions next to each other: rows whose prompts have one length and i* are computed together.
+    order = sorted(range(len(chosen)), key=lambda number: measure_prompt(model, chosen[number]))
+    chunks = split_into_chunks(order, max(1, CHUNK_PAIRS // (len(layers) * len(target_layers))))
+    patched = measure_chunks(chunks, ChunkStore(store.folder / "patched"), patch, progress)
+    found_in_order = [found for chunk in patched for found in chunk["questions"]]
+    found_of = dict(zip(order, found_in_order, strict=True))
     answered = [
-        hops[number] | answers | found["methods"] | {"control_id": found["control_id"]}
-        for number, answers, found in zip(drawn, unpatched, patched, strict=True)
+        hops[drawn[number]] | answers | found_of[number]["methods"] | {"control_id": found_of[number]["control_id"]}
+        for number, answers in enumerate(unpatched)
     ]
     results = {
         "layers": layers,
@@ -117,6 +126,11 @@ def resolve_layer_grid(model: LensModel, config: MultiHopConfig) -> tuple[list[i
     """
     layers = resolve_layers(model, config.layers, MultiHopConfig.N_LAYERS)
     return layers, layers if config.target_layers is None else resolve_layers(model, config.target_layers)
+
+
+def measure_prompt(model: LensModel, question: TwoHopQuestion) -> tuple[int, int]:
+    """How many tokens the combined question has, and the position of the last one of π2."""
+    return len(to_token_ids(model, question.combined_question)), find_patch_positions(model, question)[1]
 
 
 def _ask(model: LensModel, questions: Sequence[TwoHopQuestion], prompts: Sequence[str], config: MultiHopConfig) -> Json:

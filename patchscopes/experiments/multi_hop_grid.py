@@ -6,7 +6,7 @@ from patchscopes.data.questions import TwoHopQuestion, contains_answer
 from patchscopes.engine.extract import extract_representations
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.experiments.multi_hop import ask_unpatched, resolve_layer_grid
-from patchscopes.experiments.multi_hop_patching import build_patching, generate_patched
+from patchscopes.experiments.multi_hop_patching import build_patching, build_rows, generate_until_answered
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import Json
 
@@ -33,11 +33,11 @@ def run(
         (unpatched[method],) = ask_unpatched(model, [question], method, config)
         show_unpatched(method, unpatched[method]["text"], bool(unpatched[method]["solved"]))
     source, position, target = build_patching(model, "patchscope", question, question)
-    states = extract_representations(model, [source], [position], layers)[0]
+    states = dict(zip(layers, extract_representations(model, [source], [position], layers)[0], strict=True))
     continuations, solved = [], []
-    for slot, layer in enumerate(layers):
-        pairs = [(layer, target_layer) for target_layer in target_layers]
-        of_layer = generate_patched(target, states[slot : slot + 1], [layer], pairs, question, config)
+    for layer in layers:
+        rows = build_rows(target, states, [(layer, target_layer) for target_layer in target_layers])
+        of_layer = generate_until_answered(rows, [question] * len(rows), config)
         is_right = [contains_answer(text, question.accepted) for text in of_layer]
         continuations.append(of_layer)
         solved.append(list(map(int, is_right)))

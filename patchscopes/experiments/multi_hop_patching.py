@@ -1,6 +1,6 @@
-"""What is patched in a two-hop question, by which method, and what the model says then."""
+"""What is patched in two-hop questions, by which method, and what the model says then."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -14,7 +14,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.chunks import StopWatch
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.model.lens_model import LensModel
-from patchscopes.patch import patch_generate
+from patchscopes.patch import Row, Write, generate_rows
 from patchscopes.positions import find_substring_token_position, find_token_spans
 from patchscopes.results import Json
 from patchscopes.tokens import to_token_ids
@@ -27,33 +27,53 @@ N_SHOWN = 3
 Patching: TypeAlias = tuple[Int[Tensor, " pos"], int, TargetPrompt]
 
 
-def patch_question(
+def patch_questions(
     model: LensModel,
-    question: TwoHopQuestion,
-    unrelated: TwoHopQuestion | None,
+    questions: Sequence[TwoHopQuestion],
+    unrelated: Sequence[TwoHopQuestion | None],
     layers: Sequence[int],
     target_layers: Sequence[int],
     config: MultiHopConfig,
 ) -> Json:
-    """What each patching method finds for one question, over all pairs (ℓ, ℓ*), and the seconds that each took.
+    """What each patching method finds for some questions, over all pairs (ℓ, ℓ*), and the seconds that this took.
+
+    All methods of all questions go on together: that takes the least time where their prompts have the same length.
 
     Args:
-        unrelated: whose representations the control writes; None to leave the control out.
+        unrelated: for each question the one whose representations the control writes; None to leave the control out.
     """
-    methods: Json = {}
     watch = StopWatch()
     grid = [(layer, target_layer) for layer in layers for target_layer in target_layers]
     backwards = [(layer, target_layer) for layer, target_layer in grid if layer > target_layer]
-    for method in MultiHopConfig.PATCHED:
-        pairs = backwards if method == "back_patch" else grid
-        if method not in config.methods or not pairs or (method == "control" and unrelated is None):
-            continue
-        source, position, target = build_patching(model, method, question, unrelated or question)
-        with watch.time(method):
-            states = extract_representations(model, [source], [position], layers)[0]
-            continuations = generate_patched(target, states, layers, pairs, question, config)
-            methods[method] = _find_solved(pairs, continuations, question)
-    return {"methods": methods, "control_id": unrelated and unrelated.id, "seconds": watch.seconds}
+    pairs_of = {method: backwards if method == "back_patch" else grid for method in MultiHopConfig.PATCHED}
+    patched = [
+        (number, method)
+        for number, other in enumerate(unrelated)
+        for method, pairs in pairs_of.items()
+        if method in config.methods and pairs and not (method == "control" and other is None)
+    ]
+    with watch.time("states"):
+        patchings = [
+            build_patching(model, method, questions[number], unrelated[number] or questions[number])
+            for number, method in patched
+        ]
+        states = extract_representations(
+            model, [source for source, _, _ in patchings], [position for _, position, _ in patchings], layers
+        )
+    with watch.time("patched"):
+        # Rows of one T and i* share its unpatched run.
+        targets: dict[tuple[int, ...], TargetPrompt] = {}
+        rows, asked = [], []
+        for (number, method), (_, _, target), of_source in zip(patched, patchings, states, strict=True):
+            target = targets.setdefault((target.position, *target.tokens.tolist()), target)
+            rows += build_rows(target, dict(zip(layers, of_source, strict=True)), pairs_of[method])
+            asked += [questions[number]] * len(pairs_of[method])
+        continuations = iter(generate_until_answered(rows, asked, config))
+    found: list[Json] = [{"methods": {}, "control_id": other and other.id} for other in unrelated]
+    for number, method in patched:
+        said = [next(continuations) for _ in pairs_of[method]]
+        found[number]["methods"][method] = _find_solved(pairs_of[method], said, questions[number])
+    return {"questions": found, "seconds": watch.seconds}
 
 
 def build_patching(model: LensModel, method: str, question: TwoHopQuestion, unrelated: TwoHopQuestion) -> Patching:
@@ -109,37 +129,37 @@ def can_be_patched(model: LensModel, question: TwoHopQuestion) -> bool:
     return True
 
 
-def generate_patched(
-    target: TargetPrompt,
-    states: Float[Tensor, "layer d_model"],
-    layers: Sequence[int],
-    pairs: Sequence[tuple[int, int]],
-    question: TwoHopQuestion,
-    config: MultiHopConfig,
-) -> list[str]:
-    """What the model says for each pair (ℓ, ℓ*); a row that has answered says no more.
+def build_rows(
+    target: TargetPrompt, states: Mapping[int, Float[Tensor, " d_model"]], pairs: Sequence[tuple[int, int]]
+) -> list[Row]:
+    """A row for each pair (ℓ, ℓ*), given the representation at each ℓ."""
+    return [
+        Row(target=target, writes=(Write(position=target.position, layer=target_layer, vector=states[layer]),))
+        for layer, target_layer in pairs
+    ]
 
-    Args:
-        states: the representation at each of `layers`.
-    """
-    tokenizer = target.model.tokenizer
+
+def generate_until_answered(rows: Sequence[Row], asked: Sequence[TwoHopQuestion], config: MultiHopConfig) -> list[str]:
+    """What the model says for each row; a row that has answered what it was asked says no more."""
+    if not rows:
+        return []
+    tokenizer = rows[0].target.model.tokenizer
+    questions = list(dict.fromkeys(asked))
+    numbers = {question: number for number, question in enumerate(questions)}
+    question_of_row = torch.tensor([numbers[question] for question in asked])
 
     def has_answered(tokens: Int[Tensor, "row new_token"], rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
-        # On the CPU, and each continuation once: rows say few different things.
-        different, which = tokens.cpu().unique(dim=0, return_inverse=True)
-        continuations = tokenizer.batch_decode(different, skip_special_tokens=True)
-        answered = torch.tensor([contains_answer(one, question.accepted, closed=True) for one in continuations])
-        return answered[which].to(tokens.device)
+        # On the CPU, and each continuation once: rows of one question say few different things.
+        said = torch.cat([question_of_row[rows.cpu()][:, None], tokens.cpu()], dim=1)
+        different, which = said.unique(dim=0, return_inverse=True)
+        continuations = tokenizer.batch_decode(different[:, 1:], skip_special_tokens=True)
+        answered = [
+            contains_answer(continuation, questions[number].accepted, closed=True)
+            for number, continuation in zip(different[:, 0].tolist(), continuations, strict=True)
+        ]
+        return torch.tensor(answered)[which].to(tokens.device)
 
-    slots = {layer: slot for slot, layer in enumerate(layers)}
-    tokens = patch_generate(
-        target,
-        states[[slots[layer] for layer, _ in pairs]],
-        [target_layer for _, target_layer in pairs],
-        max_new_tokens=config.max_new_tokens,
-        stop=has_answered,
-        batch_size=config.batch_size,
-    )
+    tokens = generate_rows(rows, max_new_tokens=config.max_new_tokens, stop=has_answered, batch_size=config.batch_size)
     return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 

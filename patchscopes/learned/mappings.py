@@ -1,21 +1,26 @@
-"""Affine mappings f between the representations of two layers, fitted by ridge least squares.
+"""Mappings f: affine ones between the representations of two layers, and how strongly a vector is written.
 
 The paper's Tuned Lens baseline, and Din et al. 2023 before it, map a layer's representation to the last layer's by an
 affine function; Pal et al. 2023 map it to the last layer's representation of a *later* token; the paper (section 4.4)
-maps it to a layer of *another model*. All are sums over positions, so one pass over the texts serves all layers, and
-no hidden state is kept.
+maps it to a layer of *another model*. All are fitted by ridge least squares, from sums over positions, so one pass over
+the texts serves all layers, and no hidden state is kept.
+
+`scaled` and `norm_matched` have learned nothing: they choose the length of what is written, alone or after another f.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from patchscopes.engine.hooks import extract_replaced
+from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.files import load_tensors, save_tensors
 from patchscopes.learned.provenance import Provenance, check_model
@@ -196,6 +201,76 @@ class LayerMapping:
             out = mapped.new_empty(len(representations), mapped.shape[1]) if out is None else out
             out[rows] = mapped
         return representations if out is None else out
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """f(h) = αh. See `scaled`."""
+
+    alpha: float
+
+    @property
+    def __name__(self) -> str:
+        return f"scaled({self.alpha:g})"
+
+    def __call__(self, representations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Scale representations."""
+        return self.alpha * representations
+
+
+def scaled(alpha: float) -> Scaling:
+    """The f that writes α times the vector; α = 1 is the identity.
+
+    Raises:
+        PatchscopesError: α is not finite.
+    """
+    if not math.isfinite(alpha):
+        raise PatchscopesError(f"alpha must be a finite number, got {alpha}")
+    return Scaling(alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class NormMatching:
+    """f(h) = nh / ‖h‖ with a norm n for each row. See `norm_matched`."""
+
+    norms: Float[Tensor, " row"]
+
+    def __call__(self, representations: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Give each row its norm; a row of zeros, which has no direction, stays as it is.
+
+        Raises:
+            PatchscopesError: there are more or fewer rows than norms.
+        """
+        if len(representations) != len(self.norms):
+            raise PatchscopesError(
+                f"the norms of what {len(self.norms)} vectors replace do not fit {len(representations)} vectors: give "
+                "norm_matched the target layer of each row"
+            )
+        lengths = representations.float().norm(dim=-1)
+        factors = torch.where(lengths > 0, self.norms.to(lengths) / lengths, 0.0)
+        return (factors[:, None] * representations.float()).to(representations.dtype)
+
+
+def norm_matched(target: TargetPrompt, layers: Sequence[int] | Int[Tensor, " row"]) -> NormMatching:
+    """The f that gives each vector the norm of what it replaces: of the unpatched state at i* and the row's ℓ*.
+
+    A `Patchscope` knows the two: it takes `mapping=norm_matched` itself.
+
+    Args:
+        layers: ℓ* of each row.
+
+    Raises:
+        PatchscopesError: a layer does not exist.
+    """
+    return NormMatching(extract_replaced(target, torch.as_tensor(layers).tolist()).float().norm(dim=-1))
+
+
+# f: any function of representations, or one that goes by their source layers or (`norm_matched`) by what they replace.
+RepresentationMapping: TypeAlias = (
+    LayerMapping
+    | Callable[[Float[Tensor, "row d_in"]], Float[Tensor, "row d_out"]]
+    | Callable[[TargetPrompt, Sequence[int]], NormMatching]
+)
 
 
 def _check_models(maps: Mapping[int, AffineMap], source_model: LensModel, target_model: LensModel) -> None:

@@ -72,3 +72,11 @@ def spread_layers(model: LensModel, n_layers: int) -> list[int]:
     last = model.cfg.n_layers - 1
     n_layers = min(n_layers, model.cfg.n_layers)
     return sorted({round(number * last / max(1, n_layers - 1)) for number in range(n_layers)})
+
+
+def describe_layers(layers: Sequence[int]) -> str:
+    """Layers as one writes them: 0–29, or one by one."""
+    numbers = list(layers)
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}–{numbers[-1]}"
+    return ", ".join("embedding" if layer == EMBEDDING else str(layer) for layer in numbers)

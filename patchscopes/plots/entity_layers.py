@@ -10,29 +10,34 @@ from patchscopes.results import Json
 
 
 def plot_entity_layers(document: Json) -> Figure:
-    """A table of what each layer says about a name, coloured by which ending of the name that is most like."""
+    """A table of what each layer says about a name, coloured by the ending of the name that it has resolved."""
     results = document["results"]
     readout = results["methods"]["patchscope"]
     layers, endings = results["layers"], results["endings"]
     columns = [
-        fit_column("what the model says", readout["description"], 90, "left"),
-        fit_column("words of the name that it is about", readout["resolved"], 36, "left"),
+        fit_column("what the model says", readout["description"], 80, "left"),
+        fit_column("words resolved, by probability", readout["resolved"], 36, "left"),
+        fit_column("most alike, by ROUGE-L", readout["most_alike"], 36, "left"),
     ]
     figure, axis = create_table_figure(
         f"“{show_whitespace(results['name'])}” at each layer, {document['environment']['model']['id']}",
         columns,
         # The notes below the table are lines of about half a row.
-        n_rows=len(layers) + len(endings) // 2 + 1,
+        n_rows=len(layers) + len(endings) // 2 + 2,
     )
     shades = matplotlib.colormaps["Blues"](np.linspace(0.12, 0.5, len(endings)))
     shade_of = dict(zip([one["ending"] for one in endings], shades, strict=True))
-    # Both cells of a row have its colour: white where the words are about no part of the name.
+    # All cells of a row have its colour: white where no part of the name is resolved.
     colours = np.array([[shade_of.get(resolved, np.ones(4))] * len(columns) for resolved in readout["resolved"]])
-    cells = list(zip(readout["description"], readout["resolved"], strict=True))
+    cells = list(zip(readout["description"], readout["resolved"], readout["most_alike"], strict=True))
     draw_text_table(axis, layers, columns, cells, colours)
     axis.set_ylabel(label_source_layers(document["config"]["target_layer"]))
     in_clear = [f"{one['ending']}: {shorten(show_whitespace(one['description']), 70)}" for one in endings]
-    notes = "\n".join(["In clear:", *in_clear])
+    said_of = (
+        "Resolved: the words whose description in clear the state makes most likely, each token at least twice as "
+        "likely as without it."
+    )
+    notes = "\n".join([said_of, "In clear:", *in_clear])
     axis.set_xlabel(notes, loc="left", fontsize=SMALL_SIZE, color="#505050", parse_math=False)
     axis.xaxis.label.set_multialignment("left")
     return figure

@@ -1,17 +1,23 @@
 """Entity descriptions: their prompt, their scores, and both experiments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from patchscopes.data.entities import Entity, cut_description, load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.target import placeholder_target
+from patchscopes.engine.relevancy import Continuation
+from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import entity, entity_layers
 from patchscopes.experiments.config import EntityConfig
 from patchscopes.metrics import rouge
-from patchscopes.patch import patch_generate
+from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.patchscope import Patchscope
 from patchscopes.prompts import build_entity_description_prompt
 from patchscopes.results import ChunkStore
 
@@ -95,6 +101,51 @@ class TestExperiment:
             expected = llama.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             assert described["methods"]["patchscope"]["generation"] == expected
 
+    def test_relevancy_is_of_the_tokens_of_the_description(self, smollm, tmp_path):
+        config = EntityConfig(layers=(2, 29), max_new_tokens=12)
+        entities = [Entity(name="Reykjavík", reference="a city"), Entity(name="Barack Obama", reference="a man")]
+        results, _ = self.run(smollm, tmp_path, config, entities)
+        for described, one in zip(results["entities"], entities, strict=True):
+            of = described["methods"]["patchscope"]
+            whole = Patchscope(
+                model=smollm,
+                source_prompt=one.name,
+                source_layers=(2, 29),
+                target_prompt=config.target_prompt,
+                target_position="x",
+            ).generate(12, relevancy=True)
+            for number, (description, continuation) in enumerate(zip(of["description"], whole, strict=True)):
+                tokens, relevancies = of["tokens_of_description"][number], of["relevancy_of_description"][number]
+                assert "".join(tokens).strip() == description
+                start = next(
+                    place
+                    for place in range(len(continuation.tokens))
+                    if continuation.tokens[place : place + len(tokens)] == tokens
+                )
+                assert relevancies == pytest.approx(continuation.relevancies[start : start + len(tokens)], abs=1e-3)
+            early, last = of["relevancy_of_description"]
+            assert max(early) > 0.05
+            # No later token sees what is written behind the last block.
+            assert last == pytest.approx([0.0] * len(last), abs=1e-3)
+        assert "tokens_of_description" not in results["methods"]["patchscope"]
+        assert "tokens_of_description" not in results["entities"][0]["methods"]["unpatched"]
+
+    @pytest.mark.parametrize(
+        ("tokens", "expected"),
+        [
+            ((":", " Country", " in", " Europe", ",", " y", ":", " Town"), (1, 2, 3)),
+            ((" of", " Wales", ":", " Country"), (3,)),
+            ((" Country", "\n", "more"), (0,)),
+            ((":", " "), ()),
+            ((), ()),
+            ((": a", "b, c", "d: e"), (0, 1)),
+        ],
+    )
+    def test_tokens_of_a_description(self, tokens, expected):
+        continuation = Continuation("".join(tokens), list(tokens), [float(place) for place in range(len(tokens))])
+        within = entity.cut_tokens(continuation, ", ")
+        assert within == [(tokens[place], float(place)) for place in expected]
+
     def test_one_alone_equals_the_same_in_a_batch(self, llama, tmp_path):
         together, _ = self.run(llama, tmp_path)
         for number, one in enumerate(ENTITIES):
@@ -160,6 +211,51 @@ class TestLayerByLayer:
         assert resolved == ""
         assert 0 < likeness < 1 / 3
 
+    def test_the_ending_that_gains_most(self):
+        endings = ["Wales", "of Wales", "Princess of Wales"]
+        unpatched = [-1.0, -4.0, -6.0]
+        # The likeliest one is not the one that gains most.
+        assert entity_layers.find_most_gained(endings, [-0.5, -4.0, -4.0], unpatched) == ("Princess of Wales", 2.0)
+        assert entity_layers.find_most_gained(endings, [-0.0, -3.0, -5.5], unpatched)[0] == "Wales"
+        resolved, gain = entity_layers.find_most_gained(endings, [-0.5, -4.5, -6.5], unpatched)
+        assert resolved == ""
+        assert gain == 0.5
+
+    def test_probabilities_of_descriptions_are_the_plain_ones(self, llama):
+        target = placeholder_target(llama, EntityConfig.target_prompt, "x")
+        config = EntityConfig(max_new_tokens=6)
+        meanings = entity_layers.describe_in_clear(llama, ["dog", "a big dog", "the big dog"], config)
+        said = generate_after(llama, [entity.fill_placeholder(config, "dog")], max_new_tokens=6)
+        assert torch.equal(meanings[0].tokens, said[0, : len(meanings[0].tokens)])
+        # One with tokens before it, and one of nothing.
+        meanings[1] = replace(meanings[1], tokens=torch.tensor([5, 9, 7]), start=1)
+        meanings[2] = replace(meanings[2], description="", tokens=torch.tensor([], dtype=torch.long), start=0)
+        vectors = extract_representations(llama, ["big dog"], [-1], [1, 2])[0]
+        scores = entity_layers.score_meanings(target, vectors, [0, 2], meanings, None)
+        for row, (vector, layer) in enumerate([(vectors[0], 0), (vectors[1], 2), (None, None)]):
+            for column, meaning in enumerate(meanings):
+                likely = []
+                for number in range(meaning.start, len(meaning.tokens)):
+                    read = TargetPrompt(llama, torch.cat([target.tokens, meaning.tokens[:number]]), target.position)
+                    if vector is None:
+                        logits = llama(read.tokens[None])[:, -1]
+                    else:
+                        logits = patch_logits(read, vector[None], [layer], engine="hooks")
+                    likely.append(float(logits.log_softmax(dim=-1)[0, meaning.tokens[number]]))
+                expected = sum(likely) / len(likely) if likely else 0.0
+                assert float(scores[row, column]) == pytest.approx(expected, abs=1e-4)
+
+    def test_a_state_that_changes_nothing_resolves_nothing(self, llama):
+        config = EntityConfig(max_new_tokens=6)
+        target = placeholder_target(llama, EntityConfig.target_prompt, "x")
+        own = extract_representations(llama, [target.tokens], [target.position])[0]
+        meanings = entity_layers.describe_in_clear(llama, ["dog", "a dog"], config)
+        *patched, unpatched = entity_layers.score_meanings(target, own, range(4), meanings, None).tolist()
+        for likely in patched:
+            assert likely == pytest.approx(unpatched, abs=1e-4)
+            resolved, gain = entity_layers.find_most_gained(["dog", "a dog"], likely, unpatched)
+            assert (resolved, gain) == ("", pytest.approx(0.0, abs=1e-4))
+
     def test_says_what_the_experiment_says_and_shows_each_layer_once(self, llama, tmp_path):
         config = EntityConfig(max_new_tokens=6, layers=(3, 0, 1))
         shown = []
@@ -169,11 +265,29 @@ class TestLayerByLayer:
         patchscope = expected["entities"][0]["methods"]["patchscope"]
         assert results["methods"]["patchscope"]["generation"] == patchscope["generation"]
         assert [one.description for one in shown] == patchscope["description"]
+        for field in ("tokens_of_description", "relevancy_of_description"):
+            assert results["methods"]["patchscope"][field] == patchscope[field]
+            assert [getattr(one, field) for one in shown] == patchscope[field]
         assert [one["ending"] for one in results["endings"]] == ["dog", "big dog"]
+        of = results["methods"]["patchscope"]
+        unpatched = [one["unpatched_log_probability"] for one in results["endings"]]
+        for number, one in enumerate(shown):
+            assert of["log_probability"][number] == one.log_probability
+            assert entity_layers.find_most_gained(["dog", "big dog"], one.log_probability, unpatched) == (
+                of["resolved"][number],
+                of["gain"][number],
+            )
+            meanings = {ending["ending"]: ending["description"] for ending in results["endings"]}
+            alike = of["most_alike"][number], of["likeness"][number]
+            assert alike == entity_layers.find_most_alike(one.description, meanings)
 
     def test_diana_on_the_embedded_model(self, smollm):
-        config = EntityConfig(layers=(2, 6))
+        config = EntityConfig(layers=(2, 12, 15, 29))
         results = entity_layers.run(smollm, "Diana, Princess of Wales", config, lambda one: None)
         says = results["methods"]["patchscope"]
-        assert says["description"] == ["Country in the United Kingdom", "British monarch"]
-        assert says["resolved"] == ["Wales", "Diana, Princess of Wales"]
+        assert says["description"][:2] == ["Country in the United Kingdom", "British monarch"]
+        # Layer 15 says "British-American actor", and yet makes "British royal princess" much more likely.
+        diana = "Diana, Princess of Wales"
+        assert says["resolved"] == ["Wales", diana, diana, ""]
+        assert says["most_alike"] == ["Wales", diana, "", ""]
+        assert says["gain"][3] == pytest.approx(0.0, abs=1e-4)

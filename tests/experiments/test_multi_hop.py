@@ -18,9 +18,10 @@ from patchscopes.experiments.layer_pairs import score_held_out
 from patchscopes.experiments.multi_hop_measures import summarise_methods
 from patchscopes.experiments.multi_hop_patching import (
     build_patching,
+    build_rows,
     find_patch_positions,
-    generate_patched,
-    patch_question,
+    generate_until_answered,
+    patch_questions,
 )
 from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.results import ChunkStore
@@ -72,22 +73,43 @@ class TestPositions:
 
 
 class TestExperiment:
-    def test_a_grid_row_equals_the_same_pair_alone_with_plain_hooks(self, llama):
-        question, other = make_questions(llama)[:2]
+    def test_rows_of_several_questions_equal_each_alone_with_plain_hooks(self, llama):
+        asked = make_questions(llama)[:3]
+        # One that is longer than the others.
+        asked[1] = replace(asked[1], combined_question=asked[1].combined_question.replace("the", "one and the"))
         pairs = [(layer, target_layer) for layer in CONFIG.layers for target_layer in CONFIG.target_layers]
-        for method in MultiHopConfig.PATCHED:
-            source, position, target = build_patching(llama, method, question, other)
-            states = extract_representations(llama, [source], [position], CONFIG.layers)[0]
-            texts = generate_patched(target, states, CONFIG.layers, pairs, question, CONFIG)
-            for (layer, target_layer), text in zip(pairs, texts, strict=True):
-                vector = states[CONFIG.layers.index(layer)][None]
-                (alone,) = llama.tokenizer.batch_decode(
-                    patch_generate(target, vector, [target_layer], max_new_tokens=5, engine="hooks"),
-                    skip_special_tokens=True,
-                )
-                # A row stops once it has answered.
-                assert alone.startswith(text), (method, layer, target_layer)
-                assert contains_answer(alone, question.accepted) == contains_answer(text, question.accepted)
+        rows, expected = [], []
+        for question, other in zip(asked, reversed(asked), strict=True):
+            for method in MultiHopConfig.PATCHED:
+                source, position, target = build_patching(llama, method, question, other)
+                states = extract_representations(llama, [source], [position], CONFIG.layers)[0]
+                rows += build_rows(target, dict(zip(CONFIG.layers, states, strict=True)), pairs)
+                for layer, target_layer in pairs:
+                    vector = states[CONFIG.layers.index(layer)][None]
+                    tokens = patch_generate(target, vector, [target_layer], max_new_tokens=5, engine="hooks")
+                    (alone,) = llama.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+                    expected.append((question, alone))
+        texts = generate_until_answered(rows, [question for question, _ in expected], CONFIG)
+        stopped = 0
+        for (question, alone), text in zip(expected, texts, strict=True):
+            # A row stops once it has answered its own question.
+            assert alone.startswith(text)
+            assert text == alone or contains_answer(text, question.accepted)
+            assert contains_answer(alone, question.accepted) == contains_answer(text, question.accepted)
+            stopped += text != alone
+        assert stopped > 0
+
+    def test_questions_together_find_what_each_finds_alone(self, llama):
+        asked = make_questions(llama, 5)
+        asked[3] = replace(asked[3], combined_question=asked[3].combined_question.replace("the", "one and the"))
+        unrelated = [*asked[1:4], None, asked[0]]
+        grid = CONFIG.layers, CONFIG.target_layers, CONFIG
+        together = patch_questions(llama, asked, unrelated, *grid)["questions"]
+        for question, other, found in zip(asked, unrelated, together, strict=True):
+            assert patch_questions(llama, [question], [other], *grid)["questions"] == [found]
+            methods = set(MultiHopConfig.PATCHED) - ({"control"} if other is None else set())
+            assert set(found["methods"]) == methods
+            assert found["control_id"] == (None if other is None else other.id)
 
     def test_what_is_written_where(self, smollm):
         """Of the real tokens."""
@@ -111,7 +133,7 @@ class TestExperiment:
     def test_back_patching_goes_from_later_to_earlier_layers(self, llama):
         question = make_questions(llama)[0]
         config = MultiHopConfig(methods=("patchscope", "back_patch"))
-        found = patch_question(llama, question, None, (0, 1, 3), (0, 1, 3), config)["methods"]
+        found = patch_questions(llama, [question], [None], (0, 1, 3), (0, 1, 3), config)["questions"][0]["methods"]
         assert set(found) == {"patchscope", "back_patch"}
         assert (found["patchscope"]["n_pairs"], found["back_patch"]["n_pairs"]) == (9, 3)
         assert all(layer > target_layer for layer, target_layer in found["back_patch"]["solved"])
@@ -141,9 +163,13 @@ class TestExperiment:
         assert patchscope["any"]["mean"] >= np.max(patchscope["accuracy"]["mean"])
         # Target layer 3 is the last: what is written there is read by no one.
         assert patchscope["any"]["mean"] >= results["methods"]["vanilla"]["accuracy"]["mean"]
-        assert {"hop1 and hop2", "vanilla and cot", "patchscope", "control", "total"} <= set(timing["seconds"])
+        assert set(timing["seconds"]) == {"hop1 and hop2", "vanilla and cot", "states", "patched", "total"}
         assert len(results["questions"]) == 3
+        by_id = {question.id: question for question in questions}
         for question in results["questions"]:
+            one, other = by_id[question["id"]], by_id[question["control_id"]]
+            (found,) = patch_questions(llama, [one], [other], CONFIG.layers, CONFIG.target_layers, CONFIG)["questions"]
+            assert {method: question[method] for method in MultiHopConfig.PATCHED} == found["methods"]
             (said,) = llama.tokenizer.batch_decode(
                 generate_after(llama, [question["combined_question"]], max_new_tokens=5), skip_special_tokens=True
             )
@@ -166,6 +192,8 @@ class TestExperiment:
     @pytest.mark.parametrize("phase", ["hops", "unpatched", "patched"])
     def test_an_interrupted_run_goes_on(self, llama, tmp_path, monkeypatch, phase):
         monkeypatch.setattr(multi_hop, "CHUNK_QUESTIONS", 2)
+        # Two questions with all their pairs.
+        monkeypatch.setattr(multi_hop, "CHUNK_PAIRS", 2 * len(CONFIG.layers) * len(CONFIG.target_layers))
         questions = make_questions(llama, 8)
         whole, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path / "whole"))
         save, refused = ChunkStore.save, []
@@ -257,7 +285,8 @@ class TestOneQuestion:
             lambda layer, texts, solved: seen.append((layer, len(texts))),
         )
         assert seen == ["vanilla", "cot", (0, 3), (2, 3), (3, 3)]
-        found = patch_question(llama, question, None, CONFIG.layers, CONFIG.target_layers, CONFIG)
+        grid = CONFIG.layers, CONFIG.target_layers, CONFIG
+        (found,) = patch_questions(llama, [question], [None], *grid)["questions"]
         of = results["methods"]["patchscope"]["solved"]
         pairs = [
             (layer, target_layer)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from patchscopes.data.texts import TextSet
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned import fitting, mappings
 from patchscopes.learned.cached_fits import fit_or_load_affine_maps
@@ -258,3 +259,46 @@ def test_what_changes_the_tokens_or_the_model_is_not_taken_from_the_cache(tokeni
     model.add_hook("blocks.0.hook_resid_post", lambda residual, hook: 0 * residual)
     with pytest.raises(PatchscopesError, match="take the hooks off"):
         fit_or_load_affine_maps(model, TEXTS)
+
+
+class TestHowStronglyIsWritten:
+    def test_scaling_is_linear_and_keeps_the_type(self):
+        rows = torch.randn(3, 5).to(torch.bfloat16)
+        assert torch.equal(mappings.scaled(1.0)(rows), rows)
+        assert mappings.scaled(0.5)(rows).dtype == rows.dtype
+        both = mappings.scaled(2.0)(mappings.scaled(3.0)(rows.float()))
+        torch.testing.assert_close(both, mappings.scaled(6.0)(rows.float()))
+        with pytest.raises(PatchscopesError, match="alpha must be a finite number, got inf"):
+            mappings.scaled(float("inf"))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_matching_norms(self, llama, dtype):
+        target = TargetPrompt(llama, TEXTS.texts[0], 4)
+        layers = [3, -1, 0, 3]
+        replaced = extract_representations(llama, [TEXTS.texts[0]], [4], layers)[0]
+        rows = torch.randn(4, 32).to(dtype)
+        rows[2] = 0
+        matched = mappings.norm_matched(target, layers)(rows)
+        assert matched.dtype == dtype
+        expected = replaced.norm(dim=-1)
+        expected[2] = 0
+        torch.testing.assert_close(matched.float().norm(dim=-1), expected, rtol=1e-2, atol=0)
+        torch.testing.assert_close(mappings.norm_matched(target, torch.tensor(layers))(replaced), replaced)
+        with pytest.raises(PatchscopesError, match="what 2 vectors replace do not fit 4 vectors"):
+            mappings.norm_matched(target, [0, 1])(rows)
+        with pytest.raises(PatchscopesError, match="layer 4 does not exist"):
+            mappings.norm_matched(target, [4])
+
+    @pytest.mark.parametrize("position", [0, 3, -1])
+    def test_what_stands_in_a_soft_prompt(self, llama, position):
+        tokens = to_token_ids(llama, TEXTS.texts[0])
+        soft = 3 * torch.randn(len(tokens), 32)
+        target = TargetPrompt(llama, tokens, position, soft_prompt=soft)
+        hooks = [("blocks.0.hook_resid_pre", lambda residual, hook: soft[None].to(residual))]
+        seen = {}
+        for layer in range(4):
+            hooks.append((f"blocks.{layer}.hook_resid_post", lambda h, hook, layer=layer: seen.update({layer: h[0]})))
+        llama.run_with_hooks(tokens[None], fwd_hooks=hooks)
+        norms = mappings.norm_matched(target, [-1, 0, 3]).norms
+        expected = torch.stack([soft[position], seen[0][position], seen[3][position]]).norm(dim=-1)
+        torch.testing.assert_close(norms, expected)
