@@ -56,7 +56,7 @@ def run(
         PatchscopesError: a method or layer does not exist, or the model knows none of the facts.
     """
     check_methods(config.methods, CausalTracingConfig.METHODS)
-    layers = resolve_layers(model, config.layers)
+    layers = resolve_layers(model, config.layers, CausalTracingConfig.N_LAYERS)
     (known,) = measure_chunks(
         [facts], ChunkStore(store.folder / "known"), lambda all_: time_known(model, all_, config.batch_size), iter
     )

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from patchscopes.experiments.causal_tracing_states import Place, Restoration
-from patchscopes.experiments.config import CausalTracingConfig
+from patchscopes.experiments.config import CausalTracingConfig, TracedSite
 from patchscopes.experiments.facts import KnownFact
 from patchscopes.metrics import mean_with_interval
 from patchscopes.results import Json
@@ -27,7 +27,7 @@ def classify_tokens(fact: KnownFact) -> list[str]:
 
 
 def list_restorations(
-    site: str, positions: Sequence[int], layers: Sequence[int], n_layers: int, window: int
+    site: TracedSite, positions: Sequence[int], layers: Sequence[int], n_layers: int, window: int
 ) -> list[Restoration]:
     """What is put back at each position (slowest) and around each layer ℓ.
 

@@ -245,12 +245,16 @@ class AttributesConfig:
     batch_size: int | None = None
 
 
+# What is restored: states, what MLPs or attention add, or states while the MLPs after them stay corrupted.
+TracedSite: TypeAlias = Literal["resid", "mlp_out", "attn_out", "resid_severed"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CausalTracingConfig:
     """Options of causal tracing (`causal_tracing`).
 
     Attributes:
-        layers: ℓ; None for all blocks.
+        layers: ℓ; None for `N_LAYERS` of them at equal distances.
         n_samples: facts, drawn from those that the model knows.
         n_original: facts that the original form is measured on too, the first of those; its time is that of whole
             forward passes.
@@ -261,7 +265,9 @@ class CausalTracingConfig:
     """
 
     METHODS: ClassVar = ("original", "patchscope")
-    SITES: ClassVar = ("resid", "mlp_out", "attn_out", "resid_severed")
+    SITES: ClassVar[tuple[TracedSite, ...]] = ("resid", "mlp_out", "attn_out", "resid_severed")
+    # Every second one of 30: they take the time, and facts are worth more of it.
+    N_LAYERS: ClassVar = 15
     TOKEN_CLASSES: ClassVar = ("first_subject", "middle_subject", "last_subject", "next", "further", "last")
     methods: tuple[str, ...] = METHODS
     layers: tuple[int, ...] | None = None

@@ -47,7 +47,7 @@ def plot_causal_tracing(document: Json) -> Figure:
     example = results["facts"][results["example"]]
     upper_height, lower_height = 3.3, 1.6 + 0.24 * len(example["tokens"])
     figure = create_figure(name_figure(document), width=14.0, height=upper_height + lower_height + 1.0)
-    above, below = figure.subfigures(2, 1, height_ratios=(upper_height, lower_height))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(upper_height, lower_height))[:, 0]
     method = "patchscope" if "patchscope" in results["methods"] else "original"
     measures = results["methods"][method]
     sites = list(measures["indirect_effect"])
