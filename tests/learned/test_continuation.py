@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import KINDS
+from conftest import CONTEXT, KINDS
 
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
@@ -42,7 +42,9 @@ def test_nothing_and_mistakes(llama):
     assert (nothing.representations.shape, nothing.tokens.shape) == ((0, 2, 32), (0, 2))
     with pytest.raises(PatchscopesError, match="at least 1 token"):
         read_with_continuation(llama, ["a"], [0], [0], 0)
-    with pytest.raises(PatchscopesError, match="258 tokens, 2 of them the model's own, do not fit its context of 256"):
-        read_with_continuation(llama, [[5] * 256], [-1], [0], 3)
+    with pytest.raises(
+        PatchscopesError, match=f"{CONTEXT + 2} tokens, 2 of .* own, do not fit its context of {CONTEXT}"
+    ):
+        read_with_continuation(llama, [[5] * CONTEXT], [-1], [0], 3)
     with pytest.raises(PatchscopesError, match="position"):
         read_with_continuation(llama, ["a"], [7], [0], 1)
