@@ -141,7 +141,13 @@ def draw_example(part: SubFigure, example: Json, layers: list[int], sites: list[
     prompt, answer = (shorten(show_whitespace(text), 100) for text in (example["prompt"], example["answer"]))
     part.suptitle(
         f"“{prompt}” → “{answer}”: p {example['clean']:.2f}, corrupted {example['corrupted']:.2f}\n"
-        "(of the facts with a subject of several tokens, the one on which the noise has the largest effect)",
+        f"({describe_choice(example)}the one on which the noise has the largest effect)",
         fontsize=TITLE_SIZE,
         parse_math=False,
     )
+
+
+def describe_choice(example: Json) -> str:
+    """Which facts the example was chosen among: those of a subject of several tokens, if there are any."""
+    has_several = "first_subject" in example["token_classes"]
+    return "of the facts with a subject of several tokens, " if has_several else ""
