@@ -18,13 +18,12 @@ from patchscopes.experiments.attention_knockout_rows import (
     knock_out,
     read_probability,
 )
-from patchscopes.experiments.causal_tracing_measures import find_window
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
 from patchscopes.experiments.config import AttentionKnockoutConfig
 from patchscopes.experiments.facts import KnownFact, draw_known_facts, time_known
 from patchscopes.metrics import mean_with_interval
-from patchscopes.model.layers import resolve_layers
+from patchscopes.model.layers import find_window, resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
 from patchscopes.tokens import decode_each_token

@@ -9,6 +9,7 @@ from patchscopes.experiments.causal_tracing_states import Place, Restoration
 from patchscopes.experiments.config import CausalTracingConfig, TracedSite
 from patchscopes.experiments.facts import KnownFact
 from patchscopes.metrics import mean_with_interval
+from patchscopes.model.layers import find_window
 from patchscopes.results import Json
 
 DECIMALS = 6
@@ -48,12 +49,6 @@ def list_restorations(
         for position in positions
         for restored, severed in map(choose, layers)
     ]
-
-
-def find_window(layer: int, window: int, n_layers: int) -> range:
-    """The blocks of a window around a layer, clipped at both ends; an even one begins one block farther away."""
-    start = layer - window // 2
-    return range(max(0, start), min(n_layers, start + window))
 
 
 def measure_effects(

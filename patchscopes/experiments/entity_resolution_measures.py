@@ -15,13 +15,14 @@ from patchscopes.experiments.attention_knockout_rows import knock_out, read_prob
 from patchscopes.experiments.attribute_lre import read_in_context, read_sample
 from patchscopes.experiments.attribute_samples import AttributeSample
 from patchscopes.experiments.causal_tracing import measure_runs
-from patchscopes.experiments.causal_tracing_measures import find_window, list_restorations, measure_effects
+from patchscopes.experiments.causal_tracing_measures import list_restorations, measure_effects
 from patchscopes.experiments.causal_tracing_states import prepare_trace
 from patchscopes.experiments.config import EntityConfig, EntityResolutionConfig
 from patchscopes.experiments.entity import generate_from_vectors
 from patchscopes.experiments.facts import KnownFact
 from patchscopes.learned.mappings import LayerMapping
 from patchscopes.metrics import rouge
+from patchscopes.model.layers import find_window
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import Json
 

@@ -80,3 +80,9 @@ def describe_layers(layers: Sequence[int]) -> str:
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}–{numbers[-1]}"
     return ", ".join("embedding" if layer == EMBEDDING else str(layer) for layer in numbers)
+
+
+def find_window(layer: int, window: int, n_layers: int) -> range:
+    """The blocks of a window around a layer, clipped at both ends; an even one begins one block farther away."""
+    start = layer - window // 2
+    return range(max(0, start), min(n_layers, start + window))

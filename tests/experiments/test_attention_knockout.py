@@ -19,9 +19,8 @@ from patchscopes.experiments.attention_knockout_rows import (
     knock_out,
     read_probability,
 )
-from patchscopes.experiments.causal_tracing_measures import find_window
 from patchscopes.experiments.config import AttentionKnockoutConfig
-from patchscopes.model.layers import EMBEDDING, get_hook_name
+from patchscopes.model.layers import EMBEDDING, find_window, get_hook_name
 from patchscopes.patch import patch_rows
 from patchscopes.results import ChunkStore
 from patchscopes.tokens import to_token_ids

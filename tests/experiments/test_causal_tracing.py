@@ -13,7 +13,6 @@ from patchscopes.experiments import causal_tracing
 from patchscopes.experiments.causal_tracing import FORMS
 from patchscopes.experiments.causal_tracing_measures import (
     classify_tokens,
-    find_window,
     list_restorations,
     measure_effects,
     summarise_effects,
@@ -21,7 +20,7 @@ from patchscopes.experiments.causal_tracing_measures import (
 from patchscopes.experiments.causal_tracing_states import Place, Restoration, measure_spread, prepare_trace
 from patchscopes.experiments.config import CausalTracingConfig
 from patchscopes.experiments.facts import KnownFact
-from patchscopes.model.layers import EMBEDDING
+from patchscopes.model.layers import EMBEDDING, find_window
 from patchscopes.results import ChunkStore
 
 SITES = CausalTracingConfig.SITES
