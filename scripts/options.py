@@ -159,6 +159,36 @@ def add_layer_range_option(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--layer-range", dest="layers", type=layer_list, metavar="LAYERS", help="the same as --layers")
 
 
+def add_facts_file(group: argparse._ArgumentGroup, *relations: str) -> None:
+    """The file of facts; without it those of some relations that come along, or of all of them."""
+    group.add_argument(
+        "facts",
+        type=Path,
+        nargs="?",
+        metavar="FILE",
+        help="facts as .json or .csv with `prompt`, `subject` and `attribute`, or the .json of a relation (default: "
+        f"{', '.join(relations) or 'all'} of data/relations)",
+    )
+
+
+def add_noise_options(group: argparse._ArgumentGroup, *, noise: float, n_noise_samples: int) -> None:
+    """Of causal tracing."""
+    group.add_argument(
+        "--noise",
+        type=real_from_zero,
+        default=noise,
+        metavar="FACTOR",
+        help="standard deviation of the noise, in those of the subjects' embeddings (default: %(default)s)",
+    )
+    group.add_argument(
+        "--noise-samples",
+        type=positive,
+        default=n_noise_samples,
+        metavar="N",
+        help="corrupted runs of each fact (default: %(default)s)",
+    )
+
+
 def model_name(text: str) -> str:
     """An alias, a hub id or a local folder; whether the hub has it, only the hub knows."""
     if not Path(text).expanduser().is_dir():

@@ -2,21 +2,17 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
-from options import build_common_parser, positive
+from options import add_facts_file, build_common_parser, positive
 from skeleton import load_chosen_model, run_experiment, run_script
 
-from patchscopes.data.facts import convert_relations, load_facts
-from patchscopes.data.relations import find_relation_files, load_relations
+from patchscopes.data.facts import load_facts, load_own_facts
 from patchscopes.experiments.config import AttentionKnockoutConfig
-
-DATASET = "relations"
 
 
 def main() -> None:
     options = build_parser().parse_args()
-    facts = load_facts(options.file) if options.file else convert_relations(load_relations(find_relation_files()))
+    facts = load_facts(options.facts) if options.facts else load_own_facts()
 
     from patchscopes.experiments import attention_knockout
     from patchscopes.model.environment import describe_environment
@@ -35,11 +31,15 @@ def main() -> None:
         options,
         "attention_knockout",
         lambda store, progress: attention_knockout.run(model, facts, config, store, progress=progress),
-        config={"model": options.model, "dataset": options.file.name if options.file else DATASET, **asdict(config)},
+        config={
+            "model": options.model,
+            "dataset": options.facts.name if options.facts else "relations",
+            **asdict(config),
+        },
         environment=describe_environment(model),
         plot=plot_attention_knockout,
         print_table=print_table,
-        inputs={"facts": [asdict(one) for one in facts]},
+        inputs={"facts": [asdict(fact) for fact in facts]},
     )
 
 
@@ -53,13 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         unused=("dataset", "max-new-tokens"),
     )
     group = parser.add_argument_group("attention knockout")
-    group.add_argument(
-        "file",
-        type=Path,
-        nargs="?",
-        metavar="FILE",
-        help="facts as .json or .csv with `prompt`, `subject` and `attribute` (those of data/relations unless given)",
-    )
+    add_facts_file(group)
     group.add_argument(
         "--window",
         type=positive,

@@ -2,19 +2,17 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
-from options import build_common_parser, positive, real_from_zero
+from options import add_facts_file, add_noise_options, build_common_parser, positive
 from skeleton import load_chosen_model, run_experiment, run_script
 
-from patchscopes.data.facts import convert_relations, load_facts
-from patchscopes.data.relations import find_relation_files, load_relations
+from patchscopes.data.facts import load_facts, load_own_facts
 from patchscopes.experiments.config import CausalTracingConfig
 
 
 def main() -> None:
     options = build_parser().parse_args()
-    facts = load_facts(options.facts) if options.facts else convert_relations(load_relations(find_relation_files()))
+    facts = load_facts(options.facts) if options.facts else load_own_facts()
 
     from patchscopes.experiments import causal_tracing
     from patchscopes.model.environment import describe_environment
@@ -57,29 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
         samples_are="facts, of those that the model knows",
         unused=("dataset", "max-new-tokens"),
     )
-    group = parser.add_argument_group("causal tracing")
-    group.add_argument(
-        "facts",
-        type=Path,
-        nargs="?",
-        metavar="FILE",
-        help=".json or .csv file of facts with prompt, subject and attribute (default: all of data/relations). Of the "
-        f"layers, `all` takes {CausalTracingConfig.N_LAYERS} at equal distances",
+    group = parser.add_argument_group(
+        "causal tracing", f"Of the layers, `all` takes {CausalTracingConfig.N_LAYERS} at equal distances."
     )
-    group.add_argument(
-        "--noise",
-        type=real_from_zero,
-        default=CausalTracingConfig.noise,
-        metavar="FACTOR",
-        help="standard deviation of the noise, in those of the subjects' embeddings (default: %(default)s)",
-    )
-    group.add_argument(
-        "--noise-samples",
-        type=positive,
-        default=CausalTracingConfig.n_noise_samples,
-        metavar="N",
-        help="corrupted runs of each fact (default: %(default)s)",
-    )
+    add_facts_file(group)
+    add_noise_options(group, noise=CausalTracingConfig.noise, n_noise_samples=CausalTracingConfig.n_noise_samples)
     group.add_argument(
         "--window",
         type=positive,

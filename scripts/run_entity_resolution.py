@@ -2,13 +2,11 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
-from options import at_least, build_common_parser, positive, real_from_zero
+from options import add_facts_file, add_noise_options, at_least, build_common_parser, positive
 from skeleton import load_chosen_model, run_experiment, run_script
 
-from patchscopes.data.facts import convert_relations, load_facts
-from patchscopes.data.relations import RELATIONS_FOLDER, load_relations
+from patchscopes.data.facts import load_facts, load_own_facts
 from patchscopes.experiments.config import EntityResolutionConfig
 
 RELATIONS = ("capital", "currency", "language")
@@ -16,10 +14,7 @@ RELATIONS = ("capital", "currency", "language")
 
 def main() -> None:
     options = build_parser().parse_args()
-    if options.file:
-        facts = load_facts(options.file)
-    else:
-        facts = convert_relations(load_relations([RELATIONS_FOLDER / f"{name}.json" for name in RELATIONS]))
+    facts = load_facts(options.facts) if options.facts else load_own_facts(*RELATIONS)
 
     from patchscopes.experiments import entity_resolution
     from patchscopes.model.environment import describe_environment
@@ -44,7 +39,7 @@ def main() -> None:
         lambda store, progress: entity_resolution.run(model, facts, config, store, progress=progress),
         config={
             "model": options.model,
-            "dataset": options.file.name if options.file else ",".join(RELATIONS),
+            "dataset": options.facts.name if options.facts else ",".join(RELATIONS),
             **asdict(config),
         },
         environment=describe_environment(model),
@@ -65,14 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         unused=("dataset",),
     )
     group = parser.add_argument_group("entity resolution")
-    group.add_argument(
-        "file",
-        type=Path,
-        nargs="?",
-        metavar="FILE",
-        help="facts as .json or .csv with `prompt`, `subject` and `attribute` "
-        f"(default: {', '.join(RELATIONS)} of data/relations)",
-    )
+    add_facts_file(group, *RELATIONS)
     group.add_argument(
         "--examples",
         type=at_least(2),
@@ -81,20 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="known facts that the LRE of a prompt is estimated from; prompts without more known facts than that are "
         "left out, and if none has more, the LRE (default: %(default)s)",
     )
-    group.add_argument(
-        "--noise",
-        type=real_from_zero,
-        default=EntityResolutionConfig.noise,
-        metavar="FACTOR",
-        help="standard deviation of the noise, in those of the subjects' embeddings (default: %(default)s)",
-    )
-    group.add_argument(
-        "--noise-samples",
-        type=positive,
-        default=EntityResolutionConfig.n_noise_samples,
-        metavar="N",
-        help="corrupted runs of each fact (default: %(default)s)",
-    )
+    add_noise_options(group, noise=EntityResolutionConfig.noise, n_noise_samples=EntityResolutionConfig.n_noise_samples)
     group.add_argument(
         "--window",
         type=positive,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from patchscopes.data.files import UNSPECIFIED, read_rows
-from patchscopes.data.relations import PLACE, Relation, find_subject
+from patchscopes.data.files import UNSPECIFIED, holds_object, read_rows
+from patchscopes.data.relations import PLACE, Relation, find_relation_files, find_subject, load_relations
 from patchscopes.errors import PatchscopesError
 
 SUFFIXES = (".json", ".csv")
@@ -57,16 +57,25 @@ def convert_relations(relations: Sequence[Relation]) -> tuple[Fact, ...]:
     )
 
 
+def load_own_facts(*relations: str) -> tuple[Fact, ...]:
+    """The facts of this library's relations with these names, or of all of them."""
+    paths = find_relation_files()
+    chosen = [next(path for path in paths if path.stem == name) for name in relations]
+    return convert_relations(load_relations(chosen or paths))
+
+
 def load_facts(path: Path) -> tuple[Fact, ...]:
     """The facts of a .json file (a list of objects) or a .csv file with `prompt`, `subject` and `attribute`.
 
     The facts that Meng et al. 2022 (arXiv 2202.05262) publish are in this form. A prompt is whole, or has `{}` in the
     place of the subject; other fields are not read. A prompt that is given again with the same subject keeps its first
-    attribute, and the others become aliases.
+    attribute, and the others become aliases. A file of one relation (`load_relations`) gives its facts.
 
     Raises:
         PatchscopesError: no such file, no facts, or a bad row (the message names it).
     """
+    if path.suffix == ".json" and holds_object(path, "facts"):
+        return convert_relations(load_relations([path]))
     facts = _merge(_parse_fact(row, place) for row, place in read_rows(path, SUFFIXES, "facts"))
     if not facts:
         raise PatchscopesError(f"{path} has no facts; give rows with a `prompt`, its `subject` and the `attribute`")

@@ -55,6 +55,12 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
+def holds_object(path: Path, what: str) -> bool:
+    """Whether a .json file holds one object, and not a list of rows. Args and errors as for `read_object`."""
+    _check_file(path, (".json",), what)
+    return isinstance(_parse_json(path), dict)
+
+
 def read_text(path: Path) -> str:
     """A text file as UTF-8.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from patchscopes.engine.clean_run import BlockCall, enter_blocks
 from patchscopes.engine.prefix import PrefixCache
-from patchscopes.engine.rows import Placement, Row, Site, place_cuts, place_writes
+from patchscopes.engine.rows import Placement, Row, Site, check_keys_left, place_cuts, place_writes
 from patchscopes.engine.twin import Twin, module_forwards, unwrap_hidden_states
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
@@ -80,12 +80,13 @@ def cut_edges(twin: Twin, number: int, call: BlockCall, n_rows: int, changes: Ch
     """The call of a block with a mask for each row, which hides the keys that are cut.
 
     Raises:
-        PatchscopesError: the block is called with no mask.
+        PatchscopesError: the block is called with no mask, or a query is left with no key that it sees.
     """
     key, mask = find_mask(twin.blocks[number], call)
     mask = mask.expand(n_rows, -1, -1, -1).clone()
     rows, queries, keys = changes.cuts[number].to(mask.device)
     mask[rows, :, queries - changes.start, keys] = changes.masked[number]
+    check_keys_left(number, changes.cuts[number], mask == changes.masked[number], changes.start)
     return call.replace_argument(key, mask)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.engine.generation import Advance, LogitsInParts
-from patchscopes.engine.rows import Placement, Row, place_cuts, place_writes
+from patchscopes.engine.rows import Placement, Row, check_keys_left, place_cuts, place_writes
 from patchscopes.engine.sublayers import check_plain_hooks, get_added_hook_name, get_scores_hook_name
 from patchscopes.model.layers import EMBEDDING, get_hook_name
 
@@ -47,7 +47,7 @@ def build_row_hooks(rows: Sequence[Row]) -> list[FwdHook]:
     for (layer, site), placement in place_writes(rows).items():
         name = get_hook_name(layer) if site == "resid" else get_added_hook_name(layer, site)
         hooks.append((name, _writing(placement)))
-    hooks += [(get_scores_hook_name(layer), _cutting(edges)) for layer, edges in place_cuts(rows).items()]
+    hooks += [(get_scores_hook_name(layer), _cutting(layer, edges)) for layer, edges in place_cuts(rows).items()]
     return hooks
 
 
@@ -73,11 +73,12 @@ def _writing(placement: Placement) -> Callable[..., Tensor]:
     return write
 
 
-def _cutting(edges: Int[Tensor, "row_query_key edge"]) -> Callable[..., Tensor]:
+def _cutting(layer: int, edges: Int[Tensor, "row_query_key edge"]) -> Callable[..., Tensor]:
     def cut(scores: Float[Tensor, "row head query key"], hook: Any) -> Float[Tensor, "row head query key"]:
         scores = scores.clone()
         rows, queries, keys = edges.to(scores.device)
         scores[rows, :, queries, keys] = -torch.inf
+        check_keys_left(layer, edges, scores <= torch.finfo(scores.dtype).min)
         return scores
 
     return cut

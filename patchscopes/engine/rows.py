@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.engine.target import TargetPrompt
@@ -161,6 +161,30 @@ def place_cuts(rows: Sequence[Row]) -> dict[int, Int[Tensor, "row_query_key edge
         for (layer, query), keys in row.cut_keys.items():
             edges.setdefault(layer, []).extend((number, query, key) for key in keys)
     return {layer: torch.tensor(of_layer).T for layer, of_layer in edges.items()}
+
+
+def check_keys_left(
+    layer: int,
+    edges: Int[Tensor, "row_query_key edge"],
+    hidden: Bool[Tensor, "row head query key"],
+    start: int = 0,
+) -> None:
+    """Refuse cuts of all that a query sees: where attention has a window, a `Row` cannot know what that is.
+
+    Args:
+        edges: that are cut in this block.
+        hidden: the keys that each query from `start` on does not see.
+
+    Raises:
+        PatchscopesError: a query sees no key.
+    """
+    rows, queries = torch.unique(edges[:2], dim=1).to(hidden.device)
+    blind = hidden[rows, :, queries - start].all(dim=-1).any(dim=-1)
+    if bool(blind.any()):
+        raise PatchscopesError(
+            f"cuts leave the query at position {int(queries[blind][0])} no key in block {layer}, whose attention sees "
+            "a window of tokens; leave it one of the nearest"
+        )
 
 
 def get_model(rows: Sequence[Row]) -> LensModel:

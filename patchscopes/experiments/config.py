@@ -203,7 +203,7 @@ class BenchmarkConfig:
         methods: the tasks that are timed.
     """
 
-    METHODS: ClassVar = ("next_token", "generation", "grid", "attributes", "jacobian")
+    METHODS: ClassVar = ("next_token", "generation", "grid", "questions", "attributes", "tracing", "jacobian")
     n_samples: int = 16
     max_new_tokens: int = 20
     seed: int = 0

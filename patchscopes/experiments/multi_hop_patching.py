@@ -43,9 +43,7 @@ def patch_questions(
         unrelated: for each question the one whose representations the control writes; None to leave the control out.
     """
     watch = StopWatch()
-    grid = [(layer, target_layer) for layer in layers for target_layer in target_layers]
-    backwards = [(layer, target_layer) for layer, target_layer in grid if layer > target_layer]
-    pairs_of = {method: backwards if method == "back_patch" else grid for method in MultiHopConfig.PATCHED}
+    pairs_of = {method: choose_pairs(method, layers, target_layers) for method in MultiHopConfig.PATCHED}
     patched = [
         (number, method)
         for number, other in enumerate(unrelated)
@@ -74,6 +72,12 @@ def patch_questions(
         said = [next(continuations) for _ in pairs_of[method]]
         found[number]["methods"][method] = _find_solved(pairs_of[method], said, questions[number])
     return {"questions": found, "seconds": watch.seconds}
+
+
+def choose_pairs(method: str, layers: Sequence[int], target_layers: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs (ℓ, ℓ*) that a method patches: all, or for `back_patch` those that go back."""
+    grid = [(layer, target_layer) for layer in layers for target_layer in target_layers]
+    return [pair for pair in grid if pair[0] > pair[1]] if method == "back_patch" else grid
 
 
 def build_patching(model: LensModel, method: str, question: TwoHopQuestion, unrelated: TwoHopQuestion) -> Patching:

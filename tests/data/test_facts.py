@@ -77,7 +77,8 @@ class TestFiles:
             ("facts.json", "[]", "has no facts; give rows with a `prompt`"),
             ("facts.csv", "prompt,subject,attribute\n", "has no facts"),
             ("facts.csv", "prompt,subject\na is,a\n", "line 2: expected the strings"),
-            ("facts.json", "{}", "expected a list of objects"),
+            ("facts.json", "{}", "expected a string `name`"),
+            ("facts.json", "3", "expected a list of objects"),
             ("facts.json", "[{]", "line 1: not JSON"),
             ("facts.txt", "a", "expected a .json or .csv file of facts"),
         ],
@@ -116,6 +117,10 @@ class TestRelations:
                 relation="second",
             ),
         )
+
+    def test_a_file_of_one(self):
+        path = find_relation_files()[0]
+        assert load_facts(path) == convert_relations(load_relations([path]))
 
     def test_all_that_come_along(self):
         relations = load_relations(find_relation_files())

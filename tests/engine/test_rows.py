@@ -326,6 +326,15 @@ class TestErrors:
         with pytest.raises(PatchscopesError, match=message):
             Row(target=TargetPrompt(llama, TOKENS, 3), cuts=(cut,))
 
+    @pytest.mark.parametrize("engine", ["fast", "hooks"])
+    def test_cuts_of_a_whole_window_of_attention(self, tiny_models, engine):
+        # Blocks of this model see the 4 nearest tokens.
+        target = TargetPrompt(tiny_models("mistral"), TOKENS, 6)
+        rows = [Row(target=target, cuts=(Cut(query=9, keys=keys, layers=(2,)),)) for keys in ((6, 7, 8), (6, 7, 8, 9))]
+        assert patch_rows(rows[:1], engine=engine).isfinite().all()
+        with pytest.raises(PatchscopesError, match="query at position 9 no key in block 2, whose attention sees a win"):
+            patch_rows(rows, engine=engine)
+
     def test_rows_of_different_models(self, tiny_models):
         rows = [Row(target=TargetPrompt(tiny_models(family), TOKENS)) for family in ("llama", "gpt2")]
         with pytest.raises(PatchscopesError, match="different models"):
