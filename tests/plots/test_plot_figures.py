@@ -19,13 +19,16 @@ FIGURES = ROOT / "figures"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The module of each document's plot, by experiment.
 PLOTS = {
+    "attention_knockout": "attention_knockout",
     "attribute_layers": "attribute_layers",
     "attribute_lens": "attribute_lens",
     "attributes": "attributes",
     "bench": "benchmark",
+    "causal_tracing": "causal_tracing",
     "cross_model": "cross_model",
     "entity": "entity",
     "entity_layers": "entity_layers",
+    "entity_resolution": "entity_resolution",
     "future_lens": "future_lens",
     "layer_readout": "layer_readout",
     "lenses": "lenses",
