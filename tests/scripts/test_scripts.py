@@ -493,11 +493,13 @@ def test_bench(model_folder, texts, tmp_path):
         "bench_engine.py", "--model", model_folder, "--dataset", texts, "--samples", 4, "--max-new-tokens", 3, *output
     )
     assert done.returncode == 0, done.stderr
-    sweep, generation, grid, attributes, jacobian = read(tmp_path / "out.json")["results"]["tasks"]
+    tasks = read(tmp_path / "out.json")["results"]["tasks"]
+    sweep, generation, grid, questions, attributes, tracing, jacobian = tasks
     assert sweep["largest_logit_difference"] < 1e-3
     assert sweep["same_argmax"] == generation["same_generations"] == grid["same_generations"] == 1.0
     assert grid["n_rows"] == 16
-    assert attributes["same_generations"] == 1.0
+    assert questions["same_verdicts"] == attributes["same_generations"] == 1.0
+    assert tracing["largest_probability_difference"] < 1e-4
     assert jacobian["largest_relative_difference"] < 1e-4
     assert (tmp_path / "out.png").read_bytes().startswith(PNG)
 
