@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from learned import get_provenance, load_train_texts
-from options import add_data_options, add_layers_option, add_model_options, file_name, positive, real_from_zero
+from options import add_data_options, add_layers_option, add_model_options, file_name, natural, positive, real_from_zero
 from skeleton import load_chosen_model, progress_bar, run_script
 
 from patchscopes.data.texts import TextSet
@@ -44,7 +44,7 @@ TRAINING_OPTIONS = (
     "evaluate_every",
     "patience",
 )
-JACOBIAN_OPTIONS = ("n_texts", "max_tokens", "dim_batch")
+JACOBIAN_OPTIONS = ("n_texts", "max_tokens", "skip_first", "dim_batch")
 # Lenses by least squares; and those that are trained, with their default settings.
 FITTED = ("tuned_lens", "linear")
 DEFAULTS = {"tuned_lens_kl": TrainingConfig(), "learned_prompt": SOFT_PROMPT_TRAINING}
@@ -169,15 +169,16 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"penalty on weights of inputs of unit variance (default: {RIDGE})",
     )
     jacobian = parser.add_argument_group("jacobian_lens")
-    for name, what in (
-        ("n_texts", "to fit on, at most"),
-        ("max_tokens", "of each text, from its start on"),
-        ("dim_batch", "output dimensions, and copies of the text in memory, at a time"),
+    for name, kind, what in (
+        ("n_texts", positive, "to fit on, at most"),
+        ("max_tokens", positive, "of each text, from its start on"),
+        ("skip_first", natural, "of these tokens, those at the start that are left out"),
+        ("dim_batch", positive, "output dimensions, and copies of the text in memory, at a time"),
     ):
         jacobian.add_argument(
             f"--{name.removeprefix('n_').replace('_', '-')}",
             dest=name,
-            type=positive,
+            type=kind,
             metavar="N",
             help=f"{what} (default: {getattr(JacobianLensConfig, name)})",
         )

@@ -20,7 +20,7 @@ from patchscopes.learned.mappings import LayerMapping, MapKey, load_maps, save_m
 from patchscopes.model.loading import load_model
 from patchscopes.tokens import to_token_ids
 
-TEXTS = TextSet("made up", "train", ("too short", *(f"text {n}: {n * 7919 % 1000} dogs and cats" for n in range(6))))
+TEXTS = TextSet("made up", "train", ("few", *(f"text {n}: {n * 7919 % 1000} dogs and cats" for n in range(6))))
 CONFIG = JacobianLensConfig(n_texts=4, max_tokens=20, skip_first=5, dim_batch=32)
 # Of each kind of position, block and output one.
 FAMILIES = ("llama", "gpt2", "gptj", "gemma2", "cohere")
@@ -157,7 +157,7 @@ class TestKept:
         with pytest.raises(PatchscopesError, match="skip_first from 0 to max_tokens - 2; got 4, 32, 19 of 20 tokens"):
             replace(CONFIG, skip_first=19)
         monkeypatch.setattr(llama, "compatibility_mode", True)
-        with pytest.raises(PatchscopesError, match=r"fits no Jacobian Lens on .* compatibility mode"):
+        with pytest.raises(PatchscopesError, match=r"fits no Jacobian Lens on .*compatibility mode"):
             fit_jacobian_lens(llama, TEXTS, CONFIG)
 
 
