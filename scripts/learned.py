@@ -11,7 +11,7 @@ from skeleton import progress_bar
 
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
-from patchscopes.learned.config import N_TOKENS, SOFT_PROMPT_TRAINING, TrainingConfig
+from patchscopes.learned.config import N_TOKENS, SOFT_PROMPT_TRAINING, JacobianLensConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from patchscopes.learned.future_lens import SoftPrompt
@@ -66,6 +66,26 @@ def get_tuned_lens(
         seed=options.seed,
         progress=progress_bar("fitting the Tuned Lens"),
     )
+
+
+def get_jacobian_lens(model: "LensModel", options: argparse.Namespace, file: Path | None) -> "dict[MapKey, AffineMap]":
+    """The maps of `jacobian_lens`, from a file if one is given."""
+    from patchscopes.learned.jacobian_lens import fit_jacobian_lens
+
+    if file is not None:
+        return load_maps_made_by("jacobian_lens", file)
+    config = JacobianLensConfig(seed=options.seed)
+    texts = load_train_texts(options)
+    return fit_jacobian_lens(model, texts, config, progress=progress_bar("fitting the Jacobian Lens"))
+
+
+def get_maps(
+    model: "LensModel", options: argparse.Namespace, method: str, file: Path | None
+) -> "dict[MapKey, AffineMap]":
+    """The maps to the last layer of any method that has some, from a file if one is given."""
+    if method == "jacobian_lens":
+        return get_jacobian_lens(model, options, file)
+    return get_tuned_lens(model, options, method, file)
 
 
 def get_linear_future_lens(
