@@ -1,4 +1,4 @@
-"""The one exception that a user's own input can cause."""
+"""The one exception that a user's own input can cause, and the one warning that the library gives."""
 
 
 class PatchscopesError(ValueError):
@@ -6,4 +6,11 @@ class PatchscopesError(ValueError):
 
     The message says what was given, what was expected and what to do next. Scripts print it in one line
     instead of a traceback.
+    """
+
+
+class PatchscopesWarning(UserWarning):
+    """Something that is asked for is done, and there is something to know about how.
+
+    Scripts print it in one line.
     """

@@ -14,16 +14,15 @@ once it has been proved to do what hooks do on this model, and otherwise warns a
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.engine import fast, hooks
-from patchscopes.engine.batching import check_length, choose_batch_size, rows_per_batch
+from patchscopes.engine.batching import check_length, get_row_size, rows_per_batch, run_in_batches
 from patchscopes.engine.extract import extract_representation, extract_representations
-from patchscopes.engine.generation import Stop, concatenate_logits, find_most_likely, generate
+from patchscopes.engine.generation import Stop, concatenate_logits, find_most_likely, generate, number_rows
 from patchscopes.engine.proof import Engine, choose_engine
 from patchscopes.engine.relevancy import generate_with_relevancy, score_tokens
 from patchscopes.engine.row_patching import generate_rows, patch_rows, patch_rows_in_batches
@@ -80,13 +79,20 @@ def patch_logits(
             bridge around them, so **no TransformerLens hook fires in it**, and it is used unproved. `"auto"` takes
             hooks when the model has hooks of the user's on it; otherwise fast, once it has been proved on this model,
             and hooks with a warning where it fails the proof.
-        batch_size: rows at a time; chosen by size unless given. Results do not depend on it beyond rounding.
+        batch_size: rows at a time; chosen by size unless given, and halved with a warning where they are out of memory.
+            Results do not depend on it beyond rounding.
 
     Raises:
         PatchscopesError: shapes or layers do not fit the model, or `engine="fast"` cannot run this model.
     """
-    batches = list(patch_logits_in_batches(target, vectors, layers, engine=engine, batch_size=batch_size))
-    return torch.cat(batches) if batches else vectors.new_empty(0, target.model.cfg.d_vocab)
+    out, n_done = vectors.new_empty(0, target.model.cfg.d_vocab), 0
+    for logits in patch_logits_in_batches(target, vectors, layers, engine=engine, batch_size=batch_size):
+        if n_done == 0:
+            # All of it at once: where it does not fit, smaller batches would not help.
+            out = logits.new_empty(len(vectors), logits.shape[-1])
+        out[n_done : n_done + len(logits)] = logits
+        n_done += len(logits)
+    return out
 
 
 def patch_logits_in_batches(
@@ -100,15 +106,15 @@ def patch_logits_in_batches(
     """`patch_logits`, one batch of rows at a time: for more rows than their logits would fit into memory."""
     vectors, layers = _check_rows(target, vectors, layers)
     chosen = choose_engine(target, engine)
-    size = choose_batch_size(target, chosen, batch_size, new_tokens=0)
     ask = fast.first_logits if chosen == "fast" else hooks.first_logits
 
     @torch.no_grad()
-    def batches() -> Iterator[Float[Tensor, "batch d_vocab"]]:
-        for start in range(0, len(vectors), size):
-            yield ask(target, vectors[start : start + size], layers[start : start + size])
+    def run(rows: slice) -> Float[Tensor, "batch d_vocab"]:
+        return ask(target, vectors[rows], layers[rows])
 
-    return batches()
+    row = get_row_size(target, chosen)
+    batches = run_in_batches(target.model, len(vectors), run, row=row, batch_size=batch_size)
+    return (logits for _, logits in batches)
 
 
 def patch_logits_ahead_in_batches(
@@ -127,20 +133,20 @@ def patch_logits_ahead_in_batches(
     vectors, layers = _check_rows(target, vectors, layers)
     check_length(target, n_tokens)
     chosen = choose_engine(target, engine)
-    size = choose_batch_size(target, chosen, batch_size, n_tokens, unembedded=n_tokens)
     start_generation = fast.start_generation if chosen == "fast" else hooks.start_generation
 
     @torch.no_grad()
-    def batches() -> Iterator[Float[Tensor, "batch n_tokens d_vocab"]]:
-        for first in range(0, len(vectors), size):
-            logits, advance = start_generation(target, vectors[first : first + size], layers[first : first + size])
-            ahead = [concatenate_logits(logits)]
-            everyone = torch.ones(len(ahead[0]), dtype=torch.bool, device=ahead[0].device)
-            while len(ahead) < n_tokens:
-                ahead.append(concatenate_logits(advance(find_most_likely(ahead[-1]), everyone)))
-            yield torch.stack(ahead, dim=1)
+    def run(rows: slice) -> Float[Tensor, "batch n_tokens d_vocab"]:
+        logits, advance = start_generation(target, vectors[rows], layers[rows])
+        ahead = [concatenate_logits(logits)]
+        everyone = torch.ones(len(ahead[0]), dtype=torch.bool, device=ahead[0].device)
+        while len(ahead) < n_tokens:
+            ahead.append(concatenate_logits(advance(find_most_likely(ahead[-1]), everyone)))
+        return torch.stack(ahead, dim=1)
 
-    return batches()
+    row = get_row_size(target, chosen, n_tokens, unembedded=n_tokens)
+    batches = run_in_batches(target.model, len(vectors), run, row=row, batch_size=batch_size)
+    return (logits for _, logits in batches)
 
 
 @torch.no_grad()
@@ -173,18 +179,23 @@ def patch_generate(
         raise PatchscopesError(f"temperature must be at least 0, got {temperature}")
     check_length(target, max_new_tokens)
     chosen = choose_engine(target, engine)
-    size = choose_batch_size(target, chosen, batch_size, max_new_tokens, unembedded=0)
     start_generation = fast.start_generation if chosen == "fast" else hooks.start_generation
     draws = torch.rand(len(vectors), max_new_tokens) if temperature > 0 else None
-    out = torch.empty(len(vectors), max_new_tokens, dtype=torch.long, device=vectors.device)
-    for first in range(0, len(vectors), size):
-        rows = slice(first, first + size)
-        logits, advance = start_generation(target, vectors[rows], layers[rows])
+    ends = get_end_tokens(target.model)
+
+    def run(rows: slice) -> Int[Tensor, "batch new_token"]:
+        some_vectors = vectors[rows]
+        logits, advance = start_generation(target, some_vectors, layers[rows])
         some_draws = None if draws is None else draws[rows]
-        ends = get_end_tokens(target.model)
-        n_rows = len(vectors[rows])
-        some_stop = None if stop is None else partial(_stop_from, stop, first)
-        out[rows] = generate(n_rows, logits, advance, ends, max_new_tokens, temperature, some_draws, stop=some_stop)
+        some_stop = None if stop is None else number_rows(stop, torch.arange(len(vectors), device=ends.device)[rows])
+        return generate(
+            len(some_vectors), logits, advance, ends, max_new_tokens, temperature, some_draws, stop=some_stop
+        )
+
+    row = get_row_size(target, chosen, max_new_tokens, unembedded=0)
+    out = torch.empty(len(vectors), max_new_tokens, dtype=torch.long, device=vectors.device)
+    for rows, tokens in run_in_batches(target.model, len(vectors), run, row=row, batch_size=batch_size):
+        out[rows] = tokens
     return out
 
 
@@ -231,13 +242,6 @@ def generate_with_patch(
     if len(ended) > 0:
         tokens = tokens[: int(ended[0]) + 1]
     return decode_each_token(model, tokens), tokens
-
-
-def _stop_from(
-    stop: Stop, first: int, tokens: Int[Tensor, "row new_token"], rows: Int[Tensor, " row"]
-) -> Bool[Tensor, " row"]:
-    """`stop` of a batch that begins with row number `first`."""
-    return stop(tokens, rows + first)
 
 
 def _check_rows(

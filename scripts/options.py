@@ -57,7 +57,12 @@ def build_common_parser(
         metavar="METHODS",
         help=f"some of {','.join(methods)} (default: {','.join(default_methods or ()) or 'all'})",
     )
-    run.add_argument("--batch-size", type=positive, metavar="N", help="texts and rows at a time (default: by size)")
+    run.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="texts and rows at a time (default: by size); halved where memory runs out",
+    )
     run.add_argument(
         "--max-new-tokens",
         type=positive,

@@ -7,11 +7,12 @@ inside functions: once the options are parsed and the files that they name are r
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from patchscopes.errors import PatchscopesError
+from patchscopes.errors import PatchscopesError, PatchscopesWarning
 from patchscopes.results import ChunkStore, Json, build_document, write_json
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a user's mistake ends it with one line instead of a traceback."""
+    """Run a script's `main`: a user's mistake ends it with one line instead of a traceback, and each warning of the
+    library is one line too."""
     try:
-        main()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PatchscopesWarning)
+            warnings.showwarning = partial(show_warning, warnings.showwarning)
+            main()
     except PatchscopesError as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
@@ -35,6 +40,24 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(f"error: out of memory on the device; try a smaller --batch-size or --dtype bfloat16 ({error})")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted: run the same command again to go on from what is finished")
+
+
+def show_warning(
+    show_any: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of the library without the place in the code that gave it, above the progress bars; others as ever."""
+    if not issubclass(category, PatchscopesWarning):
+        show_any(message, category, filename, lineno, file, line)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def load_chosen_model(options: argparse.Namespace, name: str | None = None) -> "LensModel":

@@ -6,7 +6,8 @@ hooks compute, `checking` compares the fast engine's blocks with it). In `fast` 
 (`clean_run`, on the `twin` that `building` makes of the model); the row joins the batch after its own layer ℓ*, and its
 tokens see the keys and values of the shared `prefix`. `unembedding` turns its final residual into logits. To generate,
 `generation` chooses a token and `decoding` appends it; `unpatched` does that with no patch at all. `batching` says how
-many rows run at a time, `memory` keeps what they free.
+many rows run at a time and halves a batch that is out of memory; `memory` says how much is free, and keeps what is
+freed.
 
 A row that says more (`rows`: several vectors, what sublayers add, edges of attention that are cut, a target prompt of
 its own) walks from `patch_rows` in `row_patching`: `row_proof` chooses its engine, plain `row_hooks` (`sublayers` tries

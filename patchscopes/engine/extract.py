@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchscopes.engine.batching import RowSize, run_in_batches
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.layers import get_hook_name, resolve_layers
 from patchscopes.model.lens_model import LensModel
@@ -34,7 +36,8 @@ def extract_representations(
 ) -> Float[Tensor, "text layer d_model"]:
     """The representations of token `positions[t]` of `texts[t]` at each of `layers` (all blocks unless given).
 
-    Texts of different lengths share a batch of `batch_size`; a text given several times (with different positions)
+    Texts of different lengths share a batch of `batch_size` (halved, with a warning, where it is out of memory); a text
+    given several times (with different positions)
     is read once. Nothing is run that no one asked for: not the tokens after the last position, not the blocks
     after the last layer, not the unembedding. Hooks that the user put on the model fire.
 
@@ -56,17 +59,24 @@ def extract_representations(
         requests.setdefault(tuple(ids), []).append((index, resolve_position(len(ids), position)))
     runs = [ids[: 1 + max(position for _, position in wanted)] for ids, wanted in requests.items()]
     wanted_of_run = list(requests.values())
+
+    def read(batch: list[int], some: slice) -> tuple[list[int], Float[Tensor, "wanted layer d_model"]]:
+        wanted = [
+            (index, row, position) for row, run in enumerate(batch[some]) for index, position in wanted_of_run[run]
+        ]
+        indices, rows, columns = (list(part) for part in zip(*wanted, strict=True))
+        return indices, _read_batch(model, [runs[run] for run in batch[some]], rows, columns, layers)
+
     for batch in _batch_by_length(model, [len(run) for run in runs], batch_size):
-        indices, rows, columns = zip(
-            *((index, row, position) for row, run in enumerate(batch) for index, position in wanted_of_run[run]),
-            strict=True,
-        )
-        _read_batch(model, [runs[run] for run in batch], (rows, columns), layers, out, indices)
+        row = RowSize(run=len(runs[batch[-1]]), unembedded=0)
+        parts = run_in_batches(model, len(batch), partial(read, batch), row=row, batch_size=len(batch))
+        for _, (indices, states) in parts:
+            out[indices] = states
     return out
 
 
 def _batch_by_length(model: LensModel, lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of texts in batches of similar length.
+    """Indices of texts in batches of similar length, the longest text last.
 
     On a CPU a batch holds at most about 1,024 tokens: larger activations fall out of the caches of the processor, which
     takes up to 1.7 times as long.
@@ -83,18 +93,13 @@ def _batch_by_length(model: LensModel, lengths: list[int], batch_size: int) -> I
 
 
 def _read_batch(
-    model: LensModel,
-    runs: list[tuple[int, ...]],
-    where: tuple[Sequence[int], Sequence[int]],
-    layers: list[int],
-    out: Float[Tensor, "text layer d_model"],
-    indices: Sequence[int],
-) -> None:
-    """Run token sequences as one batch and store the residuals at (row, position) `where` under `out[indices]`."""
+    model: LensModel, runs: list[tuple[int, ...]], rows: list[int], columns: list[int], layers: list[int]
+) -> Float[Tensor, "wanted layer d_model"]:
+    """Run token sequences as one batch; the residuals at each (row, column)."""
     # Padding goes to the right, where causal attention keeps it from the tokens that are read.
     longest = max(map(len, runs))
     tokens = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in runs], device=model.cfg.device)
-    rows, columns = (torch.tensor(part) for part in where)
+    states = torch.empty(len(rows), len(layers), model.cfg.d_model, dtype=model.cfg.dtype, device=model.cfg.device)
     slots: dict[int, list[int]] = {}
     for slot, layer in enumerate(layers):
         slots.setdefault(layer, []).append(slot)
@@ -103,7 +108,7 @@ def _read_batch(
     def reading(layer: int) -> Callable[..., None]:
         def read(residual: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
             for slot in slots[layer]:
-                out[list(indices), slot] = residual[rows, columns].to(out)
+                states[:, slot] = residual[rows, columns].to(states)
             if layer == last:
                 raise _LastLayerRead
 
@@ -112,3 +117,4 @@ def _read_batch(
     hooks = [(get_hook_name(layer), reading(layer)) for layer in slots]
     with suppress(_LastLayerRead):
         model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
+    return states

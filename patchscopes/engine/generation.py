@@ -17,6 +17,15 @@ LogitsInParts: TypeAlias = Iterable[Float[Tensor, "_ d_vocab"]]
 Advance: TypeAlias = Callable[[Int[Tensor, " kept_row"], Bool[Tensor, " row"]], LogitsInParts]
 
 
+def number_rows(stop: Stop, numbers: Int[Tensor, " row"]) -> Stop:
+    """`stop` of a batch of the rows with these numbers."""
+
+    def stop_in_batch(tokens: Int[Tensor, "row new_token"], rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
+        return stop(tokens, numbers[rows])
+
+    return stop_in_batch
+
+
 def concatenate_logits(parts: LogitsInParts) -> Float[Tensor, "row d_vocab"]:
     """The logits of all rows at once, for those who need them."""
     return torch.cat(list(parts))

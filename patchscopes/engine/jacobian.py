@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchscopes.engine.batching import RowSize, run_in_batches
 from patchscopes.engine.building import get_twin
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.hooks import build_writing_hooks
@@ -92,10 +93,13 @@ def _compute_in_one_pass(target: TargetPrompt, layers: Sequence[int]) -> Jacobia
     output = hidden[0, -1]
     jacobians = _new_jacobians(target, layers)
     dimensions = torch.eye(len(output), dtype=output.dtype, device=output.device)
-    for rows in torch.arange(len(output)).split(max(1, TOKENS_AT_A_TIME // target.suffix_length)):
-        gradients = torch.autograd.grad(
-            output, [passed[layer] for layer in layers], dimensions[rows], retain_graph=True, is_grads_batched=True
-        )
+
+    def differentiate(rows: slice) -> tuple[Float[Tensor, "dimension 1 1 d_model"], ...]:
+        at = [passed[layer] for layer in layers]
+        return torch.autograd.grad(output, at, dimensions[rows], retain_graph=True, is_grads_batched=True)
+
+    row, size = RowSize(run=target.suffix_length, unembedded=0), max(1, TOKENS_AT_A_TIME // target.suffix_length)
+    for rows, gradients in run_in_batches(target.model, len(output), differentiate, row=row, batch_size=size):
         for slot, gradient in enumerate(gradients):
             jacobians[slot, rows] = gradient[:, 0, 0].to(jacobians)
     representations = torch.stack([passed[layer].detach()[0, 0].to(jacobians) for layer in layers])

@@ -1,7 +1,11 @@
-"""Memory that is freed, kept for the next tensor."""
+"""Memory that is freed, kept for the next tensor; and how much of a GPU's is free."""
 
 import ctypes
 import platform
+
+import torch
+
+from patchscopes.model.lens_model import LensModel
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -26,3 +30,20 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     # Each of the two would otherwise follow from what is freed; setting one alone fixes the other where it stands.
     return bool(libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES) and libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def measure_free_memory(model: LensModel) -> int | None:
+    """Bytes that new tensors may take on the GPU of a model, or None if it is on none.
+
+    Of a model that is spread over several GPUs, on the fullest of them.
+    """
+    if torch.device(model.cfg.device).type != "cuda":
+        return None
+    devices = {parameter.device for _, parameter in model.named_parameters()}
+    return min(_measure_free_memory_of(device) for device in devices if device.type == "cuda")
+
+
+def _measure_free_memory_of(device: torch.device) -> int:
+    free, _ = torch.cuda.mem_get_info(device)
+    # What PyTorch has taken and does not use is there for new tensors too.
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

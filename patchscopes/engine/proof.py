@@ -19,7 +19,7 @@ from patchscopes.engine.generation import concatenate_logits
 from patchscopes.engine.reference import Reference, build_trials, measure_error, record_reference
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import block_forwards
-from patchscopes.errors import PatchscopesError
+from patchscopes.errors import PatchscopesError, PatchscopesWarning
 from patchscopes.model.lens_model import LensModel, has_hooks
 
 Engine: TypeAlias = Literal["auto", "fast", "hooks"]
@@ -66,7 +66,9 @@ def find_fast_engine_failure(target: TargetPrompt) -> str | None:
         failure = prove(target)
         verdict = _verdicts[model] = _Verdict(failure, compatibility_mode)
         if failure is not None:
-            warnings.warn(f"patching uses the slow hooks engine on this model: {failure}", stacklevel=2)
+            warnings.warn(
+                f"patching uses the slow hooks engine on this model: {failure}", PatchscopesWarning, stacklevel=2
+            )
     return verdict.failure
 
 

@@ -4,37 +4,55 @@ See `rows` for what a row says. Rows of any target prompts of one model go into 
 length are computed together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.engine import row_hooks, row_walk
-from patchscopes.engine.batching import check_length, rows_per_batch
-from patchscopes.engine.generation import Stop, generate
+from patchscopes.engine.batching import RowSize, check_length, run_in_batches
+from patchscopes.engine.generation import Stop, generate, number_rows
 from patchscopes.engine.proof import Engine
 from patchscopes.engine.row_proof import choose_row_engines
 from patchscopes.engine.rows import Row, get_model
 from patchscopes.errors import PatchscopesError
+from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import get_end_tokens
 
 # Rows that start at different tokens walk together until they are this many tokens: a batch of fewer takes as long.
 FEWEST_TOKENS = 256
 
 
+_EngineName: TypeAlias = Literal["fast", "hooks"]
+
 # What rows that are computed together have in common: the engine, the length of their prompts, the first token to run.
-_Group: TypeAlias = tuple[Literal["fast", "hooks"], int, int]
+_Kind: TypeAlias = tuple[_EngineName, int, int]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """The numbers of some rows that are computed together, and by which engine."""
+class _Group:
+    """Rows of one kind, by their numbers, which are computed together as far as they fit."""
 
+    model: LensModel
     rows: list[int]
-    engine: Literal["fast", "hooks"]
+    engine: _EngineName
+    size: RowSize
+
+    def run(
+        self, run: Callable[[list[int], _EngineName], Result], batch_size: int | None
+    ) -> Iterator[tuple[list[int], Result]]:
+        """Some rows at a time: their numbers, and what `run` gives for these and the engine."""
+
+        def run_some(batch: slice) -> Result:
+            return run(self.rows[batch], self.engine)
+
+        for batch, result in run_in_batches(self.model, len(self.rows), run_some, row=self.size, batch_size=batch_size):
+            yield self.rows[batch], result
 
 
 @torch.no_grad()
@@ -47,21 +65,24 @@ def patch_rows(
         rows: with any target prompts of one model, in any order and mix.
         engine: as for `patch_logits`; `"auto"` chooses for each row, and uses the fast engine for what it has been
             proved to do on this model.
-        batch_size: rows at a time; chosen by size unless given. Results do not depend on it beyond rounding.
+        batch_size: as for `patch_logits`.
 
     Raises:
         PatchscopesError: there are no rows, they have different models, or neither engine can do on this model what
             they say.
     """
-    batches = _split_into_batches(rows, engine, batch_size, new_tokens=0)
-    cfg = rows[0].target.model.cfg
+    device = get_model(_check_any(rows)).cfg.device
+
+    def ask(numbers: list[int], chosen: _EngineName) -> Float[Tensor, "batch d_vocab"]:
+        some = [rows[number] for number in numbers]
+        return row_walk.first_logits(some) if chosen == "fast" else row_hooks.first_logits(some)
+
     out: Tensor | None = None
-    for batch in batches:
-        some = [rows[number] for number in batch.rows]
-        logits = row_walk.first_logits(some) if batch.engine == "fast" else row_hooks.first_logits(some)
-        if out is None:
-            out = torch.empty(len(rows), logits.shape[-1], dtype=logits.dtype, device=cfg.device)
-        out[batch.rows] = logits.to(out.device)
+    for group in _group_rows(rows, engine, new_tokens=0):
+        for numbers, logits in group.run(ask, batch_size):
+            if out is None:
+                out = torch.empty(len(rows), logits.shape[-1], dtype=logits.dtype, device=device)
+            out[numbers] = logits.to(out.device)
     assert out is not None
     return out
 
@@ -73,11 +94,12 @@ def patch_rows_in_batches(
 
     Rows with the same target prompt, or with prompts of the same length, belong next to each other.
     """
-    size = batch_size or rows_per_batch(get_model(_check_any(rows)))
-    return (
-        patch_rows(rows[first : first + size], engine=engine, batch_size=batch_size)
-        for first in range(0, len(rows), size)
-    )
+
+    def run(batch: slice) -> Float[Tensor, "batch d_vocab"]:
+        return patch_rows(rows[batch], engine=engine, batch_size=batch_size)
+
+    batches = run_in_batches(get_model(_check_any(rows)), len(rows), run, batch_size=batch_size)
+    return (logits for _, logits in batches)
 
 
 @torch.no_grad()
@@ -119,28 +141,26 @@ def run_generation(
     out = torch.empty(len(rows), max_new_tokens, dtype=torch.long, device=model.cfg.device)
     likely = torch.zeros(out.shape, device=out.device) if with_probabilities else None
     ends = get_end_tokens(model)
-    for batch in _split_into_batches(rows, engine, batch_size, max_new_tokens):
-        some = [rows[number] for number in batch.rows]
-        start_generation = row_walk.start_generation if batch.engine == "fast" else row_hooks.start_generation
-        logits, advance = start_generation(some)
-        some_stop = None if stop is None else _number_rows(stop, torch.tensor(batch.rows, device=out.device))
-        some_forced = None if forced is None else forced[batch.rows].to(out.device)
-        some_likely = None if likely is None else likely[batch.rows]
-        out[batch.rows] = generate(
-            len(some), logits, advance, ends, max_new_tokens, 0.0, None, some_forced, some_stop, some_likely
+
+    def generate_some(
+        numbers: list[int], chosen: _EngineName
+    ) -> tuple[Int[Tensor, "batch max_new_tokens"], Float[Tensor, "batch max_new_tokens"] | None]:
+        start_generation = row_walk.start_generation if chosen == "fast" else row_hooks.start_generation
+        logits, advance = start_generation([rows[number] for number in numbers])
+        some_stop = None if stop is None else number_rows(stop, torch.tensor(numbers, device=out.device))
+        some_forced = None if forced is None else forced[numbers].to(out.device)
+        some_likely = None if likely is None else likely[numbers]
+        tokens = generate(
+            len(numbers), logits, advance, ends, max_new_tokens, 0.0, None, some_forced, some_stop, some_likely
         )
-        if likely is not None and some_likely is not None:
-            likely[batch.rows] = some_likely
+        return tokens, some_likely
+
+    for group in _group_rows(rows, engine, max_new_tokens):
+        for numbers, (tokens, some_likely) in group.run(generate_some, batch_size):
+            out[numbers] = tokens
+            if likely is not None and some_likely is not None:
+                likely[numbers] = some_likely
     return out, likely
-
-
-def _number_rows(stop: Stop, numbers: Int[Tensor, " row"]) -> Stop:
-    """`stop` of a batch of the rows with these numbers."""
-
-    def stop_in_batch(tokens: Int[Tensor, "row new_token"], rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
-        return stop(tokens, numbers[rows])
-
-    return stop_in_batch
 
 
 def _check_any(rows: Sequence[Row]) -> Sequence[Row]:
@@ -149,41 +169,37 @@ def _check_any(rows: Sequence[Row]) -> Sequence[Row]:
     return rows
 
 
-def _split_into_batches(rows: Sequence[Row], engine: Engine, batch_size: int | None, new_tokens: int) -> list[_Batch]:
-    """Batches of rows with one engine and length; rows that start at one token, and rows of one target, together."""
-    model = get_model(_check_any(rows))
-    if batch_size is not None and batch_size < 1:
-        raise PatchscopesError(f"batch_size must be at least 1, or None to choose by size; got {batch_size}")
+def _group_rows(rows: Sequence[Row], engine: Engine, new_tokens: int) -> list[_Group]:
+    """The rows by engine and length; those that start at one token, and those of one target, next to each other."""
     engines = choose_row_engines(rows, engine)
     first_seen: dict[int, int] = {}
     for number, row in enumerate(rows):
         first_seen.setdefault(id(row.target), number)
-    groups: dict[_Group, list[int]] = {}
+    kinds: dict[_Kind, list[int]] = {}
     for number, row in sorted(enumerate(rows), key=lambda pair: (pair[1].start, first_seen[id(pair[1].target)])):
         start = row.start if engines[number] == "fast" else 0
-        groups.setdefault((engines[number], len(row.target.tokens), start), []).append(number)
+        kinds.setdefault((engines[number], len(row.target.tokens), start), []).append(number)
 
-    batches = []
-    for (chosen, n_tokens, start), numbers in _merge_small(rows, groups):
-        if batch_size is not None:
-            size = batch_size
-        elif chosen == "hooks":
-            size = rows_per_batch(model, run=n_tokens + new_tokens, unembedded=n_tokens + new_tokens)
+    groups = []
+    for (chosen, n_tokens, start), numbers in _merge_small(rows, kinds):
+        n_seen = n_tokens + new_tokens
+        if chosen == "hooks":
+            size = RowSize(run=n_seen, unembedded=n_seen)
         elif new_tokens == 0:
-            size = rows_per_batch(model, run=n_tokens - start)
+            size = RowSize(run=n_tokens - start, seen=n_seen)
         else:
-            size = rows_per_batch(model, unembedded=0, cached=n_tokens - start + new_tokens)
-        batches += [_Batch(rows=numbers[first : first + size], engine=chosen) for first in range(0, len(numbers), size)]
-    return batches
+            size = RowSize(unembedded=0, cached=n_seen - start, seen=n_seen)
+        groups.append(_Group(model=get_model(rows), rows=numbers, engine=chosen, size=size))
+    return groups
 
 
 def _merge_small(
     rows: Sequence[Row],
-    groups: dict[_Group, list[int]],
-) -> list[tuple[_Group, list[int]]]:
-    """The groups, those of few tokens together with ones that start at later tokens, but not before a target's i*."""
-    merged: list[tuple[_Group, list[int]]] = []
-    for (engine, n_tokens, start), numbers in sorted(groups.items()):
+    kinds: dict[_Kind, list[int]],
+) -> list[tuple[_Kind, list[int]]]:
+    """The kinds, those of few tokens together with ones that start at later tokens, but not before a target's i*."""
+    merged: list[tuple[_Kind, list[int]]] = []
+    for (engine, n_tokens, start), numbers in sorted(kinds.items()):
         if merged:
             (last_engine, last_length, first), before = merged[-1]
             is_small = len(before) * (n_tokens - first) < FEWEST_TOKENS

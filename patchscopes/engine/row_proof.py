@@ -26,6 +26,7 @@ from patchscopes.engine.rows import Cut, Feature, Row, Write, get_model
 from patchscopes.engine.sublayers import check_plain_hooks
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import Twin
+from patchscopes.errors import PatchscopesWarning
 from patchscopes.model.layers import EMBEDDING, get_hook_name
 from patchscopes.model.lens_model import LensModel
 
@@ -72,7 +73,11 @@ def find_failure(target: TargetPrompt, need: Need) -> str | None:
     if key not in failures:
         failures[key] = _prove(target, need)
         if failures[key] is not None:
-            warnings.warn(f"rows with {need} use the slow hooks engine on this model: {failures[key]}", stacklevel=2)
+            warnings.warn(
+                f"rows with {need} use the slow hooks engine on this model: {failures[key]}",
+                PatchscopesWarning,
+                stacklevel=2,
+            )
     return failures[key]
 
 

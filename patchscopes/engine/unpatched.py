@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from patchscopes.engine import fast, hooks
-from patchscopes.engine.batching import check_length, choose_batch_size
+from patchscopes.engine.batching import check_length, get_row_size, run_in_batches
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.generation import generate
 from patchscopes.engine.proof import Engine, choose_engine
@@ -59,14 +59,17 @@ def generate_after(
     padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in endings]
     forced = torch.tensor(padded, dtype=torch.long, device=vectors.device)
     chosen = choose_engine(target, engine)
-    size = choose_batch_size(target, chosen, batch_size, longest + max_new_tokens, unembedded=0)
     start_generation = fast.start_generation if chosen == "fast" else hooks.start_generation
+    n_new, ends = longest + max_new_tokens, get_end_tokens(model)
+
+    def run(rows: slice) -> Int[Tensor, "batch n_new"]:
+        some_vectors = vectors[rows]
+        logits, advance = start_generation(target, some_vectors, layers[rows])
+        return generate(len(some_vectors), logits, advance, ends, n_new, 0.0, None, forced[rows])
+
+    row_size = get_row_size(target, chosen, n_new, unembedded=0)
     out = torch.empty(len(ids), max_new_tokens, dtype=torch.long, device=vectors.device)
-    for first in range(0, len(ids), size):
-        rows = slice(first, first + size)
-        logits, advance = start_generation(target, vectors[rows], layers[rows])
-        n_rows, n_new = len(vectors[rows]), longest + max_new_tokens
-        said = generate(n_rows, logits, advance, get_end_tokens(model), n_new, 0.0, None, forced[rows])
+    for rows, said in run_in_batches(model, len(ids), run, row=row_size, batch_size=batch_size):
         for row, tokens, ending in zip(out[rows], said, endings[rows], strict=True):
             row.copy_(tokens[len(ending) : len(ending) + max_new_tokens])
     return out

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchscopes.engine.batching import rows_per_batch
+from patchscopes.engine.batching import RowSize, run_in_batches
 from patchscopes.experiments.causal_tracing_states import (
     Place,
     Restoration,
@@ -33,16 +33,18 @@ def trace_with_hooks(
 ) -> Float[Tensor, "restoration noise"]:
     """The original form: whole forward passes with plain hooks, many restorations and noise samples in a batch."""
     model, n_tokens = trace.model, len(trace.fact.tokens)
-    size = batch_size or rows_per_batch(model, run=n_tokens, unembedded=n_tokens)
     runs = [(restoration, sample) for restoration in restorations for sample in range(len(trace.inputs))]
     tokens = torch.tensor(trace.fact.tokens, device=model.cfg.device)
-    found = []
-    for start in range(0, len(runs), size):
-        batch = runs[start : start + size]
+
+    def run(rows: slice) -> Float[Tensor, " batch"]:
+        batch = runs[rows]
         entering = build_input_hook(trace.inputs[[sample for _, sample in batch]])
         hooks = [entering, *build_restoring_hooks(trace, batch)]
         logits = model.run_with_hooks(tokens.expand(len(batch), -1), fwd_hooks=hooks)
-        found.append(find_probability(trace, logits[:, -1]))
+        return find_probability(trace, logits[:, -1])
+
+    row = RowSize(run=n_tokens, unembedded=n_tokens)
+    found = [likely for _, likely in run_in_batches(model, len(runs), run, row=row, batch_size=batch_size)]
     return torch.cat(found).reshape(len(restorations), len(trace.inputs))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchscopes.data.facts import Fact
-from patchscopes.engine.batching import rows_per_batch
+from patchscopes.engine.batching import run_in_batches
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
@@ -63,8 +63,13 @@ def find_answers(model: LensModel, prompts: Sequence[str], batch_size: int | Non
     # Generating would go on after short prompts until the longest one is read.
     last = model.cfg.n_layers - 1
     states = extract_representations(model, prompts, [-1] * len(prompts), [last])[:, 0]
-    parts = states.split(batch_size or rows_per_batch(model))
-    return [answer for part in parts for answer in logit_lens(model, part).argmax(dim=-1).tolist()]
+
+    def answer(rows: slice) -> list[int]:
+        return logit_lens(model, states[rows]).argmax(dim=-1).tolist()
+
+    return [
+        token for _, tokens in run_in_batches(model, len(states), answer, batch_size=batch_size) for token in tokens
+    ]
 
 
 def draw_known_facts(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from patchscopes.baselines import AffineLens
 from patchscopes.data.texts import Sample, TextSet
-from patchscopes.engine.batching import rows_per_batch
+from patchscopes.engine.batching import RowSize, run_in_batches
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
@@ -124,13 +124,15 @@ def build_prompt_reader(target: TargetPrompt, batch_size: int | None) -> Reader:
 def build_linear_reader(model: LensModel, maps: Mapping[MapKey, AffineMap], batch_size: int | None) -> Reader:
     """Affine maps to the last layer of the same token and of the next two."""
     lenses = [AffineLens(model, LayerMapping.to_last(model, maps, ahead)) for ahead in range(N_TOKENS)]
-    size = batch_size or rows_per_batch(model, unembedded=N_TOKENS)
 
     def read(
         vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
     ) -> Iterator[Float[Tensor, "batch ahead d_vocab"]]:
-        for some, some_layers in zip(vectors.split(size), layers.split(size), strict=True):
-            yield torch.stack([lens(some, some_layers) for lens in lenses], dim=1)
+        def run(rows: slice) -> Float[Tensor, "batch ahead d_vocab"]:
+            return torch.stack([lens(vectors[rows], layers[rows]) for lens in lenses], dim=1)
+
+        row = RowSize(unembedded=N_TOKENS)
+        return (logits for _, logits in run_in_batches(model, len(vectors), run, row=row, batch_size=batch_size))
 
     return read
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens
 from patchscopes.data.texts import Sample, TextSet
-from patchscopes.engine.batching import rows_per_batch
+from patchscopes.engine.batching import run_in_batches
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import placeholder_target
 from patchscopes.engine.unembedding import logit_lens
@@ -125,17 +125,24 @@ def _measure(
     measured: Json = {}
     for method, lens in lenses.items():
         with watch.time(method):
-            predicted = read_tokens(lens, representations[:, :-1], layers, batch_size or rows_per_batch(model))
+            predicted = read_tokens(model, lens, representations[:, :-1], layers, batch_size)
             measured[method] = score_predictions(predicted, final_logits)
     return {"measured": measured, "seconds": watch.seconds}
 
 
 def read_tokens(
-    lens: Lens, representations: Float[Tensor, "sample layer d_model"], layers: Sequence[int], batch_size: int
+    model: LensModel,
+    lens: Lens,
+    representations: Float[Tensor, "sample layer d_model"],
+    layers: Sequence[int],
+    batch_size: int | None,
 ) -> Int[Tensor, "sample layer"]:
     """The most likely next token, by a lens, for each representation; logits exist for one batch of rows at a time."""
-    rows = representations.flatten(0, 1)
-    row_layers = torch.tensor(layers, device=rows.device).repeat(len(representations))
-    batches = zip(rows.split(batch_size), row_layers.split(batch_size), strict=True)
-    predicted = [lens(some, some_layers).argmax(dim=-1) for some, some_layers in batches]
-    return torch.cat(predicted).view(representations.shape[:2])
+    vectors = representations.flatten(0, 1)
+    row_layers = torch.tensor(layers, device=vectors.device).repeat(len(representations))
+
+    def read(rows: slice) -> Int[Tensor, " batch"]:
+        return lens(vectors[rows], row_layers[rows]).argmax(dim=-1)
+
+    batches = run_in_batches(model, len(vectors), read, batch_size=batch_size)
+    return torch.cat([tokens for _, tokens in batches]).view(representations.shape[:2])

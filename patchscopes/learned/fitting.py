@@ -15,7 +15,7 @@ from torch import Tensor
 from patchscopes.alignment import align_positions
 from patchscopes.data.texts import TextSet, check_train
 from patchscopes.engine.extract import extract_representations
-from patchscopes.errors import PatchscopesError
+from patchscopes.errors import PatchscopesError, PatchscopesWarning
 from patchscopes.learned.config import RIDGE
 from patchscopes.learned.least_squares import Moments
 from patchscopes.learned.mappings import AffineMap, MapKey
@@ -178,6 +178,7 @@ def _sum_moments(
         warnings.warn(
             f"maps of width {source_model.cfg.d_model} are fitted on only {moments.n} positions: give more texts, or a "
             "larger ridge",
+            PatchscopesWarning,
             stacklevel=3,
         )
     return moments

@@ -1,6 +1,8 @@
 """Entities: their files, and where descriptions end."""
 
 import json
+import re
+from itertools import permutations, product
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,12 @@ from hypothesis import strategies as st
 from patchscopes.data.entities import cut_description, load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.errors import PatchscopesError
+
+
+def are_inflections(word: str, other: str) -> bool:
+    """Whether two words begin alike, as "Egypt" and "Egyptian" do, or "car" and "cars"."""
+    n_letters = min(4, len(word), len(other))
+    return word[:n_letters] == other[:n_letters]
 
 
 class TestCut:
@@ -62,15 +70,64 @@ class TestFiles:
             assert one.name.lower() not in one.reference.lower()
             assert ":" not in one.name
 
+    def test_keywords_of_the_library_say_what_the_name_does_not(self):
+        """No word of a keyword is one of the name or an inflection of one, and no keyword says another one again."""
+        for one in load_entities(DATA_FOLDER / "entities.json"):
+            assert 3 <= len(one.keywords) <= 6, one
+            name, *keywords = (re.findall(r"\w+", text.casefold()) for text in (one.name, *one.keywords))
+            for words in keywords:
+                assert not any(are_inflections(*pair) for pair in product(words, name)), one
+            for words, others in permutations(keywords, 2):
+                assert not set(words) <= set(others), one
+                assert len(words) > 1 or len(others) > 1 or not are_inflections(*words, *others), one
+
     def test_csv_and_json_are_the_same(self, tmp_path):
-        (tmp_path / "a.csv").write_text('entity,reference,kind\n"Diana, Princess of Wales",royal,person\nOslo,city,\n')
+        (tmp_path / "a.csv").write_text(
+            'entity,reference,kind,keywords\n"Diana, Princess of Wales",royal,person,British; royal ;\nOslo,city,,\n'
+        )
         rows = [
-            {"entity": "Diana, Princess of Wales", "reference": "royal", "kind": "person"},
+            {
+                "entity": "Diana, Princess of Wales",
+                "reference": "royal",
+                "kind": "person",
+                "keywords": ["British", "royal"],
+            },
             {"entity": "Oslo", "reference": "city"},
         ]
         (tmp_path / "a.json").write_text(json.dumps(rows))
-        assert load_entities(tmp_path / "a.csv") == load_entities(tmp_path / "a.json")
-        assert load_entities(tmp_path / "a.json")[1].popularity == "unspecified"
+        diana, oslo = load_entities(tmp_path / "a.json")
+        assert load_entities(tmp_path / "a.csv") == (diana, oslo)
+        assert diana.keywords == ("British", "royal")
+        assert (oslo.popularity, oslo.keywords) == ("unspecified", ())
+
+    @pytest.mark.parametrize(
+        ("keywords", "message"),
+        [
+            (["royal", "princess"], "item 1: the keyword 'princess' stands in the name .*; give a fact"),
+            (["of Wales"], "item 1: the keyword 'of Wales' stands in the name"),
+            (["royal", " Royal "], "item 1: the keyword 'Royal' is given twice; leave one out"),
+            (["royal", "--"], "item 1: the keyword '--' has no letter"),
+            (["royal", ""], "item 1: the keyword '' has no letter"),
+            (["royal", 3], "item 1: expected `keywords` as a list of strings"),
+            ("royal; British", "item 1: expected `keywords` as a list of strings, got royal; British"),
+            (None, "item 1: expected `keywords` as a list of strings, got None"),
+        ],
+    )
+    def test_a_bad_keyword_is_named(self, tmp_path, keywords, message):
+        row = {"entity": "Diana, Princess of Wales", "reference": "royal", "keywords": keywords}
+        (tmp_path / "a.json").write_text(json.dumps([row]))
+        with pytest.raises(PatchscopesError, match=message):
+            load_entities(tmp_path / "a.json")
+
+    def test_a_bad_keyword_of_a_table_is_named(self, tmp_path):
+        (tmp_path / "a.csv").write_text("entity,reference,keywords\nOslo,city,Norway;OSLO\n")
+        with pytest.raises(PatchscopesError, match=r"a.csv, line 2: the keyword 'OSLO' stands in the name 'Oslo'"):
+            load_entities(tmp_path / "a.csv")
+
+    def test_a_word_inside_a_word_of_the_name_is_another_one(self, tmp_path):
+        row = {"entity": "Moby-Dick", "reference": "novel", "keywords": ["mob", "Moby whale"]}
+        (tmp_path / "a.json").write_text(json.dumps([row]))
+        assert load_entities(tmp_path / "a.json")[0].keywords == ("mob", "Moby whale")
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),

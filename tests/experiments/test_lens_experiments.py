@@ -130,7 +130,7 @@ class TestNextToken:
         states = torch.randn(3, 2, 32)
         layers = [1, 3]
         lens = next_token.build_lenses(llama, ["token_identity"], {})["token_identity"]
-        read = next_token.read_tokens(lens, states, layers, batch_size=4)
+        read = next_token.read_tokens(llama, lens, states, layers, batch_size=4)
         target = TargetPrompt(llama, build_token_identity_prompt())
         for sample in range(3):
             plain = patch_logits(target, states[sample], layers, engine="hooks").argmax(dim=-1)

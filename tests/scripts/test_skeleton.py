@@ -1,6 +1,7 @@
 """What all scripts do around their experiment."""
 
 import json
+import warnings
 from argparse import Namespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from skeleton import run_experiment, run_script, time_total
 
-from patchscopes.errors import PatchscopesError
+from patchscopes.errors import PatchscopesError, PatchscopesWarning
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,18 @@ def test_a_mistake_of_the_code_keeps_its_traceback():
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run_script(main)
+
+
+def test_a_warning_of_the_library_is_one_plain_line_each_time(capsys):
+    def main():
+        for _ in range(2):
+            warnings.warn("going on with 32 at a time", PatchscopesWarning, stacklevel=1)
+        warnings.warn("another library's", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="another library's") as others:
+        run_script(main)
+    assert capsys.readouterr().err.splitlines() == ["warning: going on with 32 at a time"] * 2
+    assert [str(warning.message) for warning in others] == ["another library's"]
 
 
 @pytest.fixture
