@@ -52,7 +52,7 @@ fig2: $(READY)
 	$(RUN) scripts/run_fig2.py
 
 prompt-table: $(READY)
-	$(RUN) scripts/run_prompt_table.py
+	$(RUN) scripts/run_prompt_table.py --lens simplescope --color rank
 
 future-lens: $(READY)
 	$(RUN) scripts/run_future_lens.py

@@ -34,7 +34,7 @@ class Fonts:
         """The text in one line of signs that can be drawn."""
         return spell_out(show_whitespace(text), self.missing)
 
-    def measure(self, line: str, size: float) -> float:
+    def measure(self, line: str, size: int) -> float:
         """The width of a line of text, in points."""
         properties = FontProperties(family=self.families, size=size)
         width, _, _ = text_to_path.get_text_width_height_descent(line, properties, False)

@@ -20,23 +20,27 @@ TOKENS_PER_PAGE = 12
 CELL_CHARACTERS = 12
 # Inches: of a row, and of what stands above the rows of a page, and above all pages.
 ROW_HEIGHT, HEADINGS_HEIGHT, TITLE_HEIGHT = 0.2, 0.55, 1.5
+# Of the label beside few rows.
+LABEL_HEIGHT = 1.2
 # What stands in the place of a layer in the row of the model's own prediction.
 OWN = "model"
 
 
 @dataclass(frozen=True)
 class ColorScale:
-    """What the colours of cells stand for, and which colours those are."""
+    """What the colours of cells stand for, which colours those are, and the numbers beside them."""
 
     label: str
     colormap: str
+    ticks: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
+DECADES = (1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 # Dark is sure, or near to the model.
 COLOR_SCALES = {
     "probability": ColorScale("Probability that the lens gives to its token", "Blues"),
-    "rank": ColorScale("Tokens that the lens ranks before the model's own choice", "Blues_r"),
-    "kl": ColorScale("KL of the lens from the model's own prediction (nats)", "Blues_r"),
+    "rank": ColorScale("Tokens that the lens ranks before the model's own choice", "Blues_r", (0.0, *DECADES)),
+    "kl": ColorScale("KL of the lens from the model's own prediction (nats)", "Blues_r", (0.0, 0.1, *DECADES)),
 }
 
 
@@ -65,7 +69,7 @@ def plot_prompt_table(document: Json) -> Figure:
         f"{document['environment']['model']['id']}\n"
         "first row: the model's own prediction; above it the tokens of the prompt with their positions",
         max(7.0, widest * SMALL_SIZE * CHARACTER_WIDTH + 1),
-        len(pages) * (ROW_HEIGHT * len(rows) + HEADINGS_HEIGHT) + TITLE_HEIGHT,
+        len(pages) * (max(LABEL_HEIGHT, ROW_HEIGHT * len(rows)) + HEADINGS_HEIGHT) + TITLE_HEIGHT,
     )
     axes = figure.subplots(len(pages), 1, squeeze=False)[:, 0]
     for axis, page in zip(axes, pages, strict=True):
@@ -81,8 +85,8 @@ def plot_prompt_table(document: Json) -> Figure:
         axis.set_xlim(0, widest)
     bar = figure.colorbar(shade, ax=list(axes), location="top", label=COLOR_SCALES[color].label, aspect=50, pad=0.01)
     bar.ax.tick_params(labelsize=SMALL_SIZE)
-    if color == "rank":
-        bar.set_ticks([tick for tick in (0, 1, 10, 100, 1_000, 10_000, 100_000) if tick <= bar.vmax])
+    ticks = [tick for tick in COLOR_SCALES[color].ticks if tick <= (shade.get_clim()[1] or 0.0)]
+    bar.set_ticks(ticks, labels=[f"{tick:,g}" for tick in ticks])
     return figure
 
 
@@ -97,14 +101,14 @@ def iterate_tokens(results: Json) -> list[tuple[int, str]]:
 
 
 def make_shade(read: Json, color: str) -> ScalarMappable:
-    """The colours of what a lens has read."""
-    values = np.array(read[color], dtype=float)
+    """The colours of what a lens has read. Ranks and divergences are spread out, so that 0 and 1, 1 and 10, 10 and 100
+    look about equally different."""
     if color == "probability":
         norm = Normalize(0, 1)
-    elif color == "rank":
-        norm = FuncNorm((np.log1p, np.expm1), 0, max(10.0, values.max()))
     else:
-        norm = Normalize(0, max(0.1, values.max()))
+        spread = (lambda values: np.log1p(20 * values), lambda spread_out: np.expm1(spread_out) / 20)
+        # At least 1: a lens that is the model keeps the colours of one that is near to it.
+        norm = FuncNorm(spread, 0, max(1.0, float(np.max(read[color]))))
     return ScalarMappable(norm, matplotlib.colormaps[COLOR_SCALES[color].colormap])
 
 

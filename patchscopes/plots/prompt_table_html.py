@@ -56,10 +56,8 @@ def render_prompt_table(results: Json, color: str, model_id: str) -> str:
 
 def render_bar(shade: ScalarMappable) -> str:
     """The colours between the least and the most, and both numbers."""
-    low, high = shade.get_clim()
-    values = shade.norm.inverse(np.linspace(0, 1, 9))
-    stops = ",".join(to_hex(colour) for colour in shade.to_rgba(values))
-    numbers = [format_significant(float(number)) for number in (low, high)]
+    stops = ",".join(to_hex(colour) for colour in shade.cmap(np.linspace(0, 1, 9)))
+    numbers = [format_significant(float(number or 0.0)) for number in shade.get_clim()]
     return f'{numbers[0]} <span style="{BAR};background:linear-gradient(90deg,{stops})"></span> {numbers[1]}'
 
 

@@ -40,14 +40,14 @@ class TestTable:
         assert table["tokens"] == decode_each_token(llama, tokens)[1:]
         read_logits, read = build_lenses(llama, [lens], maps)[lens], table["methods"][lens]
         for column, position in enumerate(table["positions"]):
-            choice = own[position].argmax()
+            choice = int(own[position].argmax())
             assert table["own"]["top"][column] == decode_each_token(llama, [choice])[0]
             assert table["own"]["probability"][column] == pytest.approx(own[position, choice].exp().item(), abs=1e-5)
             for row, layer in enumerate([3, 0, 2]):
                 state = extract_representation(llama, PROMPT, layer, position)
                 said = read_logits(state[None], torch.tensor([layer]))[0].log_softmax(dim=-1)
                 kl = (own[position].exp() * (own[position] - said)).sum().item()
-                assert read["top"][row][column] == decode_each_token(llama, [said.argmax()])[0]
+                assert read["top"][row][column] == decode_each_token(llama, [int(said.argmax())])[0]
                 assert read["probability"][row][column] == pytest.approx(said.max().exp().item(), abs=1e-5)
                 assert read["rank"][row][column] == (said > said[choice]).sum()
                 assert read["kl"][row][column] == pytest.approx(kl, abs=1e-4)
@@ -203,7 +203,7 @@ class TestNotebook:
 
     def test_is_readable_in_light_and_dark(self, llama):
         """A cell that has a colour says that of its text too, and nothing else has one."""
-        html = tabulate_prompt(llama, "a big dog", "token_identity")._repr_html_()
+        html = tabulate_prompt(llama, "a big dog", "token_identity", color="kl")._repr_html_()
         cells = read_html(html).styles
         assert len(cells) == 9 * 5
         assert {cell["color"] for cell in cells} == {"black", "white"}
