@@ -3,14 +3,15 @@
 Every lens takes representations and the layers they are from, one of each per row, and gives the logits of the next
 token. A lens is a choice of the Patchscope's parts; section 3.2 of the paper has the table:
 
-=====================  ==========================  ======================================
+=====================  ==========================  ===============================================
 lens                   original                    via Patchscope
-=====================  ==========================  ======================================
+=====================  ==========================  ===============================================
 Logit Lens             `LogitLens`                 T = S, i* = i, ℓ* = last, f = identity
 Tuned Lens             `AffineLens` (same token)   the same with f = the layer's map
+Jacobian Lens          `AffineLens` (Jacobians)    the same with f = the layer's mean Jacobian J
 Future Lens, linear    `AffineLens` (later token)  the same with f = the layer's map
 Future Lens, a prompt  `PatchscopeLens` on hooks   T = the prompt, i* = its end, ℓ* = ℓ
-=====================  ==========================  ======================================
+=====================  ==========================  ===============================================
 """
 
 from collections.abc import Callable
@@ -51,7 +52,8 @@ class AffineLens:
     """An affine map of each layer to the last, then unembedding.
 
     With maps to the last layer of the same token this is the Tuned Lens (Belrose et al. 2023; by least squares, Din et
-    al. 2023); with maps to that of a later token, the linear form of the Future Lens (Pal et al. 2023).
+    al. 2023); with the mean Jacobians of the last layer, the Jacobian Lens (Gurnee et al. 2026); with maps to that of a
+    later token, the linear form of the Future Lens (Pal et al. 2023).
     """
 
     model: LensModel

@@ -1,7 +1,7 @@
 """What the scripts fit or train before they measure, or read from a file in place of it."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from skeleton import progress_bar
 
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
-from patchscopes.learned.config import N_TOKENS, SOFT_PROMPT_TRAINING, TrainingConfig
+from patchscopes.learned.config import N_TOKENS, SOFT_PROMPT_TRAINING, JacobianLensConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from patchscopes.learned.future_lens import SoftPrompt
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from patchscopes.learned.provenance import Provenance
     from patchscopes.model.lens_model import LensModel
 
+# Methods of Figure 2 that are maps to the last layer; each has an option for a file of them (`add_learned_options`).
+MAPPED = ("tuned_lens", "tuned_lens_kl", "jacobian_lens")
 # Texts of a streamed data set to learn from.
 STREAMED_TRAIN_TEXTS = 400
 
@@ -66,6 +68,32 @@ def get_tuned_lens(
         seed=options.seed,
         progress=progress_bar("fitting the Tuned Lens"),
     )
+
+
+def get_jacobian_lens(model: "LensModel", options: argparse.Namespace, file: Path | None) -> "dict[MapKey, AffineMap]":
+    """The maps of `jacobian_lens`, from a file if one is given."""
+    from patchscopes.learned.jacobian_lens import fit_jacobian_lens
+
+    if file is not None:
+        return load_maps_made_by("jacobian_lens", file)
+    config = JacobianLensConfig(seed=options.seed)
+    texts = load_train_texts(options)
+    return fit_jacobian_lens(model, texts, config, progress=progress_bar("fitting the Jacobian Lens"))
+
+
+def get_maps(
+    model: "LensModel", options: argparse.Namespace, methods: Collection[str]
+) -> "dict[str, dict[MapKey, AffineMap]]":
+    """The maps to the last layer of those methods that have some, from the file that the option of this name gives."""
+    maps = {}
+    for method in MAPPED:
+        if method in methods:
+            file = getattr(options, method)
+            if method == "jacobian_lens":
+                maps[method] = get_jacobian_lens(model, options, file)
+            else:
+                maps[method] = get_tuned_lens(model, options, method, file)
+    return maps
 
 
 def get_linear_future_lens(

@@ -1,10 +1,18 @@
-"""Logit Lens, Tuned Lens and Future Lens, each original and via Patchscope, and token identity, on the same samples."""
+"""Logit Lens, Tuned Lens, Future Lens and (only if it is among the methods) Jacobian Lens, each original and via
+Patchscope, and token identity, on the same samples."""
 
 import argparse
 from dataclasses import asdict
 from typing import get_args
 
-from learned import add_learned_options, describe_learned, get_provenance, get_soft_prompt, get_tuned_lens
+from learned import (
+    add_learned_options,
+    describe_learned,
+    get_jacobian_lens,
+    get_provenance,
+    get_soft_prompt,
+    get_tuned_lens,
+)
 from options import build_common_parser, natural
 from skeleton import load_chosen_model, run_experiment, run_script
 
@@ -25,21 +33,35 @@ def main() -> None:
     # Before anything is learned, which takes longer than to see a mistake.
     resolve_layers(model, options.layers)
     config = LensesConfig(
+        methods=options.methods,
         future_lens=options.future_lens,
         n_samples=options.samples,
         n_checked_with_hooks=options.checked_with_hooks,
         layers=options.layers,
         seed=options.seed,
     )
-    maps = get_tuned_lens(model, options, "tuned_lens", options.tuned_lens)
-    is_learned = options.future_lens == "learned_prompt"
+    chosen = {method.removesuffix("_patchscope") for method in options.methods}
+    maps = get_tuned_lens(model, options, "tuned_lens", options.tuned_lens) if "tuned_lens" in chosen else None
+    jacobian_maps = get_jacobian_lens(model, options, options.jacobian_lens) if "jacobian_lens" in chosen else None
+    is_learned = "future_lens" in chosen and options.future_lens == "learned_prompt"
     prompt = get_soft_prompt(model, options, options.soft_prompt) if is_learned else None
-    provenances = {"tuned_lens": get_provenance(maps)} | ({"learned_prompt": prompt.provenance} if prompt else {})
+    provenances = {
+        name: get_provenance(of_lens)
+        for name, of_lens in (("tuned_lens", maps), ("jacobian_lens", jacobian_maps))
+        if of_lens
+    } | ({"learned_prompt": prompt.provenance} if prompt else {})
     run_experiment(
         options,
         "lenses",
         lambda store, progress: lenses.run(
-            model, texts, config, store, maps=maps, soft_prompt=prompt, progress=progress
+            model,
+            texts,
+            config,
+            store,
+            maps=maps,
+            jacobian_maps=jacobian_maps,
+            soft_prompt=prompt,
+            progress=progress,
         ),
         config={"model": options.model, "dataset": options.dataset, **asdict(config)},
         environment=describe_environment(model, texts) | describe_learned(provenances),
@@ -53,8 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "lenses",
         methods=LensesConfig.METHODS,
+        default_methods=LensesConfig.methods,
         samples=LensesConfig.n_samples,
-        unused=("methods", "batch-size", "max-new-tokens"),
+        unused=("batch-size", "max-new-tokens"),
     )
     parser.add_argument(
         "--future-lens",
@@ -69,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="samples for which T = S is also run with plain hooks, slowly (default: %(default)s)",
     )
-    add_learned_options(parser, "tuned-lens", "soft-prompt")
+    add_learned_options(parser, "tuned-lens", "jacobian-lens", "soft-prompt")
     return parser
 
 

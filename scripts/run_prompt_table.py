@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict
 
-from learned import add_learned_options, describe_learned, get_provenance, get_tuned_lens
+from learned import MAPPED, add_learned_options, describe_learned, get_maps, get_provenance
 from options import build_common_parser
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
@@ -30,8 +30,7 @@ def main() -> None:
     )
     # Before anything is learned, which takes longer than to see a mistake.
     prompt_table.check_options(model, config)
-    files = {"tuned_lens": options.tuned_lens, "tuned_lens_kl": options.tuned_lens_kl}
-    maps = {lens: get_tuned_lens(model, options, lens, file) for lens, file in files.items() if lens == options.lens}
+    maps = get_maps(model, options, [options.lens])
     provenances = {lens: get_provenance(of_lens) for lens, of_lens in maps.items()}
     run_experiment(
         options,
@@ -67,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         "own choice, or its KL from the model's own prediction (default: %(default)s)",
     )
     group.add_argument("--bos", action="store_true", help="with the BOS token that is put in front of the prompt")
-    add_learned_options(parser, "tuned-lens", "tuned-lens-kl")
+    add_learned_options(parser, *(lens.replace("_", "-") for lens in MAPPED))
     return parser
 
 

@@ -1,7 +1,8 @@
-"""Fit or train a Tuned Lens or a Future Lens for any model, and save it as safetensors for the other scripts.
+"""Fit or train a Tuned, Jacobian or Future Lens for any model, and save it as safetensors for the other scripts.
 
 What is learned is also kept in the user's cache folder: with the default settings, the figures find it there. An
-interrupted training goes on from its last measurement when the same command is run again.
+interrupted training goes on from its last measurement, and the fit of a Jacobian Lens from its last text, when the same
+command is run again.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from learned import get_provenance, load_train_texts
-from options import add_data_options, add_layers_option, add_model_options, file_name, positive, real_from_zero
+from options import add_data_options, add_layers_option, add_model_options, file_name, natural, positive, real_from_zero
 from skeleton import load_chosen_model, progress_bar, run_script
 
 from patchscopes.data.texts import TextSet
@@ -20,6 +21,7 @@ from patchscopes.learned.config import (
     N_TRAIN_SAMPLES,
     RIDGE,
     SOFT_PROMPT_TRAINING,
+    JacobianLensConfig,
     TrainingConfig,
 )
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 LENSES = {
     "tuned_lens": "affine maps to the last layer, by least squares",
     "tuned_lens_kl": "the same by KL training (Belrose et al. 2023)",
+    "jacobian_lens": "mean Jacobians of the last layer (Gurnee et al. 2026)",
     "linear": "Future Lens: affine maps to the last layer of this token and the next two (Pal et al. 2023)",
     "learned_prompt": "Future Lens: a soft prompt (Pal et al. 2023)",
 }
@@ -41,6 +44,7 @@ TRAINING_OPTIONS = (
     "evaluate_every",
     "patience",
 )
+JACOBIAN_OPTIONS = ("n_texts", "max_tokens", "skip_first", "dim_batch")
 # Lenses by least squares; and those that are trained, with their default settings.
 FITTED = ("tuned_lens", "linear")
 DEFAULTS = {"tuned_lens_kl": TrainingConfig(), "learned_prompt": SOFT_PROMPT_TRAINING}
@@ -49,14 +53,11 @@ DEFAULTS = {"tuned_lens_kl": TrainingConfig(), "learned_prompt": SOFT_PROMPT_TRA
 def main() -> None:
     options = build_parser().parse_args()
     refuse_options_of_other_lenses(options)
-    texts = load_train_texts(options)
-    model = load_chosen_model(options)
-    if options.lens in FITTED:
-        fit_maps(model, texts, options)
-    elif options.lens == "tuned_lens_kl":
-        train_maps(model, texts, options)
+    if options.pretrained is not None:
+        take_pretrained(load_chosen_model(options), options)
     else:
-        train_prompt(model, texts, options)
+        texts = load_train_texts(options)
+        LEARN[options.lens](load_chosen_model(options), texts, options)
     print(f"wrote {options.output}")
 
 
@@ -96,6 +97,30 @@ def train_maps(model: "LensModel", texts: TextSet, options: argparse.Namespace) 
     print_held_out(get_provenance(maps).options["held_out"])
 
 
+def fit_jacobians(model: "LensModel", texts: TextSet, options: argparse.Namespace) -> None:
+    """The Jacobian Lens."""
+    from patchscopes.learned.jacobian_lens import fit_jacobian_lens
+    from patchscopes.learned.mappings import save_maps
+
+    given = {name: getattr(options, name) for name in JACOBIAN_OPTIONS if getattr(options, name) is not None}
+    config = JacobianLensConfig(seed=options.seed, **given)
+    maps = fit_jacobian_lens(model, texts, config, fresh=options.fresh, progress=progress_bar("fitting"))
+    save_maps(options.output, maps)
+    made = get_provenance(maps)
+    print(f"{len(maps)} maps from {made.n_positions} positions in {made.options['metadata']['n_prompts']} texts")
+
+
+def take_pretrained(model: "LensModel", options: argparse.Namespace) -> None:
+    """A published Jacobian Lens, in a file like the others."""
+    from patchscopes.learned.jacobian_lens import load_pretrained_jacobian_lens
+    from patchscopes.learned.mappings import save_maps
+
+    maps = load_pretrained_jacobian_lens(model, options.pretrained or None)
+    save_maps(options.output, maps)
+    made = get_provenance(maps)
+    print(f"{len(maps)} maps from {made.options['n_texts']} texts: {made.options['pretrained']}")
+
+
 def train_prompt(model: "LensModel", texts: TextSet, options: argparse.Namespace) -> None:
     """The soft prompt of the Future Lens."""
     from patchscopes.learned.future_lens import train_soft_prompt
@@ -112,6 +137,15 @@ def train_prompt(model: "LensModel", texts: TextSet, options: argparse.Namespace
     )
     prompt.save(options.output)
     print_held_out(prompt.provenance.options["held_out"])
+
+
+LEARN = {
+    "tuned_lens": fit_maps,
+    "tuned_lens_kl": train_maps,
+    "jacobian_lens": fit_jacobians,
+    "linear": fit_maps,
+    "learned_prompt": train_prompt,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -133,6 +167,28 @@ def build_parser() -> argparse.ArgumentParser:
         type=real_from_zero,
         metavar="X",
         help=f"penalty on weights of inputs of unit variance (default: {RIDGE})",
+    )
+    jacobian = parser.add_argument_group("jacobian_lens")
+    for name, kind, what in (
+        ("n_texts", positive, "to fit on, at most"),
+        ("max_tokens", positive, "of each text, from its start on"),
+        ("skip_first", natural, "of these tokens, those at the start that are left out"),
+        ("dim_batch", positive, "output dimensions, and copies of the text in memory, at a time"),
+    ):
+        jacobian.add_argument(
+            f"--{name.removeprefix('n_').replace('_', '-')}",
+            dest=name,
+            type=kind,
+            metavar="N",
+            help=f"{what} (default: {getattr(JacobianLensConfig, name)})",
+        )
+    jacobian.add_argument(
+        "--pretrained",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="take a published one instead: a name of TransformerLens's registry of lenses, or a .pt file (without "
+        "NAME: by the model's own hub id)",
     )
     train = parser.add_argument_group("tuned_lens_kl and learned_prompt (defaults of each in this order)")
     add_layers_option(train)
@@ -168,11 +224,16 @@ def refuse_options_of_other_lenses(options: argparse.Namespace) -> None:
     """An option that has no effect on the chosen lens is a mistake."""
     allowed = dict.fromkeys(("train_positions", "ridge"), FITTED)
     allowed |= dict.fromkeys(("layers", *TRAINING_OPTIONS), tuple(DEFAULTS))
+    allowed |= dict.fromkeys((*JACOBIAN_OPTIONS, "pretrained"), ("jacobian_lens",))
     allowed |= dict.fromkeys(("prompt", "train_samples"), ("learned_prompt",))
     for name, lenses in allowed.items():
         if getattr(options, name) is not None and options.lens not in lenses:
             option = name.removeprefix("n_").replace("_", "-")
             raise PatchscopesError(f"--{option} is for {' and '.join(lenses)}; leave it out for {options.lens}")
+    for name in JACOBIAN_OPTIONS:
+        if options.pretrained is not None and getattr(options, name) is not None:
+            option = name.removeprefix("n_").replace("_", "-")
+            raise PatchscopesError(f"--{option} is for fitting; leave it out with --pretrained")
 
 
 def choose_training_config(options: argparse.Namespace) -> TrainingConfig:

@@ -21,7 +21,7 @@ from patchscopes.experiments.attention_knockout_rows import (
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
 from patchscopes.experiments.config import AttentionKnockoutConfig
-from patchscopes.experiments.facts import KnownFact, draw_known_facts, time_known
+from patchscopes.experiments.facts import KnownFact, ask_facts, describe_fact, draw_known_facts
 from patchscopes.metrics import mean_with_interval
 from patchscopes.model.layers import find_window, resolve_layers
 from patchscopes.model.lens_model import LensModel
@@ -54,9 +54,7 @@ def run(
     window = choose_window(model.cfg.n_layers, config.window)
     windows = [list(find_window(layer, window, model.cfg.n_layers)) for layer in layers]
     asking = select_asking(facts)
-    (known,) = measure_chunks(
-        [asking], ChunkStore(store.folder / "known"), lambda some: time_known(model, some, config.batch_size), iter
-    )
+    known = ask_facts(model, asking, store, config.batch_size)
     drawn = draw_known_facts(model, asking, known["found"], config.n_samples, config.seed)
     measured = measure_chunks(
         drawn, ChunkStore(store.folder / "facts"), lambda fact: measure_fact(model, fact, windows, config), progress
@@ -116,13 +114,8 @@ def measure_fact(
                 keys: compute_relative_change(of_keys, probability) for keys, of_keys in changed.items()
             }
         }
-    found = {
-        "prompt": fact.fact.prompt,
-        "subject": fact.fact.subject,
-        "attribute": fact.fact.attribute,
-        "relation": fact.fact.relation,
+    found = describe_fact(model, fact) | {
         "subject_positions": list(fact.subject),
-        "answer": decode_each_token(model, [fact.answer])[0],
         "probability": probability,
         "methods": methods,
     }
@@ -140,12 +133,9 @@ def measure_each_token(
         key_sets = {str(position): (position,) for position in range(len(tokens))}
         changed = knock_out(model, tokens, key_sets, windows, fact.answer, "original", config.batch_size)
     by_token = [compute_relative_change(of_token, probability) for of_token in changed.values()]
-    found = {
-        "prompt": fact.fact.prompt,
-        "subject": fact.fact.subject,
+    found = describe_fact(model, fact) | {
         "subject_positions": list(fact.subject),
         "tokens": decode_each_token(model, tokens),
-        "answer": decode_each_token(model, [fact.answer])[0],
         "probability": probability,
         # Layers by tokens.
         "relative_change": np.array(by_token).T.tolist(),

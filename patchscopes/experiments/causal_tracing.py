@@ -27,7 +27,7 @@ from patchscopes.experiments.causal_tracing_states import Restoration, Trace, me
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
 from patchscopes.experiments.config import CausalTracingConfig
-from patchscopes.experiments.facts import KnownFact, draw_known_facts, time_known
+from patchscopes.experiments.facts import KnownFact, ask_facts, describe_fact, draw_known_facts
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
@@ -57,9 +57,7 @@ def run(
     """
     check_methods(config.methods, CausalTracingConfig.METHODS)
     layers = resolve_layers(model, config.layers, CausalTracingConfig.N_LAYERS)
-    (known,) = measure_chunks(
-        [facts], ChunkStore(store.folder / "known"), lambda all_: time_known(model, all_, config.batch_size), iter
-    )
+    known = ask_facts(model, facts, store, config.batch_size)
     chosen = draw_known_facts(model, facts, known["found"], config.n_samples, config.seed)
     spread = measure_spread(model, chosen)
 
@@ -86,7 +84,7 @@ def run(
         },
         "largest_probability_difference": max(differences, default=None),
         "example": choose_example(chosen, of_facts),
-        "facts": [describe_fact(model, fact) | found for fact, found in zip(chosen, of_facts, strict=True)],
+        "facts": [describe_traced(model, fact) | found for fact, found in zip(chosen, of_facts, strict=True)],
     }
     return results, sum_timing([known, *measured]) | compare_speed(measured)
 
@@ -147,14 +145,9 @@ def choose_example(facts: Sequence[KnownFact], effects: Sequence[Json]) -> int:
     return max(several or range(len(facts)), key=lambda number: effects[number]["total_effect"])
 
 
-def describe_fact(model: LensModel, fact: KnownFact) -> Json:
+def describe_traced(model: LensModel, fact: KnownFact) -> Json:
     """The fact as it stands in the result file, with its tokens from the subject on."""
-    return {
-        "prompt": fact.fact.prompt,
-        "subject": fact.fact.subject,
-        "attribute": fact.fact.attribute,
-        "relation": fact.fact.relation,
-        "answer": decode_each_token(model, [fact.answer])[0],
+    return describe_fact(model, fact) | {
         "tokens": decode_each_token(model, fact.tokens[fact.subject[0] :]),
         "token_classes": classify_tokens(fact),
     }

@@ -50,8 +50,8 @@ class NextTokenConfig:
         batch_size: texts, and rows, at a time; None to choose by size.
     """
 
-    METHODS: ClassVar = ("logit_lens", "tuned_lens", "tuned_lens_kl", "token_identity", "simplescope")
-    # Training by KL takes minutes, so it is done only when asked for.
+    METHODS: ClassVar = ("logit_lens", "tuned_lens", "tuned_lens_kl", "jacobian_lens", "token_identity", "simplescope")
+    # Training by KL and Jacobians take minutes, so they are made only when asked for.
     methods: tuple[str, ...] = ("logit_lens", "tuned_lens", "token_identity", "simplescope")
     n_samples: int = 1000
     layers: tuple[int, ...] | None = None
@@ -118,16 +118,20 @@ class LensesConfig:
     """
 
     # Those with a Patchscope twin, whose name ends in `_patchscope`.
-    ORIGINALS: ClassVar = ("logit_lens", "tuned_lens", "future_lens")
+    ORIGINALS: ClassVar = ("logit_lens", "tuned_lens", "jacobian_lens", "future_lens")
     METHODS: ClassVar = (
         "logit_lens",
         "logit_lens_patchscope",
         "tuned_lens",
         "tuned_lens_patchscope",
+        "jacobian_lens",
+        "jacobian_lens_patchscope",
         "future_lens",
         "future_lens_patchscope",
         "token_identity",
     )
+    # Jacobians take minutes, so they are computed only when asked for.
+    methods: tuple[str, ...] = (*METHODS[:4], *METHODS[6:])
     future_lens: FutureForm = "learned_prompt"
     n_samples: int = 100
     n_checked_with_hooks: int = 4

@@ -46,13 +46,12 @@ from patchscopes.experiments.entity_resolution_measures import (
     score_descriptions,
     trace_fact,
 )
-from patchscopes.experiments.facts import KnownFact, draw_known_facts, time_known
+from patchscopes.experiments.facts import KnownFact, ask_facts, describe_fact, draw_known_facts
 from patchscopes.learned.cached_fits import fit_or_load_lre
 from patchscopes.learned.mappings import LayerMapping
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
-from patchscopes.tokens import decode_each_token
 
 UNITS = {
     "description": "ROUGE-L above that with other subjects'",
@@ -115,9 +114,7 @@ def run(
     check_methods(config.methods, EntityResolutionConfig.METHODS)
     layers = sorted(resolve_layers(model, config.layers))
     asking = select_asking(facts)
-    (known,) = measure_chunks(
-        [asking], ChunkStore(store.folder / "known"), lambda some: time_known(model, some, config.batch_size), iter
-    )
+    known = ask_facts(model, asking, store, config.batch_size)
     examples = draw_lre_examples(asking, known["found"], config) if "lre" in config.methods else {}
     drawn = draw_measured(model, asking, known["found"], examples, config)
     subjects = list(dict.fromkeys(fact.fact.subject for fact in drawn))
@@ -233,13 +230,7 @@ def measure_fact(setting: Setting, fact: KnownFact, number: int) -> Json:
     watch = StopWatch()
     with watch.time("states"):
         states = extract_representations(model, [list(fact.tokens)], [fact.subject[-1]], layers)[0]
-    found: Json = {
-        "prompt": fact.fact.prompt,
-        "subject": fact.fact.subject,
-        "attribute": fact.fact.attribute,
-        "relation": fact.fact.relation,
-        "answer": decode_each_token(model, [fact.answer])[0],
-    }
+    found = describe_fact(model, fact)
     measures: Json = {}
     if "description" in setting.methods:
         with watch.time("description"):

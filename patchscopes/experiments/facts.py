@@ -13,11 +13,11 @@ from patchscopes.engine.batching import rows_per_batch
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.chunks import StopWatch
+from patchscopes.experiments.chunks import StopWatch, measure_chunks
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_first_tokens, find_token_spans
-from patchscopes.results import Json
-from patchscopes.tokens import to_token_ids
+from patchscopes.results import ChunkStore, Json
+from patchscopes.tokens import decode_each_token, to_token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,17 @@ def find_known(model: LensModel, facts: Sequence[Fact], batch_size: int | None) 
     ]
 
 
-def time_known(model: LensModel, facts: Sequence[Fact], batch_size: int | None) -> Json:
-    """Which facts the model knows, and the seconds that it took to ask."""
-    watch = StopWatch()
-    with watch.time("known"):
-        found = find_known(model, facts, batch_size)
-    return {"found": found, "seconds": watch.seconds}
+def ask_facts(model: LensModel, facts: Sequence[Fact], store: ChunkStore, batch_size: int | None) -> Json:
+    """Which of the facts the model knows, `found`, and the seconds that it took to ask; kept in `store`."""
+
+    def ask(some: Sequence[Fact]) -> Json:
+        watch = StopWatch()
+        with watch.time("known"):
+            found = find_known(model, some, batch_size)
+        return {"found": found, "seconds": watch.seconds}
+
+    (known,) = measure_chunks([facts], ChunkStore(store.folder / "known"), ask, iter)
+    return known
 
 
 def find_answers(model: LensModel, prompts: Sequence[str], batch_size: int | None) -> list[int]:
@@ -78,6 +83,17 @@ def draw_known_facts(
         )
     drawn = sorted(np.random.default_rng(seed).permutation(known)[:n_facts].tolist())
     return [tokenize_fact(model, facts[number], found[number]["answer"]) for number in drawn]
+
+
+def describe_fact(model: LensModel, fact: KnownFact) -> Json:
+    """The fact as it stands in a result file."""
+    return {
+        "prompt": fact.fact.prompt,
+        "subject": fact.fact.subject,
+        "attribute": fact.fact.attribute,
+        "relation": fact.fact.relation,
+        "answer": decode_each_token(model, [fact.answer])[0],
+    }
 
 
 def tokenize_fact(model: LensModel, fact: Fact, answer: int) -> KnownFact:

@@ -1,8 +1,9 @@
-"""Seven ways to read the next token from one hidden state, side by side on the same samples (paper, section 3.2).
+"""Ways to read the next token from one hidden state, side by side on the same samples (paper, section 3.2).
 
-Logit Lens, Tuned Lens and Future Lens, each in its original form and as the Patchscope that computes the same, and the
-token-identity Patchscope. An original and its twin take different ways through the code: the originals are a formula
-or plain TransformerLens hooks, the twins write into a target prompt and let the fast engine go on.
+Logit Lens, Tuned Lens and Future Lens, and if asked for the Jacobian Lens, each in its original form and as the
+Patchscope that computes the same, and the token-identity Patchscope. An original and its twin take different ways
+through the code: the originals are a formula or plain TransformerLens hooks, the twins write into a target prompt and
+let the fast engine go on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,10 @@ from torch import Tensor
 from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens, source_patchscope
 from patchscopes.data.texts import Sample, TextSet
 from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.target import placeholder_target
+from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite
+from patchscopes.experiments.checks import check_finite, check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import FutureForm, LensesConfig
 from patchscopes.experiments.sampling import (
@@ -47,73 +48,100 @@ def run(
     config: LensesConfig,
     store: ChunkStore,
     *,
-    maps: Mapping[MapKey, AffineMap],
+    maps: Mapping[MapKey, AffineMap] | None = None,
+    jacobian_maps: Mapping[MapKey, AffineMap] | None = None,
     soft_prompt: SoftPrompt | None = None,
     progress: Progress = iter,
 ) -> tuple[Json, Json]:
     """Run the experiment, going on from the chunks in `store`.
 
     Args:
-        maps: the Tuned Lens.
-        soft_prompt: the Future Lens, if it is the learned prompt.
+        maps, jacobian_maps, soft_prompt: as for `build_lenses`.
         progress: wraps the iteration over chunks, `tqdm` for instance.
 
     Returns:
-        the `results` and the `timing` of the result file. `results["twins"]` holds, for each original, the largest
-        difference of any logit from its Patchscope's, the largest logit, and how often both say the same token.
+        the `results` and the `timing` of the result file. `results["twins"]` holds, for each original whose Patchscope
+        is among the methods too, the largest difference of any logit between the two, the largest logit, and how often
+        both say the same token.
 
     Raises:
         PatchscopesError: as `build_lenses`, a layer does not exist, or the texts have too few positions.
     """
-    lenses = build_lenses(model, config.future_lens, maps, soft_prompt)
+    lenses = build_lenses(model, config, maps, jacobian_maps, soft_prompt)
     layers = resolve_layers(model, config.layers)
     drawn = sample_positions(model, texts, config.n_samples, config.seed)
     step = max(1, len(drawn.samples) // max(1, config.n_checked_with_hooks))
     checked = set(drawn.samples[::step][: config.n_checked_with_hooks])
 
     def measure(samples: Sequence[Sample]) -> Json:
-        return _measure(model, drawn, samples, layers, lenses, checked)
+        return _measure(model, drawn, samples, layers, lenses, config.methods, checked)
 
     finished = measure_chunks(split_into_chunks(drawn.samples, CHUNK_SAMPLES), store, measure, progress)
-    summary = summarise_samples(finished, drawn.samples, LensesConfig.METHODS, METRICS, config.seed)
-    twins = {original: _summarise_twin(finished, original) for original in LensesConfig.ORIGINALS}
+    summary = summarise_samples(finished, drawn.samples, config.methods, METRICS, config.seed)
+    twins = {original: _summarise_twin(finished, original) for original in find_originals(config.methods)}
     return {"layers": layers} | summary | {"twins": twins}, sum_timing(finished)
 
 
 def build_lenses(
     model: LensModel,
-    future_lens: FutureForm,
-    maps: Mapping[MapKey, AffineMap],
-    soft_prompt: SoftPrompt | None,
+    config: LensesConfig,
+    maps: Mapping[MapKey, AffineMap] | None = None,
+    jacobian_maps: Mapping[MapKey, AffineMap] | None = None,
+    soft_prompt: SoftPrompt | None = None,
 ) -> dict[str, LensOfSample]:
-    """All seven, in the order of LensesConfig.METHODS, and under `…_hooks` those with T = S by plain hooks.
+    """Those of the methods; and with an original, its Patchscope, and under `…_hooks` the same by plain hooks.
+
+    Args:
+        maps: the Tuned Lens.
+        jacobian_maps: the Jacobian Lens.
+        soft_prompt: the Future Lens, if it is the learned prompt.
 
     Raises:
-        PatchscopesError: the Future Lens has no such form, or is to be the learned prompt and none is given.
+        PatchscopesError: there is no such method, or it has no maps or no prompt, or those of another model.
     """
-    if future_lens == "fixed_prompt":
-        future_target = build_fixed_prompt_target(model)
-    elif future_lens == "learned_prompt" and soft_prompt is not None:
-        future_target = soft_prompt.target(model)
-    else:
-        raise PatchscopesError(f"the Future Lens is fixed_prompt, or learned_prompt with a prompt; got {future_lens!r}")
-    mapping = LayerMapping.to_last(model, maps)
-    originals: dict[str, Lens] = {
-        "logit_lens": LogitLens(model),
-        "tuned_lens": AffineLens(model, mapping),
-        "future_lens": PatchscopeLens(future_target, engine="hooks"),
-    }
-    future_twin = PatchscopeLens(future_target)
-    token_identity = PatchscopeLens(placeholder_target(model, build_token_identity_prompt()))
+    check_methods(config.methods, LensesConfig.METHODS)
+    lenses: dict[str, LensOfSample] = {}
+    learned = {"tuned_lens": maps, "jacobian_lens": jacobian_maps}
+    for method in dict.fromkeys(name.removesuffix("_patchscope") for name in config.methods):
+        if method == "logit_lens":
+            lenses |= _build_forms(model, method, LogitLens(model), None)
+        elif method == "token_identity":
+            lenses[method] = ignore_sample(PatchscopeLens(placeholder_target(model, build_token_identity_prompt())))
+        elif method == "future_lens":
+            target = _build_future_target(model, config.future_lens, soft_prompt)
+            lenses[method] = ignore_sample(PatchscopeLens(target, engine="hooks"))
+            lenses[f"{method}_patchscope"] = ignore_sample(PatchscopeLens(target))
+        else:
+            of_method = learned[method]
+            if of_method is None:
+                raise PatchscopesError(f"{method} needs its maps: learn them with patchscopes.learned or train_lens.py")
+            mapping = LayerMapping.to_last(model, of_method)
+            lenses |= _build_forms(model, method, AffineLens(model, mapping), mapping)
+    return lenses
+
+
+def _build_forms(
+    model: LensModel, method: str, original: Lens, mapping: LayerMapping | None
+) -> dict[str, LensOfSample]:
+    """The original, and the Patchscope T = S, i* = i, ℓ* = last with the mapping, by the fast engine and by hooks."""
     return {
-        **{name: ignore_sample(lens) for name, lens in originals.items()},
-        "logit_lens_patchscope": lambda text, position: source_patchscope(model, text, position),
-        "tuned_lens_patchscope": lambda text, position: source_patchscope(model, text, position, mapping),
-        "future_lens_patchscope": ignore_sample(future_twin),
-        "token_identity": ignore_sample(token_identity),
-        "logit_lens_hooks": lambda text, position: source_patchscope(model, text, position, engine="hooks"),
-        "tuned_lens_hooks": lambda text, position: source_patchscope(model, text, position, mapping, engine="hooks"),
+        method: ignore_sample(original),
+        f"{method}_patchscope": lambda text, position: source_patchscope(model, text, position, mapping),
+        f"{method}_hooks": lambda text, position: source_patchscope(model, text, position, mapping, engine="hooks"),
     }
+
+
+def _build_future_target(model: LensModel, form: FutureForm, soft_prompt: SoftPrompt | None) -> TargetPrompt:
+    if form == "fixed_prompt":
+        return build_fixed_prompt_target(model)
+    if form == "learned_prompt" and soft_prompt is not None:
+        return soft_prompt.target(model)
+    raise PatchscopesError(f"the Future Lens is fixed_prompt, or learned_prompt with a prompt; got {form!r}")
+
+
+def find_originals(methods: Sequence[str]) -> list[str]:
+    """The originals among the methods whose Patchscope is there too."""
+    return [name for name in LensesConfig.ORIGINALS if {name, f"{name}_patchscope"} <= set(methods)]
 
 
 def ignore_sample(lens: Lens) -> LensOfSample:
@@ -150,6 +178,7 @@ def _measure(
     samples: Sequence[Sample],
     layers: Sequence[int],
     lenses: Mapping[str, LensOfSample],
+    methods: Sequence[str],
     checked: set[Sample],
 ) -> Json:
     """Metrics, twins and seconds of a chunk. Logits exist for the layers of one sample at a time."""
@@ -158,11 +187,11 @@ def _measure(
     with watch.time("sources"):
         states = extract_representations(model, texts, positions, [*layers, model.cfg.n_layers - 1])
     row_layers = torch.tensor(layers, device=states.device)
-    predicted: dict[str, list[Tensor]] = {method: [] for method in LensesConfig.METHODS}
-    twins = {original: Twin() for original in LensesConfig.ORIGINALS}
+    predicted: dict[str, list[Tensor]] = {method: [] for method in methods}
+    twins = {original: Twin() for original in find_originals(methods)}
     for sample, text, rows in zip(samples, texts, states[:, :-1], strict=True):
         logits: dict[str, Tensor] = {}
-        for method in LensesConfig.METHODS:
+        for method in methods:
             with watch.time(method):
                 logits[method] = check_finite(model, lenses[method](text, sample.position)(rows, row_layers))
                 predicted[method].append(logits[method].argmax(dim=-1))

@@ -9,6 +9,7 @@ All methods are instances of one Patchscope with ℓ* = ℓ:
 * `logit_lens`: the representation goes straight to the unembedding;
 * `tuned_lens`: an affine map to the last layer, fitted by least squares on other texts, comes before that;
 * `tuned_lens_kl`: the same with maps trained by KL;
+* `jacobian_lens`: the same with the mean Jacobian of the last layer;
 * `token_identity`: it is written over the placeholder of the token-identity prompt;
 * `simplescope`: it is written over the placeholder of the prompt `?`.
 """
@@ -84,7 +85,8 @@ def build_lenses(
     """The lens of each method.
 
     Args:
-        maps: for `tuned_lens` and `tuned_lens_kl`, if they are among the methods, their maps to the last layer.
+        maps: for `tuned_lens`, `tuned_lens_kl` and `jacobian_lens`, if they are among the methods, their maps to the
+            last layer.
 
     Raises:
         PatchscopesError: a method does not exist, has no maps, or maps of another model.
@@ -101,9 +103,7 @@ def build_lenses(
         elif method in maps:
             lenses[method] = AffineLens(model, LayerMapping.to_last(model, maps[method]))
         else:
-            raise PatchscopesError(
-                f"{method} needs its maps: fit them with patchscopes.learned.fitting or train_lens.py"
-            )
+            raise PatchscopesError(f"{method} needs its maps: learn them with patchscopes.learned or train_lens.py")
     return lenses
 
 

@@ -48,6 +48,35 @@ class TrainingConfig:
             raise PatchscopesError("n_steps, batch_size, evaluate_every and patience must be at least 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class JacobianLensConfig:
+    """How to fit a Jacobian Lens.
+
+    It costs `d_model` backward passes over all these tokens: with the defaults, minutes for the embedded model on two
+    cores. TransformerLens's are 128 tokens of which 16 are left out, and published lenses saw up to 1,000 such texts.
+
+    Attributes:
+        n_texts: at most.
+        max_tokens: of each text, from its start on.
+        skip_first: tokens at the start that are left out, as attention sinks have unusual representations.
+        dim_batch: dimensions of the output, and copies of the text in memory, at a time.
+        seed: of the order of the texts.
+    """
+
+    n_texts: int = 16
+    max_tokens: int = 32
+    skip_first: int = 4
+    dim_batch: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.n_texts, self.dim_batch) < 1 or not 0 <= self.skip_first < self.max_tokens - 1:
+            raise PatchscopesError(
+                "n_texts and dim_batch must be at least 1, and skip_first from 0 to max_tokens - 2; got "
+                f"{self.n_texts}, {self.dim_batch}, {self.skip_first} of {self.max_tokens} tokens"
+            )
+
+
 # One of the generic contexts of Pal et al. 2023, section 3.3.
 FIXED_PROMPT = 'Hello! Could you please tell me more about "'
 

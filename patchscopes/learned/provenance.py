@@ -16,10 +16,10 @@ class Provenance:
     """What a learned lens was made from.
 
     Attributes:
-        estimator: `least_squares`, `kl` or `lre`.
+        estimator: `least_squares`, `kl`, `jacobian_lens` or `lre`.
         source_model, target_model: name and `weights_sha256` of the models whose representations go in and come out.
-        dataset: name and SHA-256 of the texts.
-        n_positions: representations that were fitted, or drawn (with repetition) in training.
+        dataset: name and SHA-256 of the texts; the name alone if they are not at hand.
+        n_positions: representations that were fitted, or drawn (with repetition) in training; 0 if not known.
         options: everything else that was chosen: layers, ridge, seed, settings of the training.
         versions: of the packages that computed it.
     """
@@ -36,13 +36,17 @@ class Provenance:
 def describe_provenance(
     estimator: str,
     model: LensModel,
-    texts: TextSet,
+    texts: TextSet | str,
     n_positions: int,
     options: dict[str, Any],
     *,
     target_model: LensModel | None = None,
 ) -> Provenance:
-    """The provenance of something learned from the representations of one model, or of two."""
+    """The provenance of something learned from the representations of one model, or of two.
+
+    Args:
+        texts: what it was learned from, or the name of texts that are not at hand.
+    """
 
     def described(one: LensModel) -> dict[str, str]:
         return {"id": one.cfg.model_name, "weights_sha256": weights_sha256(one)}
@@ -51,7 +55,7 @@ def describe_provenance(
         estimator=estimator,
         source_model=described(model),
         target_model=described(target_model or model),
-        dataset={"name": texts.name, "sha256": texts.sha256},
+        dataset={"name": texts} if isinstance(texts, str) else {"name": texts.name, "sha256": texts.sha256},
         n_positions=n_positions,
         # As it will be read from a file: lists for tuples.
         options=json.loads(json.dumps(options)),

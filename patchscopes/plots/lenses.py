@@ -1,4 +1,4 @@
-"""Seven lenses on the same hidden states: the originals, and the same lenses as Patchscopes."""
+"""Lenses on the same hidden states: the originals, and the same lenses as Patchscopes."""
 
 from dataclasses import replace
 
@@ -19,26 +19,31 @@ from patchscopes.results import Json
 # A difference of exactly zero has no place on a logarithmic axis: it gets a bar of no length.
 SMALLEST_DIFFERENCE = 1e-8
 NOTICEABLE_DIFFERENCE = 1e-4
+NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
 def plot_lenses(document: Json) -> Figure:
     """The originals as lines, their Patchscopes as crosses on them, and the largest logit difference of each pair."""
     results = document["results"]
     environment = document["environment"]
+    number = len(results["methods"])
+    has_future_lens = {"future_lens", "future_lens_patchscope"} & set(results["methods"])
+    form = f"Future Lens with the {document['config']['future_lens'].replace('_', ' ')}; " if has_future_lens else ""
     figure = create_figure(
-        f"Seven lenses on the same hidden states: {environment['model']['id']} in {environment['dtype']}, "
-        f"{describe_positions(document)}\n"
-        f"Future Lens with the {document['config']['future_lens'].replace('_', ' ')}; shaded: 95 % intervals",
+        f"{NUMBERS[number]} {'lens' if number == 1 else 'lenses'} on the same hidden states: "
+        f"{environment['model']['id']} in {environment['dtype']}, {describe_positions(document)}\n"
+        f"{form}shaded: 95 % intervals",
         width=13.0,
         height=4.9,
     )
-    axes = figure.subplots(1, 3, width_ratios=(5, 5, 2.6))
+    axes = figure.subplots(1, 3, width_ratios=(5, 5, 2.6)) if results["twins"] else figure.subplots(1, 2)
     for axis, metric in zip(axes, ("precision_at_1", "surprisal"), strict=False):
         draw_lenses(axis, results, metric)
     figure.legend(
         *axes[0].get_legend_handles_labels(), frameon=False, fontsize=SMALL_SIZE, loc="outside lower center", ncols=4
     )
-    draw_differences(axes[2], results["twins"])
+    if results["twins"]:
+        draw_differences(axes[2], results["twins"])
     return figure
 
 

@@ -17,6 +17,7 @@ from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json, write_atomically
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#1f6fb4", "#d95f02", "#1b9e5a", "#8e44ad", "#7f7f7f", "#404040"
+MAGENTA = "#d81b73"
 LIGHT_BLUE, LIGHT_ORANGE, LIGHT_PURPLE, LIGHT_GREY = "#9cc4e4", "#f5b58a", "#b388c9", "#b0b0b0"
 
 
@@ -35,6 +36,7 @@ METHOD_STYLES = {
     "logit_lens": CurveStyle("Logit Lens", GREY),
     "tuned_lens": CurveStyle("Tuned Lens (least squares)", GREEN),
     "tuned_lens_kl": CurveStyle("Tuned Lens (KL)", GREEN, "--"),
+    "jacobian_lens": CurveStyle("Jacobian Lens", MAGENTA),
     "future_lens": CurveStyle("Future Lens", PURPLE),
     "token_identity": CurveStyle("Token identity", BLUE),
     "simplescope": CurveStyle("Simplescope", ORANGE, "--"),

@@ -1,9 +1,12 @@
 """The experiments over positions of texts: next token, Future Lens, and the lenses side by side."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from conftest import CONTEXT
+from drawn_figures import check_texts
 
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.engine.extract import extract_representations
@@ -12,11 +15,14 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import future_lens, lenses, next_token
 from patchscopes.experiments.config import FutureLensConfig, LensesConfig, NextTokenConfig
 from patchscopes.experiments.sampling import sample_positions
+from patchscopes.learned.config import JacobianLensConfig
 from patchscopes.learned.fitting import fit_affine_maps
 from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
+from patchscopes.learned.jacobian_lens import fit_jacobian_lens
 from patchscopes.learned.mappings import LayerMapping
 from patchscopes.learned.provenance import describe_provenance
 from patchscopes.patch import patch_generate, patch_logits
+from patchscopes.plots.lenses import plot_lenses
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import ChunkStore
 
@@ -38,6 +44,13 @@ def maps(llama):
 
 
 @pytest.fixture(scope="module")
+def jacobian_maps(llama, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATCHSCOPES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return fit_jacobian_lens(llama, TRAIN, JacobianLensConfig(skip_first=4, dim_batch=32))
+
+
+@pytest.fixture(scope="module")
 def soft_prompt(llama):
     """Not learned, but a prompt of vectors all the same."""
     made = describe_provenance("kl", llama, TRAIN, 0, {})
@@ -47,6 +60,12 @@ def soft_prompt(llama):
 
 
 PLAIN = ("logit_lens", "token_identity", "simplescope")
+
+
+def draw_up(results, config):
+    """A result file of which the plot has all that it shows."""
+    environment = {"model": {"id": "tiny"}, "dtype": "float32", "dataset": {"name": "made up"}}
+    return {"config": asdict(config), "environment": environment, "results": results}
 
 
 def run(model, config, store, **learned):
@@ -92,6 +111,13 @@ class TestNextToken:
         assert some["layers"] == [2, 0]
         everything = whole["methods"]["simplescope"]["precision_at_1"]["mean"]
         assert some["methods"]["simplescope"]["precision_at_1"]["mean"] == [everything[2], everything[0]]
+
+    def test_the_jacobian_lens_only_when_asked_for(self, llama, store, jacobian_maps):
+        assert "jacobian_lens" not in NextTokenConfig.methods
+        config = NextTokenConfig(n_samples=20, methods=("logit_lens", "jacobian_lens"))
+        methods = run(llama, config, store, maps={"jacobian_lens": jacobian_maps})["methods"]
+        assert methods["jacobian_lens"]["precision_at_1"]["mean"][-1] == 1.0
+        assert methods["jacobian_lens"] != methods["logit_lens"]
 
     def test_the_batch_size_changes_nothing(self, llama, tmp_path):
         whole = run(llama, self.CONFIG, ChunkStore(tmp_path / "whole"))
@@ -217,6 +243,27 @@ class TestLenses:
             assert ours == theirs
         assert timing["seconds"]["checks with hooks"] > 0
 
+    def test_the_jacobian_lens_and_its_twin_when_asked_for(self, llama, store, maps, jacobian_maps, soft_prompt):
+        config = LensesConfig(n_samples=20, methods=LensesConfig.METHODS)
+        learned = {"maps": maps, "jacobian_maps": jacobian_maps, "soft_prompt": soft_prompt}
+        results, _ = lenses.run(llama, TEXTS, config, store, **learned)
+        assert tuple(results["methods"]) == LensesConfig.METHODS
+        twin = results["twins"]["jacobian_lens"]
+        assert max(twin["largest_difference"], twin["largest_difference_hooks"]) < 1e-4
+        assert results["methods"]["jacobian_lens"] == results["methods"]["jacobian_lens_patchscope"]
+        texts = check_texts(plot_lenses(draw_up(results, config)))
+        assert any(text.startswith("Nine lenses on") for text in texts)
+        assert "Jacobian Lens via Patchscope" in texts
+
+    def test_some_methods(self, llama, tmp_path, maps):
+        whole_config = LensesConfig(n_samples=20, future_lens="fixed_prompt")
+        whole, _ = lenses.run(llama, TEXTS, whole_config, ChunkStore(tmp_path / "whole"), maps=maps)
+        config = LensesConfig(n_samples=20, methods=("token_identity", "logit_lens_patchscope"))
+        some, _ = lenses.run(llama, TEXTS, config, ChunkStore(tmp_path / "some"))
+        assert some["methods"] == {method: whole["methods"][method] for method in config.methods}
+        assert some["twins"] == {}
+        assert any(text.startswith("Two lenses on") for text in check_texts(plot_lenses(draw_up(some, config))))
+
     def test_agrees_with_figure_2(self, llama, tmp_path, maps):
         side_by_side, _ = lenses.run(
             llama, TEXTS, LensesConfig(n_samples=40, future_lens="fixed_prompt"), ChunkStore(tmp_path / "a"), maps=maps
@@ -229,3 +276,7 @@ class TestLenses:
     def test_mistakes(self, llama, store, maps):
         with pytest.raises(PatchscopesError, match="learned_prompt with a prompt; got 'learned_prompt'"):
             lenses.run(llama, TEXTS, LensesConfig(), store, maps=maps)
+        with pytest.raises(PatchscopesError, match="jacobian_lens needs its maps"):
+            lenses.run(llama, TEXTS, LensesConfig(methods=("jacobian_lens_patchscope",)), store)
+        with pytest.raises(PatchscopesError, match="no method is called 'magic'"):
+            lenses.run(llama, TEXTS, LensesConfig(methods=("magic",)), store)

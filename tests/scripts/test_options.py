@@ -85,6 +85,12 @@ def test_an_unknown_option_is_refused_at_once(script):
         ("run_multi_hop.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_multi_hop_interactive.py", ["--example-id", "99999"], "no question with the id 99999"),
         ("train_lens.py", ["--output", "a.safetensors", "--layers", "1"], "--layers is for tuned_lens_kl"),
+        ("train_lens.py", ["--output", "a.safetensors", "--pretrained"], "--pretrained is for jacobian_lens"),
+        (
+            "train_lens.py",
+            ["--output", "a.safetensors", "--lens", "jacobian_lens", "--pretrained", "gpt2", "--texts", "3"],
+            "--texts is for fitting; leave it out with --pretrained",
+        ),
         ("run_attributes.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_attributes.py", ["--methods", "guess"], "expected some of patchscope,probe,lre,lre_patchscope"),
         ("run_attributes.py", ["--attribute-lens", "We met in Canada"], "asks for one relation, and 17 were given"),

@@ -17,9 +17,11 @@ from conftest import CONFIGS, ROOT, SPECIAL, make_hf_model, sentencepiece_like
 from made_up_facts import make_facts
 from made_up_questions import make_questions
 from made_up_relations import make_relation
+from transformer_lens.tools.analysis import JacobianLens
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from patchscopes.data.questions import TEXT_FIELDS
+from patchscopes.learned.mappings import load_maps
 from patchscopes.model.embedded import get_cache_folder, unpack_embedded_model
 from patchscopes.model.loading import load_model
 from patchscopes.model.registry import EMBEDDED_MODEL, MODELS
@@ -140,6 +142,7 @@ class TestLearnedLenses:
         for lens, options in (
             ("tuned_lens", ["--train-positions", 500]),
             ("tuned_lens_kl", few),
+            ("jacobian_lens", ["--texts", 3, "--dim-batch", 32]),
             ("linear", ["--ridge", "0.01"]),
             ("learned_prompt", [*few, "--train-samples", 30]),
         ):
@@ -148,12 +151,14 @@ class TestLearnedLenses:
             assert done.returncode == 0, done.stderr
             assert files[lens].is_file()
             assert ("500 positions" in done.stdout) == (lens == "tuned_lens")
+            assert ("positions in 3 texts" in done.stdout) == (lens == "jacobian_lens")
             assert ("held-out KL" in done.stdout) == (lens in ("tuned_lens_kl", "learned_prompt"))
 
         samples = ["--samples", 20, *output]
         tuned, prompt = files["tuned_lens"], files["learned_prompt"]
         done = script("run_lenses.py", *common, *samples, "--tuned-lens", tuned, "--soft-prompt", prompt)
         assert done.returncode == 0, done.stderr
+        assert "jacobian_lens" not in read(tmp_path / "out.json")["results"]["twins"]
         assert (tmp_path / "out.png").read_bytes().startswith(PNG)
         document = read(tmp_path / "out.json")
         assert document["experiment"] == "lenses"
@@ -170,6 +175,16 @@ class TestLearnedLenses:
         assert document["environment"]["learned"]["linear"]["options"]["ridge"] == 0.01
         assert "surprisal" in done.stdout
 
+        asked = ["--methods", "jacobian_lens,jacobian_lens_patchscope", "--jacobian-lens", files["jacobian_lens"]]
+        done = script("run_lenses.py", *common, *samples, *asked)
+        assert done.returncode == 0, done.stderr
+        document = read(tmp_path / "out.json")
+        assert document["environment"]["learned"]["jacobian_lens"]["options"]["n_texts"] == 3
+        assert document["results"]["twins"]["jacobian_lens"]["largest_difference"] < 1e-4
+        done = script("run_fig2.py", *common, *samples, "--methods", "jacobian_lens", *asked[2:])
+        assert done.returncode == 0, done.stderr
+        assert set(read(tmp_path / "out.json")["results"]["methods"]) == {"jacobian_lens"}
+
         methods = ["--methods", "tuned_lens,tuned_lens_kl", "--tuned-lens-kl", files["tuned_lens_kl"]]
         done = script("run_fig2.py", *common, *samples, *methods)
         assert done.returncode == 0, done.stderr
@@ -182,6 +197,18 @@ class TestLearnedLenses:
         wrong = script("run_fig2.py", *common, *samples, *methods[:3], tuned)
         assert "holds maps made by least_squares; this option is for maps made by kl" in wrong.stderr
         assert "Traceback" not in wrong.stderr
+
+    def test_a_published_jacobian_lens(self, model_folder, tmp_path):
+        lens = JacobianLens({layer: torch.randn(32, 32) for layer in range(3)}, n_prompts=7, d_model=32)
+        lens.save(str(tmp_path / "lens.pt"))
+        common = ["--model", model_folder, "--lens", "jacobian_lens", "--output", tmp_path / "out.safetensors"]
+        done = script("train_lens.py", *common, "--pretrained", tmp_path / "lens.pt")
+        assert done.returncode == 0, done.stderr
+        assert "4 maps from 7 texts" in done.stdout
+        assert load_maps(tmp_path / "out.safetensors").keys() == {(layer, 3, 0) for layer in range(4)}
+        # The folder of the model holds none.
+        wrong = script("train_lens.py", *common, "--pretrained")
+        assert "no Jacobian Lens" in wrong.stderr
 
     def test_interrupted_training_goes_on(self, model_folder, texts, tmp_path, cache):
         steps = ["--steps", 40, "--evaluate-every", 2, "--batch-size", 64]
@@ -224,17 +251,19 @@ class TestPromptTable:
             assert np.shape(results["methods"][lens][measure]) == (3, 14)
         assert "the model says" in done.stdout
 
-    def test_bos_and_a_lens_from_a_file(self, model_folder, texts, tmp_path, output):
-        common = ["--model", model_folder, "--dataset", texts]
+    @pytest.mark.parametrize(
+        ("lens", "options"),
+        [("tuned_lens", ["--train-positions", 500]), ("jacobian_lens", ["--texts", 3, "--dim-batch", 32])],
+    )
+    def test_bos_and_a_lens_from_a_file(self, model_folder, texts, tmp_path, output, lens, options):
+        common = ["--model", model_folder, "--dataset", texts, "--lens", lens]
         file = tmp_path / "lens.safetensors"
-        options = ["--train-positions", 500, "--output", file]
-        assert script("train_lens.py", *common, "--lens", "tuned_lens", *options).returncode == 0
-        lens = ["--lens", "tuned_lens", "--tuned-lens", file]
-        done = script("run_prompt_table.py", "dog", "--bos", *lens, *common, *output)
+        assert script("train_lens.py", *common, *options, "--output", file).returncode == 0
+        done = script("run_prompt_table.py", "dog", "--bos", f"--{lens.replace('_', '-')}", file, *common, *output)
         assert done.returncode == 0, done.stderr
         document = read(tmp_path / "out.json")
         assert document["results"]["tokens"] == ["<s>", "d", "o", "g"]
-        assert document["environment"]["learned"]["tuned_lens"]["n_positions"] == 500
+        assert list(document["results"]["methods"]) == list(document["environment"]["learned"]) == [lens]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -542,11 +571,13 @@ def test_bench(model_folder, texts, tmp_path):
         "bench_engine.py", "--model", model_folder, "--dataset", texts, "--samples", 4, "--max-new-tokens", 3, *output
     )
     assert done.returncode == 0, done.stderr
-    sweep, generation, grid, attributes, jacobian = read(tmp_path / "out.json")["results"]["tasks"]
+    tasks = read(tmp_path / "out.json")["results"]["tasks"]
+    sweep, generation, grid, questions, attributes, tracing, jacobian = tasks
     assert sweep["largest_logit_difference"] < 1e-3
     assert sweep["same_argmax"] == generation["same_generations"] == grid["same_generations"] == 1.0
     assert grid["n_rows"] == 16
-    assert attributes["same_generations"] == 1.0
+    assert questions["same_verdicts"] == attributes["same_generations"] == 1.0
+    assert tracing["largest_probability_difference"] < 1e-4
     assert jacobian["largest_relative_difference"] < 1e-4
     assert (tmp_path / "out.png").read_bytes().startswith(PNG)
 
