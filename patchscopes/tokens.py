@@ -1,6 +1,7 @@
 """Texts as the model reads them."""
 
 from collections.abc import Sequence
+from itertools import count, takewhile
 from typing import TypeAlias
 
 import torch
@@ -43,6 +44,16 @@ def to_token_ids(model: LensModel, text: Text, *, truncate: bool = False) -> Int
     if len(ids) > model.cfg.n_ctx:
         raise PatchscopesError(f"the text has {len(ids)} tokens, the model reads at most {model.cfg.n_ctx}; shorten it")
     return ids
+
+
+def has_added_bos(model: LensModel, text: Text, tokens: Int[Tensor, " pos"]) -> bool:
+    """Whether the first of the tokens of `text` is a BOS token that was put in front of it."""
+    if not isinstance(text, str) or not model.tokenizer.bos_token:
+        return False
+    bos = model.tokenizer.bos_token
+    n_written = next(number for number in count() if not text.startswith(bos, number * len(bos)))
+    n_read = sum(1 for _ in takewhile(lambda token: token == model.tokenizer.bos_token_id, tokens.tolist()))
+    return n_read > n_written
 
 
 def check_is_text(prompt: Text, word: str) -> str:

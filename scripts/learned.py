@@ -1,7 +1,7 @@
 """What the scripts fit or train before they measure, or read from a file in place of it."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from patchscopes.learned.provenance import Provenance
     from patchscopes.model.lens_model import LensModel
 
+# Methods of Figure 2 that are maps to the last layer; each has an option for a file of them (`add_learned_options`).
+MAPPED = ("tuned_lens", "tuned_lens_kl", "jacobian_lens")
 # Texts of a streamed data set to learn from.
 STREAMED_TRAIN_TEXTS = 400
 
@@ -80,12 +82,18 @@ def get_jacobian_lens(model: "LensModel", options: argparse.Namespace, file: Pat
 
 
 def get_maps(
-    model: "LensModel", options: argparse.Namespace, method: str, file: Path | None
-) -> "dict[MapKey, AffineMap]":
-    """The maps to the last layer of any method that has some, from a file if one is given."""
-    if method == "jacobian_lens":
-        return get_jacobian_lens(model, options, file)
-    return get_tuned_lens(model, options, method, file)
+    model: "LensModel", options: argparse.Namespace, methods: Collection[str]
+) -> "dict[str, dict[MapKey, AffineMap]]":
+    """The maps to the last layer of those methods that have some, from the file that the option of this name gives."""
+    maps = {}
+    for method in MAPPED:
+        if method in methods:
+            file = getattr(options, method)
+            if method == "jacobian_lens":
+                maps[method] = get_jacobian_lens(model, options, file)
+            else:
+                maps[method] = get_tuned_lens(model, options, method, file)
+    return maps
 
 
 def get_linear_future_lens(

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict
 
-from learned import add_learned_options, describe_learned, get_maps, get_provenance
+from learned import MAPPED, add_learned_options, describe_learned, get_maps, get_provenance
 from options import build_common_parser
 from skeleton import load_chosen_model, run_experiment, run_script
 
@@ -30,14 +30,7 @@ def main() -> None:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    files = {
-        "tuned_lens": options.tuned_lens,
-        "tuned_lens_kl": options.tuned_lens_kl,
-        "jacobian_lens": options.jacobian_lens,
-    }
-    maps = {
-        method: get_maps(model, options, method, file) for method, file in files.items() if method in options.methods
-    }
+    maps = get_maps(model, options, options.methods)
     provenances = {method: get_provenance(of_method) for method, of_method in maps.items()}
     run_experiment(
         options,
@@ -59,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         samples=NextTokenConfig.n_samples,
         unused=("max-new-tokens",),
     )
-    add_learned_options(parser, "tuned-lens", "tuned-lens-kl", "jacobian-lens")
+    add_learned_options(parser, *(method.replace("_", "-") for method in MAPPED))
     return parser
 
 

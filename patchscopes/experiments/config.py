@@ -60,6 +60,30 @@ class NextTokenConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptTableConfig:
+    """Options of the table of a prompt (`prompt_table`).
+
+    Attributes:
+        lens: one of `LENSES`.
+        color: what the colours of the cells stand for, one of `COLORS`.
+        layers: ℓ; None for all blocks.
+        bos: with a column for the BOS token that is put in front of the prompt.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    LENSES: ClassVar = NextTokenConfig.METHODS
+    COLORS: ClassVar = ("probability", "rank", "kl")
+    # Of a figure: PNG files end at 65,536 pixels.
+    MAX_TOKENS: ClassVar = 120
+    prompt: str = "The Eiffel Tower is in Paris, and the Space Needle is in downtown Seattle"
+    lens: str = "logit_lens"
+    color: str = "probability"
+    layers: tuple[int, ...] | None = None
+    bos: bool = False
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FutureLensConfig:
     """Options of the Future Lens (`future_lens`).
 

@@ -184,15 +184,20 @@ def create_table_figure(
 
 def draw_text_table(
     axis: Axes,
-    layers: list[int],
+    layers: Sequence[int | str],
     columns: Sequence[Column],
     cells: Sequence[Sequence[str]],
     colours: Float[np.ndarray, "layer column rgba=4"] | None = None,
     *,
     fontsize: int = SMALL_SIZE,
     headings: Literal["top", "bottom"] = "top",
+    families: list[str] | None = None,
 ) -> None:
-    """A row of texts for each source layer, the first at the bottom, as the residual stream flows upwards."""
+    """A row of texts for each source layer, the first at the bottom, as the residual stream flows upwards.
+
+    Args:
+        families: of the fonts, the first one that holds a sign draws it; those of matplotlib's settings unless given.
+    """
     edges = np.cumsum([0, *(column.characters for column in columns)])
     if colours is not None:
         axis.pcolormesh(edges, np.arange(len(layers) + 1) - 0.5, colours)
@@ -210,6 +215,7 @@ def draw_text_table(
                 ha=column.align,
                 va="center",
                 fontsize=fontsize,
+                fontfamily=families,
                 color="black" if colours is None else choose_ink(colours[row, slot]),
                 parse_math=False,
                 # The layout has nothing to learn from hundreds of texts inside the axes, and takes its time over them.
@@ -217,7 +223,7 @@ def draw_text_table(
             )
     axis.set(xlim=(0, edges[-1]), ylim=(-0.5, len(layers) - 0.5), ylabel="Source layer ℓ")
     headings_shown = [column.heading for column in columns]
-    axis.set_xticks(places, headings_shown, fontsize=SMALL_SIZE + 1, parse_math=False)
+    axis.set_xticks(places, headings_shown, fontsize=SMALL_SIZE + 1, fontfamily=families, parse_math=False)
     for tick, column in zip(axis.xaxis.get_major_ticks(), columns, strict=True):
         for label in (tick.label1, tick.label2):
             label.set_horizontalalignment(column.align)

@@ -1,5 +1,7 @@
 """Texts and numbers in the form that figures and tables show."""
 
+from collections.abc import Container
+
 
 def show_whitespace(text: str) -> str:
     """The text in one line: spaces at its ends, newlines and tabs as symbols."""
@@ -7,6 +9,11 @@ def show_whitespace(text: str) -> str:
     before = len(text) - len(text.lstrip(" "))
     marked = "␣" * before + inner + "␣" * (len(text) - before - len(inner))
     return marked.replace("\n", "⏎").replace("\t", "⇥")
+
+
+def spell_out(text: str, missing: Container[str] = ()) -> str:
+    """The text with the code point (U+200B) in place of every sign that is missing from fonts or has no shape."""
+    return "".join(f"U+{ord(sign):04X}" if sign in missing or not sign.isprintable() else sign for sign in text)
 
 
 def shorten(text: str, length: int) -> str:

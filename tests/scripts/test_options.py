@@ -96,6 +96,9 @@ def test_an_unknown_option_is_refused_at_once(script):
         ("run_attributes.py", ["--attribute-lens", "We met in Canada"], "asks for one relation, and 17 were given"),
         ("run_attention_knockout.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_attention_knockout.py", ["--window", "0"], "expected a whole number of at least 1"),
+        ("run_prompt_table.py", [""], "the prompt is empty; give at least one character"),
+        ("run_prompt_table.py", ["--lens", "magic"], "argument --lens: invalid choice: 'magic'"),
+        ("run_prompt_table.py", ["--color", "size"], "argument --color: invalid choice: 'size'"),
         (
             "run_attributes_interactive.py",
             ["Canada", "--relation", "king"],

@@ -230,6 +230,57 @@ class TestLearnedLenses:
         assert files[0] == files[1]
 
 
+class TestPromptTable:
+    @pytest.mark.parametrize(
+        ("lens", "color"),
+        [("logit_lens", "probability"), ("tuned_lens", "kl"), ("token_identity", "rank"), ("simplescope", "kl")],
+    )
+    def test_lenses_and_colours(self, model_folder, texts, tmp_path, output, lens, color):
+        prompt = ["a $5 <big>\tdog", "--lens", lens, "--color", color, "--layers", "0,2-3"]
+        done = script("run_prompt_table.py", *prompt, "--model", model_folder, "--dataset", texts, *output)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        assert document["experiment"] == "prompt_table"
+        assert set(document["environment"]["learned"]) == ({"tuned_lens"} if lens == "tuned_lens" else set())
+        results = document["results"]
+        assert "".join(results["tokens"]) == "a $5 <big>\tdog"
+        assert results["positions"] == list(range(1, 15))
+        assert results["layers"] == [0, 2, 3]
+        for measure in ("top", "probability", "rank", "kl"):
+            assert np.shape(results["methods"][lens][measure]) == (3, 14)
+        assert "the model says" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("lens", "options"),
+        [("tuned_lens", ["--train-positions", 500]), ("jacobian_lens", ["--texts", 3, "--dim-batch", 32])],
+    )
+    def test_bos_and_a_lens_from_a_file(self, model_folder, texts, tmp_path, output, lens, options):
+        common = ["--model", model_folder, "--dataset", texts, "--lens", lens]
+        file = tmp_path / "lens.safetensors"
+        assert script("train_lens.py", *common, *options, "--output", file).returncode == 0
+        done = script("run_prompt_table.py", "dog", "--bos", f"--{lens.replace('_', '-')}", file, *common, *output)
+        assert done.returncode == 0, done.stderr
+        document = read(tmp_path / "out.json")
+        assert document["results"]["tokens"] == ["<s>", "d", "o", "g"]
+        assert list(document["results"]["methods"]) == list(document["environment"]["learned"]) == [lens]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["x" * 121], "the prompt has 121 tokens, and a figure shows at most 120: shorten it"),
+            (["x" * 600], "the text has 601 tokens, the model reads at most 512; shorten it"),
+            (["dog", "--layers", "4", "--lens", "tuned_lens"], "layer 4 does not exist"),
+        ],
+    )
+    def test_what_fits_no_figure_is_told_before_anything_is_learned(self, model_folder, output, arguments, message):
+        done = script("run_prompt_table.py", *arguments, "--model", model_folder, *output)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "fitting" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 class TestEntity:
     def test_ones_own_entities(self, model_folder, tmp_path, output):
         (tmp_path / "own.csv").write_text("entity,reference,popularity\nbig dog,an animal,well_known\nOslo,a city,\n")
