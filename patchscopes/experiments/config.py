@@ -50,11 +50,34 @@ class NextTokenConfig:
         batch_size: texts, and rows, at a time; None to choose by size.
     """
 
-    METHODS: ClassVar = ("logit_lens", "tuned_lens", "tuned_lens_kl", "token_identity", "simplescope")
-    # Training by KL takes minutes, so it is done only when asked for.
+    METHODS: ClassVar = ("logit_lens", "tuned_lens", "tuned_lens_kl", "token_identity", "simplescope", "best_prompt")
+    # Training by KL takes minutes and so does the choice of prompts, so they are there only when asked for.
     methods: tuple[str, ...] = ("logit_lens", "tuned_lens", "token_identity", "simplescope")
     n_samples: int = 1000
     layers: tuple[int, ...] | None = None
+    seed: int = 0
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetPromptsConfig:
+    """Options of the choice of target prompts (`target_prompts`).
+
+    Attributes:
+        layers: source layers ℓ; None for `N_LAYERS` of them at equal distances.
+        n_bands: parts of the depth, each of which gets a prompt of its own.
+        n_train_samples: positions in train texts that each candidate is tried on.
+        n_samples: positions in evaluation texts that the chosen prompts are scored on.
+        batch_size: texts, and rows, at a time; None to choose by size.
+    """
+
+    # Scored on evaluation texts: the chosen prompts, and what they are compared with.
+    METHODS: ClassVar = ("best_prompt", "token_identity", "simplescope")
+    N_LAYERS: ClassVar = 12
+    layers: tuple[int, ...] | None = None
+    n_bands: int = 5
+    n_train_samples: int = 200
+    n_samples: int = 400
     seed: int = 0
     batch_size: int | None = None
 
