@@ -6,13 +6,14 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_CROSS_MODEL := $(VENV)/ready-cross-model
 
-.PHONY: help setup setup-cross-model fig1 fig2 future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop figures bench test lint
+.PHONY: help setup setup-cross-model fig1 fig2 target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop figures bench test lint
 
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
 	@echo "make setup-cross-model  add Gemma 3 270M (240 MB; Gemma's terms of use apply)"
 	@echo "make fig1               Figure 1: one hidden state, layer by layer"
 	@echo "make fig2               Figure 2: next-token prediction over all layers"
+	@echo "make target-prompts     which target prompt reads the next token best, by band of layers"
 	@echo "make future-lens        the next three tokens from one hidden state"
 	@echo "make lenses             seven lenses side by side, each beside its Patchscope"
 	@echo "make entity             what the model takes names for, layer by layer"
@@ -50,6 +51,9 @@ fig1: $(READY)
 fig2: $(READY)
 	$(RUN) scripts/run_fig2.py
 
+target-prompts: $(READY)
+	$(RUN) scripts/run_target_prompts.py
+
 future-lens: $(READY)
 	$(RUN) scripts/run_future_lens.py
 
@@ -82,7 +86,7 @@ multi-hop: $(READY)
 	$(RUN) scripts/run_multi_hop_interactive.py
 
 # The one that needs a second model, only where that is installed.
-figures: fig1 fig2 future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
+figures: fig1 fig2 target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py
