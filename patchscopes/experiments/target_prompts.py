@@ -69,35 +69,24 @@ def run(
         lambda samples: try_candidates(model, tried_on, samples, layers, targets, config.batch_size),
         progress,
     )
-    tables = tabulate(tried, [str(number) for number in range(len(targets))])
-    groups = np.array([sample.text for sample in tried_on.samples])
-    chosen = choose_prompts(tables, bands, list(targets), groups, config.seed)
+    trials = tabulate(tried, [str(number) for number in range(len(targets))])
+    chosen = choose_prompts(trials, bands, list(targets), number_texts(tried_on), config.seed)
 
-    methods = TargetPromptsConfig.METHODS
-    lenses = build_lenses(model, methods, {}, [choice.prompt_band for choice in chosen])
+    lenses = build_lenses(model, TargetPromptsConfig.METHODS, {}, [choice.prompt_band for choice in chosen])
     scored = measure_chunks(
         split_into_chunks(scored_on.samples, CHUNK_SAMPLES),
         ChunkStore(store.folder / "evaluation"),
         lambda samples: measure_samples(model, scored_on, samples, layers, lenses, config.batch_size),
         progress,
     )
-    by_layer = tabulate(scored, methods)
-    scored_groups = np.array([sample.text for sample in scored_on.samples])
+    scores = tabulate(scored, TargetPromptsConfig.METHODS)
     results = {
         "layers": layers,
         **count_samples(scored_on),
-        **compare(by_layer, scored_groups, config.seed),
+        **compare(scores, scored_on, config.seed),
+        "by_band": compare(average_in_bands(scores, bands), scored_on, config.seed),
         "bands": [choice.as_json(layers) for choice in chosen],
-        "by_band": compare(average_in_bands(by_layer, bands), scored_groups, config.seed),
-        "train": count_samples(tried_on)
-        | {
-            "candidates": [
-                asdict(candidate) | {"n_tokens": len(target.tokens)} | measures
-                for (candidate, target), measures in zip(
-                    targets.items(), summarise(tables, groups, config.seed), strict=True
-                )
-            ]
-        },
+        "train": count_samples(tried_on) | {"candidates": describe_trials(targets, trials, tried_on, config.seed)},
         "left_out": left_out,
     }
     return results, sum_timing([*tried, *scored])
@@ -149,31 +138,49 @@ def tabulate(finished: Sequence[Json], methods: Sequence[str]) -> dict[str, Floa
     }
 
 
+def number_texts(drawn: SampledPositions) -> Int[np.ndarray, " sample"]:
+    """The text of each sample: positions of one text are not independent, so they are resampled together."""
+    return np.array([sample.text for sample in drawn.samples])
+
+
 def count_samples(drawn: SampledPositions) -> Json:
     """How many positions there are, in how many texts."""
-    return {"n_samples": len(drawn.samples), "n_texts": len({sample.text for sample in drawn.samples})}
+    return {"n_samples": len(drawn.samples), "n_texts": len(np.unique(number_texts(drawn)))}
 
 
-def compare(
-    tables: Mapping[str, Float[np.ndarray, "sample method place"]], groups: Int[np.ndarray, " sample"], seed: int
-) -> Json:
-    """The mean of each method at each place (layer or band), and how far the first lies above each of the others."""
+def describe_trials(
+    targets: Mapping[Candidate, TargetPrompt],
+    tables: Mapping[str, Float[np.ndarray, "sample candidate layer"]],
+    drawn: SampledPositions,
+    seed: int,
+) -> list[Json]:
+    """Each candidate, with its measures on train texts."""
+    measures = summarise(tables, drawn, seed)
+    return [
+        asdict(candidate) | {"n_tokens": len(target.tokens)} | of_candidate
+        for (candidate, target), of_candidate in zip(targets.items(), measures, strict=True)
+    ]
+
+
+def compare(tables: Mapping[str, Float[np.ndarray, "sample method place"]], drawn: SampledPositions, seed: int) -> Json:
+    """The measures of each method at each place (layer or band), and by how much the first is above each other one."""
     methods = TargetPromptsConfig.METHODS
     differences = {metric: table[:, :1] - table[:, 1:] for metric, table in tables.items()}
     return {
-        "methods": dict(zip(methods, summarise(tables, groups, seed), strict=True)),
-        "differences": dict(zip(methods[1:], summarise(differences, groups, seed), strict=True)),
+        "methods": dict(zip(methods, summarise(tables, drawn, seed), strict=True)),
+        "differences": dict(zip(methods[1:], summarise(differences, drawn, seed), strict=True)),
     }
 
 
 def summarise(
-    tables: Mapping[str, Float[np.ndarray, "sample method place"]], groups: Int[np.ndarray, " sample"], seed: int
+    tables: Mapping[str, Float[np.ndarray, "sample method place"]], drawn: SampledPositions, seed: int
 ) -> list[Json]:
-    """Both metrics of each method, over samples, with their intervals. Positions of one text are resampled together."""
+    """Both metrics of each method: means over samples with their intervals over texts."""
+    texts = number_texts(drawn)
     n_methods = next(iter(tables.values())).shape[1]
     return [
         {
-            metric: mean_with_interval(table[:, method], groups=groups, seed=seed).as_json()
+            metric: mean_with_interval(table[:, method], groups=texts, seed=seed).as_json()
             for metric, table in tables.items()
         }
         for method in range(n_methods)
