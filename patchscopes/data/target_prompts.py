@@ -88,10 +88,9 @@ def load_best_prompts(path: Path) -> tuple[PromptBand, ...]:
         PatchscopesError: no such file, or another one.
     """
     content = read_object(path, "the result of run_target_prompts.py")
-    results = content.get("results")
-    bands = results.get("bands") if isinstance(results, dict) else None
-    is_result = content.get("experiment") == "target_prompts" and isinstance(bands, list) and bool(bands)
-    if not is_result or not all(map(_is_band, bands)):
+    results = content.get("results") if content.get("experiment") == "target_prompts" else None
+    bands: list[Any] = (results.get("bands") if isinstance(results, dict) else None) or []
+    if not (isinstance(bands, list) and bands and all(map(_is_band, bands))):
         raise PatchscopesError(f"{path} is no result of run_target_prompts.py; give the JSON file that it writes")
     return tuple(PromptBand(**{name: band[name] for name in _BAND_FIELDS}) for band in bands)
 

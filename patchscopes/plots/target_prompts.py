@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -94,8 +95,8 @@ def draw_candidates(part: SubFigure, results: Json, shown: Sequence[int]) -> Non
     # Each layer on a scale of its own: late ones are read well by every prompt.
     low, high = table.min(axis=0), table.max(axis=0)
     scaled = (table - low) / np.maximum(high - low, 1e-9)
-    mesh = axis.pcolormesh(scaled, cmap="Blues", vmin=0, vmax=1.25, rasterized=True)
-    colours = mesh.cmap(mesh.norm(scaled))
+    colours = np.asarray(matplotlib.colormaps["Blues"](0.8 * scaled))
+    axis.pcolormesh(colours, rasterized=True)
     for row, column in np.ndindex(table.shape):
         axis.text(
             column + 0.5,
