@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_CROSS_MODEL := $(VENV)/ready-cross-model
 
-.PHONY: help setup setup-cross-model fig1 fig2 prompt-table future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop figures bench test lint
+.PHONY: help setup setup-cross-model fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop figures bench test lint
 
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
@@ -14,6 +14,7 @@ help:
 	@echo "make fig1               Figure 1: one hidden state, layer by layer"
 	@echo "make fig2               Figure 2: next-token prediction over all layers"
 	@echo "make prompt-table       what a lens reads at every token and layer of a prompt"
+	@echo "make target-prompts     which target prompt reads the next token best, by band of layers"
 	@echo "make future-lens        the next three tokens from one hidden state"
 	@echo "make lenses             seven lenses side by side, each beside its Patchscope"
 	@echo "make entity             what the model takes names for, layer by layer"
@@ -54,6 +55,9 @@ fig2: $(READY)
 prompt-table: $(READY)
 	$(RUN) scripts/run_prompt_table.py --lens simplescope --color rank
 
+target-prompts: $(READY)
+	$(RUN) scripts/run_target_prompts.py
+
 future-lens: $(READY)
 	$(RUN) scripts/run_future_lens.py
 
@@ -86,7 +90,7 @@ multi-hop: $(READY)
 	$(RUN) scripts/run_multi_hop_interactive.py
 
 # The one that needs a second model, only where that is installed.
-figures: fig1 fig2 prompt-table future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
+figures: fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py

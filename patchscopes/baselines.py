@@ -14,7 +14,7 @@ Future Lens, a prompt  `PatchscopeLens` on hooks   T = the prompt, i* = its end,
 =====================  ==========================  ===============================================
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,10 +22,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from patchscopes.data.target_prompts import PromptBand
 from patchscopes.engine.proof import Engine
-from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
+from patchscopes.errors import PatchscopesError
 from patchscopes.learned.mappings import LayerMapping
+from patchscopes.model.layers import describe_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_logits
 from patchscopes.tokens import Text
@@ -103,3 +106,47 @@ def source_patchscope(
     uncut = TargetPrompt(model, source, position)
     target = TargetPrompt(model, uncut.tokens[: uncut.position + 1], -1)
     return PatchscopeLens(target, model.cfg.n_layers - 1, mapping, engine)
+
+
+@dataclass(frozen=True, eq=False)
+class BestPromptLens:
+    """A Patchscope with ℓ* = ℓ and a target prompt that depends on the layer.
+
+    Attributes:
+        targets: T and i* of each block; what enters block 0 is read with those of block 0.
+    """
+
+    targets: Sequence[TargetPrompt]
+
+    @torch.no_grad()
+    def __call__(
+        self, representations: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_vocab"]:
+        """The logits after each row's own T; rows that share it are computed together."""
+        rows_of: dict[TargetPrompt, list[int]] = {}
+        for row, layer in enumerate(layers.tolist()):
+            rows_of.setdefault(self.targets[max(0, layer)], []).append(row)
+        logits = [patch_logits(target, representations[rows], layers[rows]) for target, rows in rows_of.items()]
+        order = torch.tensor([row for rows in rows_of.values() for row in rows], device=representations.device)
+        return torch.cat(logits)[order.argsort()]
+
+
+def build_best_prompt_lens(model: LensModel, bands: Sequence[PromptBand]) -> BestPromptLens:
+    """The lens that reads each layer with the prompt of its band.
+
+    Raises:
+        PatchscopesError: the bands are not all blocks of the model one after the other, or a placeholder is not one
+            token of its own in this model.
+    """
+    blocks = [block for band in bands for block in range(band.first, band.last + 1)]
+    if blocks != list(range(model.cfg.n_layers)):
+        raise PatchscopesError(
+            f"best_prompt needs a prompt for each of the model's layers 0 to {model.cfg.n_layers - 1}, got them for "
+            f"{describe_layers(blocks) or 'none'}; choose them on this model with run_target_prompts.py"
+        )
+    targets = {
+        (band.prompt, band.placeholder): placeholder_target(model, band.prompt, band.placeholder) for band in bands
+    }
+    return BestPromptLens(
+        [targets[band.prompt, band.placeholder] for band in bands for _ in range(band.first, band.last + 1)]
+    )

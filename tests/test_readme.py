@@ -18,6 +18,7 @@ import patchscopes
 from patchscopes.data.entities import load_entities
 from patchscopes.data.questions import load_questions
 from patchscopes.data.relations import find_relation_files, load_carriers, load_relations
+from patchscopes.data.target_prompts import load_candidates
 from patchscopes.data.texts import load_texts
 from patchscopes.model.registry import EMBEDDED_MODEL
 
@@ -167,6 +168,10 @@ def test_the_data_are_as_many_as_said():
     carriers = load_carriers()
     assert f"{sum(map(len, carriers.values()))} sentences for a subject to stand in, 16 for each kind" in said
     assert {len(sentences) for sentences in carriers.values()} == {16}
+    prompts = load_candidates()
+    assert f"{len(prompts)} target prompts that read the next token" in said
+    for family, number in Counter(prompt.family for prompt in prompts).items():
+        assert f"| `{family}` | {number} |" in said
 
 
 def test_the_citation_is_of_this_version():

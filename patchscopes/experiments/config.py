@@ -50,8 +50,16 @@ class NextTokenConfig:
         batch_size: texts, and rows, at a time; None to choose by size.
     """
 
-    METHODS: ClassVar = ("logit_lens", "tuned_lens", "tuned_lens_kl", "jacobian_lens", "token_identity", "simplescope")
-    # Training by KL and Jacobians take minutes, so they are made only when asked for.
+    METHODS: ClassVar = (
+        "logit_lens",
+        "tuned_lens",
+        "tuned_lens_kl",
+        "jacobian_lens",
+        "token_identity",
+        "simplescope",
+        "best_prompt",
+    )
+    # Training by KL, Jacobians and the choice of prompts take minutes, so these are there only when asked for.
     methods: tuple[str, ...] = ("logit_lens", "tuned_lens", "token_identity", "simplescope")
     n_samples: int = 1000
     layers: tuple[int, ...] | None = None
@@ -71,7 +79,8 @@ class PromptTableConfig:
         batch_size: rows at a time; None to choose by size.
     """
 
-    LENSES: ClassVar = NextTokenConfig.METHODS
+    # Those that need no file of prompts.
+    LENSES: ClassVar = tuple(method for method in NextTokenConfig.METHODS if method != "best_prompt")
     COLORS: ClassVar = ("probability", "rank", "kl")
     # Of a figure: PNG files end at 65,536 pixels.
     MAX_TOKENS: ClassVar = 120
@@ -80,6 +89,29 @@ class PromptTableConfig:
     color: str = "probability"
     layers: tuple[int, ...] | None = None
     bos: bool = False
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetPromptsConfig:
+    """Options of the choice of target prompts (`target_prompts`).
+
+    Attributes:
+        layers: source layers ℓ; None for `N_LAYERS` of them at equal distances.
+        n_bands: parts of the depth, each of which gets a prompt of its own.
+        n_train_samples: positions in train texts that each candidate is tried on.
+        n_samples: positions in evaluation texts that the chosen prompts are scored on.
+        batch_size: texts, and rows, at a time; None to choose by size.
+    """
+
+    # Scored on evaluation texts: the chosen prompts, and what they are compared with.
+    METHODS: ClassVar = ("best_prompt", "token_identity", "simplescope")
+    N_LAYERS: ClassVar = 12
+    layers: tuple[int, ...] | None = None
+    n_bands: int = 5
+    n_train_samples: int = 200
+    n_samples: int = 400
+    seed: int = 0
     batch_size: int | None = None
 
 

@@ -11,7 +11,8 @@ All methods are instances of one Patchscope with ℓ* = ℓ:
 * `tuned_lens_kl`: the same with maps trained by KL;
 * `jacobian_lens`: the same with the mean Jacobian of the last layer;
 * `token_identity`: it is written over the placeholder of the token-identity prompt;
-* `simplescope`: it is written over the placeholder of the prompt `?`.
+* `simplescope`: it is written over the placeholder of the prompt `?`;
+* `best_prompt`: the same with the prompt that `target_prompts` chose for the layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens
+from patchscopes.baselines import AffineLens, Lens, LogitLens, PatchscopeLens, build_best_prompt_lens
+from patchscopes.data.target_prompts import PromptBand
 from patchscopes.data.texts import Sample, TextSet
 from patchscopes.engine.batching import run_in_batches
 from patchscopes.engine.extract import extract_representations
@@ -52,12 +54,13 @@ def run(
     store: ChunkStore,
     *,
     maps: Mapping[str, Mapping[MapKey, AffineMap]] | None = None,
+    prompts: Sequence[PromptBand] = (),
     progress: Progress = iter,
 ) -> tuple[Json, Json]:
     """Run the experiment, going on from the chunks in `store`.
 
     Args:
-        maps: as for `build_lenses`.
+        maps, prompts: as for `build_lenses`.
         progress: wraps the iteration over chunks, `tqdm` for instance.
 
     Returns:
@@ -67,12 +70,12 @@ def run(
     Raises:
         PatchscopesError: as `build_lenses`, a layer does not exist, or the texts have too few positions.
     """
-    lenses = build_lenses(model, config.methods, maps or {})
+    lenses = build_lenses(model, config.methods, maps or {}, prompts)
     layers = resolve_layers(model, config.layers)
     drawn = sample_positions(model, texts, config.n_samples, config.seed)
 
     def measure(samples: Sequence[Sample]) -> Json:
-        return _measure(model, drawn, samples, layers, lenses, config.batch_size)
+        return measure_samples(model, drawn, samples, layers, lenses, config.batch_size)
 
     finished = measure_chunks(split_into_chunks(drawn.samples, CHUNK_SAMPLES), store, measure, progress)
     summary = summarise_samples(finished, drawn.samples, config.methods, METRICS, config.seed)
@@ -80,16 +83,20 @@ def run(
 
 
 def build_lenses(
-    model: LensModel, methods: Sequence[str], maps: Mapping[str, Mapping[MapKey, AffineMap]]
+    model: LensModel,
+    methods: Sequence[str],
+    maps: Mapping[str, Mapping[MapKey, AffineMap]],
+    prompts: Sequence[PromptBand] = (),
 ) -> dict[str, Lens]:
     """The lens of each method.
 
     Args:
         maps: for `tuned_lens`, `tuned_lens_kl` and `jacobian_lens`, if they are among the methods, their maps to the
             last layer.
+        prompts: for `best_prompt`, if it is among them, the prompts of all layers.
 
     Raises:
-        PatchscopesError: a method does not exist, has no maps, or maps of another model.
+        PatchscopesError: a method does not exist, has no maps or prompts, or those of another model.
     """
     check_methods(methods, NextTokenConfig.METHODS)
     lenses: dict[str, Lens] = {}
@@ -100,6 +107,8 @@ def build_lenses(
             lenses[method] = PatchscopeLens(placeholder_target(model, build_token_identity_prompt()))
         elif method == "simplescope":
             lenses[method] = PatchscopeLens(placeholder_target(model, SIMPLESCOPE_PROMPT))
+        elif method == "best_prompt":
+            lenses[method] = build_best_prompt_lens(model, prompts)
         elif method in maps:
             lenses[method] = AffineLens(model, LayerMapping.to_last(model, maps[method]))
         else:
@@ -107,7 +116,7 @@ def build_lenses(
     return lenses
 
 
-def _measure(
+def measure_samples(
     model: LensModel,
     drawn: SampledPositions,
     samples: Sequence[Sample],

@@ -17,17 +17,21 @@ from patchscopes.results import Json, code_sha256
 def describe_environment(model: LensModel, texts: TextSet | None = None) -> Json:
     """What a result depends on beside its configuration: versions, device, model and data with their hashes."""
     packages = ("patchscopes", "torch", "transformers", "transformer-lens", "datasets", "numpy")
-    dataset = None if texts is None else {"name": texts.name, "split": texts.split, "sha256": texts.sha256}
     return {
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "device": str(model.cfg.device),
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "model": {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)},
-        "dataset": dataset,
+        "dataset": None if texts is None else describe_texts(texts),
         "code_sha256": code_sha256(),
         "git_commit": git_commit(),
     }
+
+
+def describe_texts(texts: TextSet) -> Json:
+    """Which texts they are."""
+    return {"name": texts.name, "split": texts.split, "sha256": texts.sha256}
 
 
 def git_commit() -> str | None:

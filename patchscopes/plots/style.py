@@ -40,6 +40,7 @@ METHOD_STYLES = {
     "future_lens": CurveStyle("Future Lens", PURPLE),
     "token_identity": CurveStyle("Token identity", BLUE),
     "simplescope": CurveStyle("Simplescope", ORANGE, "--"),
+    "best_prompt": CurveStyle("Best prompt", BLACK),
     "linear": CurveStyle("Future Lens: linear", GREEN),
     "fixed_prompt": CurveStyle("Future Lens: fixed prompt", LIGHT_PURPLE),
     "learned_prompt": CurveStyle("Future Lens: learned prompt", PURPLE),

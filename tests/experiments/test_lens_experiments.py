@@ -90,7 +90,7 @@ class TestNextToken:
     def test_an_interrupted_run_goes_on_and_ends_the_same(self, llama, tmp_path, monkeypatch):
         whole = run(llama, self.CONFIG, ChunkStore(tmp_path / "whole"))
         measured = []
-        measure = next_token._measure
+        measure = next_token.measure_samples
 
         def measure_two(*args):
             if len(measured) == 2:
@@ -98,7 +98,7 @@ class TestNextToken:
             measured.append(args)
             return measure(*args)
 
-        monkeypatch.setattr(next_token, "_measure", measure_two)
+        monkeypatch.setattr(next_token, "measure_samples", measure_two)
         with pytest.raises(KeyboardInterrupt):
             run(llama, self.CONFIG, ChunkStore(tmp_path / "killed"))
         assert len(list((tmp_path / "killed").iterdir())) == 2
@@ -143,6 +143,8 @@ class TestNextToken:
             run(llama, NextTokenConfig(n_samples=3, layers=(4,), methods=PLAIN), store)
         with pytest.raises(PatchscopesError, match="samples asked for"):
             run(llama, NextTokenConfig(n_samples=10_000, methods=PLAIN), store)
+        with pytest.raises(PatchscopesError, match="best_prompt needs a prompt for each"):
+            run(llama, NextTokenConfig(methods=("best_prompt",)), store)
         with pytest.raises(PatchscopesError, match="tuned_lens_kl needs its maps"):
             run(llama, NextTokenConfig(methods=("tuned_lens_kl",)), store)
 

@@ -134,6 +134,43 @@ class TestFig2:
         assert kept.items().isdisjoint({path.name: path.stat().st_mtime_ns for path in chunks.glob("*/*.json")}.items())
 
 
+class TestTargetPrompts:
+    def test_ones_own_prompts_and_the_best_in_figure_2(self, model_folder, texts, tmp_path, output):
+        prompts = tmp_path / "prompts.csv"
+        prompts.write_text('prompt,placeholder,family\nThe end. ?,,words\n"dogs, ?",,words\nsay héé now,héé,\n')
+        common = ["--model", model_folder, "--dataset", texts, "--layers", "0,2-3"]
+        command = ["run_target_prompts.py", prompts, *common, "--train-samples", 40, "--samples", 50, "--bands", 2]
+        done = script(*command, *output)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+        document = read(tmp_path / "out.json")
+        assert document["experiment"] == "target_prompts"
+        assert document["environment"]["train_dataset"]["sha256"] != document["environment"]["dataset"]["sha256"]
+        results = document["results"]
+        tried = [candidate["prompt"] for candidate in results["train"]["candidates"]]
+        assert tried == ["The end. ?", "dogs, ?", "cat -> cat\n1135 -> 1135\nhello -> hello\n?", "?"]
+        assert "left out: the placeholder 'héé' is not one token of its own" in done.stdout
+        for band in results["bands"]:
+            assert f"layers {band['first']}–{band['last']}: {band['prompt']!r}" in done.stdout
+        again = script(*command, *output)
+        assert again.returncode == 0
+        assert read(tmp_path / "out.json")["results"] == results
+
+        best = ["--methods", "best_prompt,simplescope", "--best-prompt", tmp_path / "out.json", "--samples", 50]
+        figure = ["--output-json", tmp_path / "fig2.json", "--output-plot", tmp_path / "fig2.png"]
+        done = script("run_fig2.py", *common, *best, *figure)
+        assert done.returncode == 0, done.stderr
+        figure_2 = read(tmp_path / "fig2.json")
+        assert [band["prompt"] for band in figure_2["config"]["best_prompt"]] == [
+            band["prompt"] for band in results["bands"]
+        ]
+        for method, measures in figure_2["results"]["methods"].items():
+            assert measures == results["methods"][method]
+        wrong = script("run_fig2.py", *common, *best[:3], tmp_path / "fig2.json", *figure)
+        assert wrong.returncode == 1
+        assert "is no result of run_target_prompts.py" in wrong.stderr
+
+
 class TestLearnedLenses:
     def test_train_then_draw_the_figures(self, model_folder, texts, tmp_path, output):
         common = ["--model", model_folder, "--dataset", texts]
