@@ -55,10 +55,9 @@ def find_best_pair(
         allowed[row, column] = True
     if not candidates:
         allowed[:] = True
-    row, column = np.unravel_index(
-        np.where(allowed, score + WEIGHT_OF_NEIGHBOURS * around, -np.inf).argmax(), score.shape
-    )
-    return (int(row), int(column)) if score[row, column] > 0 else None
+    ranked = np.where(allowed, score + WEIGHT_OF_NEIGHBOURS * around, -np.inf)
+    best = divmod(int(ranked.argmax()), score.shape[1])
+    return best if score[best] > 0 else None
 
 
 def find_neighbours(layers: Sequence[int], number: int) -> list[int]:

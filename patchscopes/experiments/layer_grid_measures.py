@@ -80,10 +80,15 @@ def measure_grid(
     """
     share = (classes == STRONG).mean(axis=0)
     own = (select_own(classes) == STRONG).mean(axis=0)
+    known = (select_own(classes) > 0).mean(axis=0)
     other = average_others(share)
     alone = summarise((unpatched == STRONG).mean(axis=0), seed)
     views = {
-        name: {"strong": summarise(own.mean(axis=axes), seed), "other_state": summarise(other.mean(axis=axes), seed)}
+        name: {
+            "strong": summarise(own.mean(axis=axes), seed),
+            "strong_or_partial": summarise(known.mean(axis=axes), seed),
+            "other_state": summarise(other.mean(axis=axes), seed),
+        }
         for name, axes in (("by_pair", ()), ("by_layer", (2,)), ("by_target_layer", (1,)))
     }
     p_values = compute_p_values(share, seed)

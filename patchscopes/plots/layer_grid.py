@@ -1,5 +1,7 @@
 """Layer grids: what is said at each pair (ℓ, ℓ*), success by ℓ and by ℓ* beside the controls, and who agrees."""
 
+import textwrap
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,17 +12,15 @@ from patchscopes.plots.style import (
     BLUE,
     CHARACTER_WIDTH,
     GREY,
+    LIGHT_BLUE,
     ORANGE,
     PURPLE,
-    ROW_HEIGHT,
     SMALL_SIZE,
     TITLE_SIZE,
-    Column,
     CurveStyle,
     create_figure,
     draw_baseline,
     draw_curve,
-    draw_text_table,
     tidy_axis,
 )
 from patchscopes.plots.text import shorten, show_whitespace
@@ -31,15 +31,21 @@ WIDTH = 16.0
 TABLE_WIDTH, CURVES_WIDTH, MATRIX_WIDTH = 8.2, 3.6, 3.8
 LEAST_HEIGHT = 4.6
 FONTSIZE, LABEL_SIZE = 7, 6
+# Lines of a text, and inches of a row of the table with room for them.
+TEXT_LINES, TEXT_ROW_HEIGHT = 3, 0.5
 # With more columns than these a table has no room for texts.
 TEXT_COLUMNS = 6
+MOST_TICKS = 20
 STRONG = 2
 # The darkest blue leaves black texts readable.
 DARKEST = 0.55
 
-OWN_STYLE = CurveStyle("the name's own state", BLUE)
-OTHER_STYLE = CurveStyle("another name's state", ORANGE, "--")
-UNPATCHED_STYLE = CurveStyle("placeholder, unpatched", GREY, ":")
+STYLES = {
+    "strong": CurveStyle("strong", BLUE),
+    "strong_or_partial": CurveStyle("strong or partial", LIGHT_BLUE),
+    "other_state": CurveStyle("strong by another name's state", ORANGE, "--"),
+}
+UNPATCHED_STYLE = CurveStyle("strong unpatched", GREY, ":")
 HOTSPOT_STYLE = CurveStyle("stands out of chance", PURPLE, "", "*", 11)
 
 
@@ -75,7 +81,7 @@ def measure_height(grid: Json) -> float:
     """The inches that a grid needs."""
     labels = 0 if grid["consistency"] is None else len(grid["consistency"]["labels"])
     rows = len(grid["layers"]) if has_texts(grid) else 0
-    return max(LEAST_HEIGHT, ROW_HEIGHT * rows + 1.6, 0.13 * labels + 1.6)
+    return max(LEAST_HEIGHT, TEXT_ROW_HEIGHT * rows + 1.6, 0.13 * labels + 1.6)
 
 
 def has_texts(grid: Json) -> bool:
@@ -86,19 +92,18 @@ def has_texts(grid: Json) -> bool:
 def draw_grid(part: SubFigure, grid: Json) -> None:
     """The panels of one grid."""
     has_matrix = grid["consistency"] is not None
-    panels = [["table", "layer"], ["table", "target_layer"]]
-    widths = [TABLE_WIDTH, CURVES_WIDTH if has_matrix else CURVES_WIDTH + MATRIX_WIDTH]
     if has_matrix:
-        panels = [[*row, "matrix"] for row in panels]
-        widths.append(MATRIX_WIDTH)
+        panels, widths = "TLM;TRM", [TABLE_WIDTH, CURVES_WIDTH, MATRIX_WIDTH]
+    else:
+        panels, widths = "TL;TR", [TABLE_WIDTH, CURVES_WIDTH + MATRIX_WIDTH]
     axes = part.subplot_mosaic(panels, width_ratios=widths)
     part.suptitle(name_grid(grid), fontsize=TITLE_SIZE, parse_math=False)
-    draw_classes(axes["table"], grid)
-    draw_success(axes["layer"], grid, "layer", "Source layer ℓ")
-    draw_success(axes["target_layer"], grid, "target_layer", "Target layer ℓ*")
-    axes["layer"].legend(frameon=False, fontsize=SMALL_SIZE)
+    draw_classes(axes["T"], grid)
+    draw_success(axes["L"], grid, "layer", "Source layer ℓ")
+    draw_success(axes["R"], grid, "target_layer", "Target layer ℓ*")
+    axes["L"].legend(frameon=False, fontsize=SMALL_SIZE)
     if has_matrix:
-        draw_consistency(axes["matrix"], grid["consistency"])
+        draw_consistency(part, axes["M"], grid["consistency"])
 
 
 def name_grid(grid: Json) -> str:
@@ -124,28 +129,40 @@ def draw_classes(axis: Axes, grid: Json) -> None:
     is_one = classes.shape[:2] == (1, 1)
     shown = classes[0, 0] / STRONG if is_one else strong
     colours = matplotlib.colormaps["Blues"](shown * DARKEST)
+    edges = np.arange(len(target_layers) + 1), np.arange(len(layers) + 1) - 0.5
+    axis.pcolormesh(*edges, colours, rasterized=True)
+    for set_ticks, numbers, middle in ((axis.set_xticks, target_layers, 0.5), (axis.set_yticks, layers, 0.0)):
+        places = np.arange(0, len(numbers), -(-len(numbers) // MOST_TICKS))
+        set_ticks(places + middle, [str(numbers[place]) for place in places], fontsize=SMALL_SIZE)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_ylabel("Source layer ℓ")
     if has_texts(grid):
-        characters = int(0.9 * TABLE_WIDTH / (FONTSIZE * CHARACTER_WIDTH) / len(target_layers))
-        columns = [Column(str(layer), characters) for layer in target_layers]
-        draw_text_table(
-            axis, layers, columns, choose_texts(grid, classes), colours, fontsize=FONTSIZE, headings="bottom"
-        )
-    else:
-        characters = 1
-        edges = np.arange(len(target_layers) + 1), np.arange(len(layers) + 1) - 0.5
-        axis.pcolormesh(*edges, colours, rasterized=True)
-        for set_ticks, numbers, shift in ((axis.set_xticks, target_layers, 0.5), (axis.set_yticks, layers, 0.0)):
-            step = -(-len(numbers) // 20)
-            places = np.arange(0, len(numbers), step)
-            set_ticks(places + shift, [str(numbers[place]) for place in places], fontsize=SMALL_SIZE)
-        axis.set_ylabel("Source layer ℓ")
+        draw_texts(axis, choose_texts(grid, classes))
     for pair in grid["hotspots"]["pairs"]:
         column, row = target_layers.index(pair["target_layer"]), layers.index(pair["layer"])
-        axis.add_patch(
-            Rectangle((column * characters, row - 0.5), characters, 1, fill=False, edgecolor=PURPLE, linewidth=1.8)
-        )
+        axis.add_patch(Rectangle((column, row - 0.5), 1, 1, fill=False, edgecolor=PURPLE, linewidth=1.8))
     colour = "blue: strong, light blue: partial, white: failed" if is_one else "blue: share that is strong"
     axis.set_xlabel(f"Target layer ℓ* ({colour})")
+
+
+def draw_texts(axis: Axes, texts: list[list[str]]) -> None:
+    """A text in the middle of each cell, in a few lines."""
+    characters = int(0.9 * TABLE_WIDTH / (FONTSIZE * CHARACTER_WIDTH) / len(texts[0])) - 1
+    for row, of_row in enumerate(texts):
+        for column, text in enumerate(of_row):
+            lines = textwrap.wrap(show_whitespace(text), characters, max_lines=TEXT_LINES, placeholder="…")
+            # The layout has nothing to learn from texts inside the axes.
+            axis.text(
+                column + 0.5,
+                row,
+                "\n".join(lines),
+                ha="center",
+                va="center",
+                fontsize=FONTSIZE,
+                parse_math=False,
+                in_layout=False,
+            )
 
 
 def choose_texts(grid: Json, classes: np.ndarray) -> list[list[str]]:
@@ -166,7 +183,8 @@ def choose_text(grid: Json, classes: np.ndarray, row: int, column: int) -> str:
 def draw_success(axis: Axes, grid: Json, by: str, label: str) -> None:
     """The share that is strong at each ℓ, or ℓ*, beside both controls."""
     layers, view = grid[f"{by}s"], grid[f"by_{by}"]
-    for curve, style in ((view["strong"], OWN_STYLE), (view["other_state"], OTHER_STYLE)):
+    for name, style in STYLES.items():
+        curve = view[name]
         if curve is None:
             draw_curve(axis, [], [], None, style)
         else:
@@ -174,11 +192,11 @@ def draw_success(axis: Axes, grid: Json, by: str, label: str) -> None:
     draw_baseline(axis, grid["unpatched"]["mean"], UNPATCHED_STYLE)
     hotspots = grid["hotspots"][f"{by}s"]
     draw_curve(axis, [spot[by] for spot in hotspots], [spot["strong"] for spot in hotspots], None, HOTSPOT_STYLE)
-    axis.set(ylim=(0, max(0.1, axis.get_ylim()[1])), xlabel=label, ylabel="Share strong")
+    axis.set(ylim=(0, max(0.1, axis.get_ylim()[1])), xlabel=label, ylabel="Share of pairs")
     tidy_axis(axis)
 
 
-def draw_consistency(axis: Axes, consistency: Json) -> None:
+def draw_consistency(part: SubFigure, axis: Axes, consistency: Json) -> None:
     """The rank correlation of any two grids, in one order of rows and columns."""
     table = np.array([[np.nan if value is None else value for value in row] for row in consistency["rank_correlation"]])
     edges = np.arange(len(table) + 1) - 0.5
@@ -197,4 +215,4 @@ def draw_consistency(axis: Axes, consistency: Json) -> None:
         ylabel="Grid (grey: one class everywhere)",
     )
     axis.set_title(f"Agreement: mean {'-' if mean is None else f'{mean:.2f}'}", fontsize=TITLE_SIZE)
-    axis.get_figure().colorbar(shown, ax=axis, label="Rank correlation of two grids", pad=0.02)
+    part.colorbar(shown, ax=axis, label="Rank correlation of two grids", pad=0.02)

@@ -101,6 +101,7 @@ class TestMeasures:
         assert np.allclose(found["by_pair"]["strong"]["mean"], (own == STRONG).mean(axis=(0, 1)))
         assert np.allclose(found["by_layer"]["strong"]["mean"], (own == STRONG).mean(axis=(0, 1, 3)))
         assert np.allclose(found["by_target_layer"]["strong"]["mean"], (own == STRONG).mean(axis=(0, 1, 2)))
+        assert np.allclose(found["by_layer"]["strong_or_partial"]["mean"], (own > 0).mean(axis=(0, 1, 3)))
         assert np.allclose(found["by_name"], (own == STRONG).mean(axis=(0, 2, 3)))
         others = (classes == STRONG)[:, ~np.eye(5, dtype=bool)].mean()
         assert found["other_state"]["mean"] == pytest.approx(others)

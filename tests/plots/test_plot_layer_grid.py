@@ -31,7 +31,8 @@ def make_grid(
 
     def view(*shape: int) -> dict[str, Any]:
         other = share(generator, *shape) if others else None
-        return {"strong": share(generator, *shape, interval=several), "other_state": other}
+        own = {name: share(generator, *shape, interval=several) for name in ("strong", "strong_or_partial")}
+        return own | {"other_state": other}
 
     return {
         "stage": "targeted",
@@ -101,12 +102,12 @@ def test_texts_are_whole_and_apart(document):
 def test_each_grid_has_its_panels():
     figure = plot_layer_grid(make_document(make_grid(), make_grid(6, n_names=3)))
     names = [axis.get_label() for axis in figure.axes]
-    assert sorted(names) == sorted([*["table", "layer", "target_layer"] * 2, "matrix", "<colorbar>"])
+    assert sorted(names) == sorted([*"TLR" * 2, "M", "<colorbar>"])
     for axis in figure.axes:
         _, curves = axis.get_legend_handles_labels()
         if curves:
             assert set(curves) == set(explained_curves(axis))
-    table, by_layer = (figure.axes[names.index(name)] for name in ("table", "layer"))
+    table, by_layer = (figure.axes[names.index(name)] for name in ("T", "L"))
     # The framed hotspot: ℓ 0 at the bottom, the last ℓ*.
     (frame,) = [patch for patch in table.patches if isinstance(patch, Rectangle)]
     assert frame.get_y() == -0.5
@@ -118,7 +119,7 @@ def test_each_grid_has_its_panels():
 def test_cells_of_one_grid_say_what_is_said_and_those_of_several_how_many():
     one, several = make_grid(text="an actor"), make_grid(n_names=4, text="an actor")
     figure = plot_layer_grid(make_document(one, several))
-    tables = [axis for axis in figure.axes if axis.get_label() == "table"]
+    tables = [axis for axis in figure.axes if axis.get_label() == "T"]
     assert {text.get_text() for text in tables[0].texts} == {"an actor"}
     of_pairs = np.array(several["classes"])[0] == 2
     assert tables[1].texts[0].get_text() == f"{of_pairs[:, 0, 0].mean():.2f} an actor"
