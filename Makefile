@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_CROSS_MODEL := $(VENV)/ready-cross-model
 
-.PHONY: help setup setup-cross-model fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop figures bench test lint
+.PHONY: help setup setup-cross-model fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop layer-grid figures bench test lint
 
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
@@ -23,6 +23,7 @@ help:
 	@echo "make attention-knockout where the last position reads the subject: cut edges, and states of zero"
 	@echo "make entity-resolution  the two above, descriptions and LREs, on one axis of layers"
 	@echo "make multi-hop          two-hop questions repaired by patching"
+	@echo "make layer-grid         which layers, templates and names work: a study of one model"
 	@echo "make cross-model        one model explains the hidden states of another (needs setup-cross-model)"
 	@echo "make figures            all figures"
 	@echo "make bench              speed of the engine beside plain hooks"
@@ -88,6 +89,9 @@ cross-model: $(READY)
 multi-hop: $(READY)
 	$(RUN) scripts/run_multi_hop.py
 	$(RUN) scripts/run_multi_hop_interactive.py
+
+layer-grid: $(READY)
+	$(RUN) scripts/run_layer_grid.py --mode comprehensive
 
 # The one that needs a second model, only where that is installed.
 figures: fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)

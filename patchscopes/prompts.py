@@ -1,6 +1,12 @@
 """Target prompts and their placeholders."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from patchscopes.errors import PatchscopesError
+
+if TYPE_CHECKING:
+    import patchscopes.model.lens_model
 
 # The demonstrations and the placeholder of the paper's published code.
 TOKEN_IDENTITY_DEMOS = ("cat", "1135", "hello")
@@ -45,3 +51,48 @@ def build_entity_description_prompt(
     placeholder.
     """
     return separator.join([*(f"{name}: {description}" for name, description in examples), placeholder])
+
+
+def as_chat(model: "patchscopes.model.lens_model.LensModel", prompt: str, system: str | None = None) -> str:
+    """The prompt as a user's message in the model's own chat template, up to where the assistant goes on.
+
+    The prompt stands in the chat as it was given, so that its placeholder can be found there: the last one, unless the
+    template itself says it once more behind the prompt. Where the model puts BOS in front of any text, the chat begins
+    behind it: `to_token_ids` reads exactly the tokens of the template.
+
+    Args:
+        system: what a system message in front of it says; without it, what the template says by itself, if anything.
+
+    Raises:
+        PatchscopesError: the tokenizer has no chat template, or its template refuses the messages or changes the
+            prompt.
+    """
+    # Imported here: scripts read this module for their options, and these two take their time.
+    import jinja2
+
+    from patchscopes.tokens import to_token_ids
+
+    tokenizer = model.tokenizer
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise PatchscopesError(
+            f"the tokenizer of {model.cfg.model_name!r} has no chat template; give the prompt itself, or choose a "
+            "model that is tuned for chats"
+        )
+    messages = [{"role": "user", "content": prompt}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    try:
+        chat: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+        raise PatchscopesError(
+            f"the chat template of {model.cfg.model_name!r} refuses these messages ({error}); leave out the system "
+            "message, or give the prompt itself"
+        ) from error
+    if prompt not in chat:
+        raise PatchscopesError(
+            f"the chat template of {model.cfg.model_name!r} changes the prompt {prompt!r}; give one without spaces at "
+            "its ends"
+        )
+    bos = tokenizer.bos_token
+    puts_bos = int(to_token_ids(model, "x")[0]) == tokenizer.bos_token_id
+    return chat.removeprefix(bos) if bos and puts_bos else chat

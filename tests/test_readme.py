@@ -19,6 +19,7 @@ from patchscopes.data.entities import load_entities
 from patchscopes.data.questions import load_questions
 from patchscopes.data.relations import find_relation_files, load_carriers, load_relations
 from patchscopes.data.target_prompts import load_candidates
+from patchscopes.data.templates import load_templates
 from patchscopes.data.texts import load_texts
 from patchscopes.model.registry import EMBEDDED_MODEL
 
@@ -150,6 +151,7 @@ def test_the_data_are_as_many_as_said():
     assert f"{n_words:,} words in all" in said
     assert f"{len(train)} are for training and {len(evaluation)} for evaluation" in said
     assert f"{len(load_entities(ROOT / 'data' / 'entities.json'))} names" in said
+    assert f"{len(load_templates())} templates of target prompts in five families" in said
     questions = load_questions(ROOT / "data" / "multihop_examples.json")
     categories = [question.category for question in questions]
     assert f"{len(questions)} questions in {len(set(categories))} pairs of relations" in said

@@ -1,5 +1,5 @@
 """What is read from files: `texts` to take states from, `entities` with descriptions, two-hop `questions`, `relations`
-with the subjects that have an attribute, and `facts`, prompts that an attribute follows.
+with the subjects that have an attribute, `facts`, prompts that an attribute follows, and `templates` of target prompts.
 
 All go through the one reader in `files`, which says in which row a file is wrong.
 """

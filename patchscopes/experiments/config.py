@@ -392,3 +392,52 @@ class EntityResolutionConfig:
     max_new_tokens: int = 20
     seed: int = 0
     batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGridConfig:
+    """Options of the layer-grid study (`layer_grid`).
+
+    Attributes:
+        mode: one of `MODES`.
+        source_prompt: S, a name or a sentence with a name in it; None for the first name of the file. Of no use to
+            `multi`.
+        name: how the name stands in S, where the file does not know it.
+        keywords: what counts as known of the name; none for those of the file.
+        template: the target prompt of modes that take one.
+        template_type: the family of `patchscope`.
+        layers, target_layers: ℓ and ℓ*, by number; None to go by shares.
+        shares, target_shares: the same as shares of the depth, from 0 (the first block) to 1 (the last); none for those
+            of the mode.
+        full_grid: all layers, in all parts of a study.
+        n_names: of `multi`, at most; drawn from those with two keywords.
+        n_others: other names whose states are the control of one name. With fewer than 19, a single name cannot stand
+            out at the level of `ALPHA`.
+        seed: of which names are drawn, of permutations and of the bootstrap; generation is greedy.
+        batch_size: rows at a time; None to choose by size.
+    """
+
+    MODES: ClassVar = ("quick", "targeted", "templates", "patchscope", "multi", "comprehensive")
+    # ℓ and ℓ* of each kind of grid.
+    QUICK_SHARES: ClassVar = ((0.2, 0.5), (0.1, 0.3))
+    SHARES: ClassVar = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    # All templates multiply the rows, so they get fewer pairs.
+    TEMPLATE_SHARES: ClassVar = (0.1, 0.3, 0.5, 0.7)
+    # How often hotspots are found, of pairs, of ℓ or of ℓ*, where there are none.
+    ALPHA: ClassVar = 0.05
+    mode: str = "quick"
+    source_prompt: str | None = None
+    name: str | None = None
+    keywords: tuple[str, ...] = ()
+    template: str = "entity_description"
+    template_type: str | None = None
+    layers: tuple[int, ...] | None = None
+    target_layers: tuple[int, ...] | None = None
+    shares: tuple[float, ...] = ()
+    target_shares: tuple[float, ...] = ()
+    full_grid: bool = False
+    n_names: int = 24
+    n_others: int = 19
+    max_new_tokens: int = 20
+    seed: int = 0
+    batch_size: int | None = None

@@ -20,7 +20,7 @@ from options import (
     target_layer,
 )
 
-SHARED = ("learned", "live_grid", "options", "skeleton")
+SHARED = ("layer_grid_tables", "learned", "live_grid", "options", "skeleton")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if path.stem not in SHARED)
 HEAVY = ("torch", "transformer_lens", "transformers", "matplotlib", "datasets")
 # Runs a script as `python SCRIPT OPTIONS` does, then says how it ended and which of the heavy packages it imported.
@@ -87,6 +87,10 @@ def test_an_unknown_option_is_refused_at_once(script):
         ("run_entity_interactive.py", [""], "the name is empty"),
         ("run_cross_model.py", ["--source-model", "gpt2"], "Give --target-model"),
         ("run_cross_model.py", ["--entities", "nowhere.csv"], "there is no file nowhere.csv"),
+        ("run_layer_grid.py", ["--mode", "slow"], "argument --mode: invalid choice: 'slow'"),
+        ("run_layer_grid.py", ["--mode", "patchscope"], "give both or neither"),
+        ("run_layer_grid.py", ["--source-prompt", "Nobody at all"], "no name of the file stands in the source prompt"),
+        ("run_layer_grid.py", ["--template", "magic"], "there is no template 'magic'"),
         ("run_multi_hop.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_multi_hop_interactive.py", ["--example-id", "99999"], "no question with the id 99999"),
         ("train_lens.py", ["--output", "a.safetensors", "--layers", "1"], "--layers is for tuned_lens_kl"),

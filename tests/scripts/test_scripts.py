@@ -13,8 +13,9 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, SPECIAL, make_hf_model, sentencepiece_like
+from conftest import CONFIGS, ROOT, SPECIAL, byte_level, make_hf_model, sentencepiece_like
 from made_up_facts import make_facts
+from made_up_names import TEMPLATES, make_names
 from made_up_questions import make_questions
 from made_up_relations import make_relation
 from transformer_lens.tools.analysis import JacobianLens
@@ -591,6 +592,82 @@ class TestEntityResolution:
         assert "no LRE" not in done.stdout
 
 
+@pytest.fixture(scope="module")
+def word_folder(tmp_path_factory):
+    """A model that says words."""
+    folder = tmp_path_factory.mktemp("tiny-words")
+    config = CONFIGS["llama"]()
+    config.vocab_size = 1024
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=byte_level(), **SPECIAL).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def name_files(word_folder, tmp_path_factory):
+    """Names that the tiny model "knows", and templates."""
+    folder = tmp_path_factory.mktemp("names")
+    entities = [
+        {"entity": one.name, "reference": one.reference, "keywords": one.keywords}
+        for one in make_names(load_model(str(word_folder)), 6)
+    ]
+    (folder / "names.json").write_text(json.dumps(entities))
+    (folder / "templates.json").write_text(json.dumps([asdict(template) for template in TEMPLATES]))
+    return folder
+
+
+class TestLayerGrid:
+    @pytest.fixture
+    def arguments(self, name_files, word_folder, output, tmp_path):
+        files = ["--entities", name_files / "names.json", "--templates", name_files / "templates.json"]
+        history = ["--history-file", tmp_path / "runs.jsonl"]
+        few = ["--template", "identity", "--max-new-tokens", 12, "--samples", 4]
+        return ["--model", word_folder, *files, *history, *few, *output]
+
+    def test_every_mode_and_its_history(self, arguments, tmp_path):
+        modes = {
+            "quick": [],
+            "targeted": ["--source-prompt", "We saw a RED DOG", "--name", "RED DOG", "--keywords", "a,b"],
+            "templates": ["--others", 3],
+            "patchscope": ["--template-type", "minimal"],
+            "multi": ["--shares", "0,1"],
+            "comprehensive": ["--full-grid"],
+        }
+        for number, (mode, more) in enumerate(modes.items(), start=1):
+            done = script("run_layer_grid.py", "--mode", mode, *more, *arguments)
+            assert done.returncode == 0, done.stderr
+            assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+            document = read(tmp_path / "out.json")
+            assert (document["experiment"], document["results"]["mode"]) == ("layer_grid", mode)
+            assert "hotspots (ℓ, ℓ*)" in done.stdout
+            assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == number
+            (tmp_path / "out.png").unlink()
+            # Only the quick look ends with a verdict.
+            assert (mode == "quick") == ("It works: " in done.stdout or "It does not work" in done.stdout)
+        assert "left out: user, because the tokenizer of" in done.stdout
+
+        (tmp_path / "runs.jsonl").open("a").write('{"time": "2026')
+        listed = script("run_layer_grid.py", "--history", *arguments)
+        assert listed.returncode == 0, listed.stderr
+        assert "line 7 is torn" in listed.stdout
+        assert [line.split()[0] for line in listed.stdout.splitlines()[2:]] == [*"12345", *"666"]
+        assert not (tmp_path / "out.png").exists()
+
+        compared = script("run_layer_grid.py", "--compare", 5, -1, *arguments)
+        assert compared.returncode == 0, compared.stderr
+        assert (tmp_path / "out_compare.png").read_bytes().startswith(PNG)
+        assert "over 4 names of both" in compared.stdout
+        assert "full_grid: False and True" in compared.stdout
+
+    def test_again_from_the_chunks(self, arguments, tmp_path):
+        first, again = (script("run_layer_grid.py", *arguments) for _ in range(2))
+        assert (first.returncode, again.returncode) == (0, 0), first.stderr
+        history = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+        assert history[0]["summary"] == history[1]["summary"]
+        assert history[0]["file"] == "out.json"
+
+
 class TestFig1:
     @pytest.mark.parametrize("mode", ["generate", "top_k", "both"])
     def test_each_mode(self, model_folder, tmp_path, mode):
@@ -648,6 +725,14 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_causal_tracing.py", ["--methods", "guess"], "expected some of original,patchscope"),
         ("run_entity_resolution.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_entity_resolution.py", ["--examples", "1"], "expected a whole number of at least 2"),
+        ("run_layer_grid.py", ["--entities", "nowhere.json"], "there is no file nowhere.json"),
+        ("run_layer_grid.py", ["--mode", "patchscope"], "give both or neither"),
+        ("run_layer_grid.py", ["--source-prompt", "Nobody at all"], "no name of the file stands in the source prompt"),
+        ("run_layer_grid.py", ["--source-prompt", "Ada", "--keywords", "math"], "has 1 keywords"),
+        ("run_layer_grid.py", ["--template", "magic"], "there is no template 'magic'"),
+        ("run_layer_grid.py", ["--shares", "0,2"], "expected shares of the depth from 0 to 1"),
+        ("run_layer_grid.py", ["--history", "--history-file", "no.jsonl"], "there is no history no.jsonl"),
+        ("run_layer_grid.py", ["--compare", "1", "2", "--history-file", "no.jsonl"], "there is no history no.jsonl"),
         ("run_multi_hop.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_multi_hop.py", ["--methods", "guess"], "expected some of vanilla,cot,patchscope,"),
         ("run_multi_hop_interactive.py", ["--hop1", "the DOG"], "needs both --hop2 and --hop1"),
