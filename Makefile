@@ -94,7 +94,7 @@ layer-grid: $(READY)
 	$(RUN) scripts/run_layer_grid.py --mode comprehensive
 
 # The one that needs a second model, only where that is installed.
-figures: fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution multi-hop $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
+figures: fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution multi-hop layer-grid $(if $(wildcard $(READY_CROSS_MODEL)),cross-model)
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py
