@@ -58,6 +58,8 @@ def plot_layer_grid(document: Json) -> Figure:
     parts = figure.subfigures(len(grids), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, grid in zip(parts, grids, strict=True):
         draw_grid(part, grid)
+    handles, labels = next(axis for axis in figure.axes if axis.get_label() == "L").get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=SMALL_SIZE, loc="outside lower center", ncols=len(labels))
     return figure
 
 
@@ -101,7 +103,6 @@ def draw_grid(part: SubFigure, grid: Json) -> None:
     draw_classes(axes["T"], grid)
     draw_success(axes["L"], grid, "layer", "Source layer ℓ")
     draw_success(axes["R"], grid, "target_layer", "Target layer ℓ*")
-    axes["L"].legend(frameon=False, fontsize=SMALL_SIZE)
     if has_matrix:
         draw_consistency(part, axes["M"], grid["consistency"])
 
