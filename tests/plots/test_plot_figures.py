@@ -35,6 +35,8 @@ PLOTS = {
     "multi_hop": "multi_hop",
     "multi_hop_grid": "multi_hop_grid",
     "next_token": "next_token",
+    "prompt_table": "prompt_table",
+    "target_prompts": "target_prompts",
 }
 NAMES = sorted(path.stem for path in FIGURES.glob("*.json"))
 
@@ -65,7 +67,7 @@ class TestCommittedDocuments:
         for axis in plot(load(name)).axes:
             place = axis.get_subplotspec()
             if axis.get_label() == "<colorbar>":
-                assert axis.get_ylabel()
+                assert axis.get_ylabel() or axis.get_xlabel()
                 continue
             # Panels that share an axis are labelled at the edge of the figure; columns and bars are named.
             headings = [tick.label2.get_text() for tick in axis.xaxis.get_major_ticks() if tick.label2.get_visible()]
