@@ -52,8 +52,8 @@ class RowSize:
         # In one block at a time they may be copied behind those of the shared tokens.
         keys_values = count_keys_values(model) * (cfg.n_layers * kept + max(kept, self.seen))
         # Softmax is taken of a copy in float32.
-        twice = self._count_scores(model) + self.unembedded * cfg.d_vocab
-        return int((in_block + keys_values + 2 * twice) * of_one + twice * 4)
+        copied = self._count_scores(model) + self.unembedded * cfg.d_vocab
+        return int((in_block + keys_values + copied) * of_one + copied * 4)
 
     def count_largest(self, model: LensModel) -> int:
         """How many numbers the largest of its tensors holds."""
