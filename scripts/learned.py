@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from options import existing_file, positive
 from skeleton import progress_bar
 
+from patchscopes.data.target_prompts import PromptBand, load_best_prompts
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import N_TOKENS, SOFT_PROMPT_TRAINING, JacobianLensConfig, TrainingConfig
@@ -41,6 +42,30 @@ def add_learned_options(parser: argparse.ArgumentParser, *files: str) -> None:
             metavar="FILE",
             help="written by train_lens.py, to use instead of learning it here",
         )
+
+
+def add_best_prompt_option(parser: argparse.ArgumentParser) -> None:
+    """`--best-prompt`, which the lens `best_prompt` needs."""
+    parser.add_argument_group("best prompt").add_argument(
+        "--best-prompt",
+        type=existing_file(".json", "write one with scripts/run_target_prompts.py"),
+        metavar="FILE",
+        help="written by run_target_prompts.py: the target prompts that best_prompt reads the layers with",
+    )
+
+
+def load_chosen_prompts(options: argparse.Namespace, methods: Collection[str]) -> tuple[PromptBand, ...]:
+    """The target prompts of `best_prompt`, if it is among the methods."""
+    if "best_prompt" not in methods:
+        return ()
+    if options.best_prompt is None:
+        raise PatchscopesError("best_prompt needs --best-prompt FILE; write one with scripts/run_target_prompts.py")
+    return load_best_prompts(options.best_prompt)
+
+
+def describe_prompts(prompts: tuple[PromptBand, ...]) -> dict[str, Any]:
+    """For the options in the result file: the target prompts of `best_prompt`, if there are any."""
+    return {"best_prompt": [asdict(band) for band in prompts]} if prompts else {}
 
 
 def load_train_texts(options: argparse.Namespace) -> TextSet:

@@ -3,22 +3,27 @@
 import argparse
 from dataclasses import asdict
 
-from learned import MAPPED, add_learned_options, describe_learned, get_maps, get_provenance
-from options import build_common_parser, existing_file
+from learned import (
+    MAPPED,
+    add_best_prompt_option,
+    add_learned_options,
+    describe_learned,
+    describe_prompts,
+    get_maps,
+    get_provenance,
+    load_chosen_prompts,
+)
+from options import build_common_parser
 from skeleton import load_chosen_model, run_experiment, run_script
 
-from patchscopes.data.target_prompts import load_best_prompts
 from patchscopes.data.texts import load_texts
-from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import NextTokenConfig
 
 
 def main() -> None:
     options = build_parser().parse_args()
     texts = load_texts(options.dataset, limit=options.samples)
-    if "best_prompt" in options.methods and options.best_prompt is None:
-        raise PatchscopesError("best_prompt needs --best-prompt FILE; write one with scripts/run_target_prompts.py")
-    prompts = load_best_prompts(options.best_prompt) if "best_prompt" in options.methods else ()
+    prompts = load_chosen_prompts(options, options.methods)
 
     from patchscopes.experiments import next_token
     from patchscopes.model.environment import describe_environment
@@ -43,12 +48,7 @@ def main() -> None:
         lambda store, progress: next_token.run(
             model, texts, config, store, maps=maps, prompts=prompts, progress=progress
         ),
-        config={
-            "model": options.model,
-            "dataset": options.dataset,
-            **asdict(config),
-            **({"best_prompt": [asdict(band) for band in prompts]} if prompts else {}),
-        },
+        config={"model": options.model, "dataset": options.dataset, **asdict(config), **describe_prompts(prompts)},
         environment=describe_environment(model, texts) | describe_learned(provenances),
         plot=plot_next_token,
         print_table=print_table,
@@ -65,12 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         unused=("max-new-tokens",),
     )
     add_learned_options(parser, *(method.replace("_", "-") for method in MAPPED))
-    parser.add_argument_group("best prompt").add_argument(
-        "--best-prompt",
-        type=existing_file(".json", "write one with scripts/run_target_prompts.py"),
-        metavar="FILE",
-        help="written by run_target_prompts.py: the target prompts that --methods best_prompt reads the layers with",
-    )
+    add_best_prompt_option(parser)
     return parser
 
 

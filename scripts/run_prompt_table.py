@@ -3,7 +3,16 @@
 import argparse
 from dataclasses import asdict
 
-from learned import MAPPED, add_learned_options, describe_learned, get_maps, get_provenance
+from learned import (
+    MAPPED,
+    add_best_prompt_option,
+    add_learned_options,
+    describe_learned,
+    describe_prompts,
+    get_maps,
+    get_provenance,
+    load_chosen_prompts,
+)
 from options import build_common_parser
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
@@ -14,6 +23,7 @@ from patchscopes.results import Json
 
 def main() -> None:
     options = build_parser().parse_args()
+    prompts = load_chosen_prompts(options, [options.lens])
 
     from patchscopes.experiments import prompt_table
     from patchscopes.model.environment import describe_environment
@@ -35,8 +45,8 @@ def main() -> None:
     run_experiment(
         options,
         "prompt_table",
-        lambda store, progress: time_total(lambda: prompt_table.run(model, config, maps=maps)),
-        config={"model": options.model, **asdict(config)},
+        lambda store, progress: time_total(lambda: prompt_table.run(model, config, maps=maps, prompts=prompts)),
+        config={"model": options.model, **asdict(config), **describe_prompts(prompts)},
         environment=describe_environment(model) | describe_learned(provenances),
         plot=plot_prompt_table,
         print_table=print_table,
@@ -67,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--bos", action="store_true", help="with the BOS token that is put in front of the prompt")
     add_learned_options(parser, *(lens.replace("_", "-") for lens in MAPPED))
+    add_best_prompt_option(parser)
     return parser
 
 

@@ -107,6 +107,7 @@ def test_an_unknown_option_is_refused_at_once(script):
         ("run_attention_knockout.py", ["--window", "0"], "expected a whole number of at least 1"),
         ("run_prompt_table.py", [""], "the prompt is empty; give at least one character"),
         ("run_prompt_table.py", ["--lens", "magic"], "argument --lens: invalid choice: 'magic'"),
+        ("run_prompt_table.py", ["--lens", "best_prompt"], "best_prompt needs --best-prompt FILE; write one with"),
         ("run_prompt_table.py", ["--color", "size"], "argument --color: invalid choice: 'size'"),
         (
             "run_attributes_interactive.py",

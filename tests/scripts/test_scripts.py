@@ -167,6 +167,11 @@ class TestTargetPrompts:
         ]
         for method, measures in figure_2["results"]["methods"].items():
             assert measures == results["methods"][method]
+        done = script("run_prompt_table.py", "dog", *common, "--lens", "best_prompt", *best[2:4], *figure)
+        assert done.returncode == 0, done.stderr
+        table = read(tmp_path / "fig2.json")
+        assert table["config"]["best_prompt"] == figure_2["config"]["best_prompt"]
+        assert list(table["results"]["methods"]) == ["best_prompt"]
         wrong = script("run_fig2.py", *common, *best[:3], tmp_path / "fig2.json", *figure)
         assert wrong.returncode == 1
         assert "is no result of run_target_prompts.py" in wrong.stderr
