@@ -79,8 +79,7 @@ class PromptTableConfig:
         batch_size: rows at a time; None to choose by size.
     """
 
-    # Those that need no file of prompts.
-    LENSES: ClassVar = tuple(method for method in NextTokenConfig.METHODS if method != "best_prompt")
+    LENSES: ClassVar = NextTokenConfig.METHODS
     COLORS: ClassVar = ("probability", "rank", "kl")
     # Of a figure: PNG files end at 65,536 pixels.
     MAX_TOKENS: ClassVar = 120
