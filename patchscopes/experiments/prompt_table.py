@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.baselines import Lens, LogitLens
-from patchscopes.engine.batching import rows_per_batch
+from patchscopes.engine.batching import run_in_batches
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
@@ -160,10 +160,9 @@ def tabulate_prompt(
     states = extract_representations(
         model, [tokens] * len(positions), positions, [*numbers, last], batch_size=batch_size or 32
     )
-    size = batch_size or rows_per_batch(model)
-    rows = read_rows(model, read_logits, states[:, :-1], states[:, -1], numbers, size)
+    rows = read_rows(model, read_logits, states[:, :-1], states[:, -1], numbers, batch_size)
     # The model's own prediction is what the Logit Lens reads at the last layer.
-    own = read_rows(model, LogitLens(model), states[:, -1:], states[:, -1], [last], size)
+    own = read_rows(model, LogitLens(model), states[:, -1:], states[:, -1], [last], batch_size)
 
     def by_layer(of_rows: list[Any]) -> list[list[Any]]:
         """Of rows by position and then by layer, the table over (layer, position)."""
@@ -202,21 +201,27 @@ def read_rows(
     states: Float[Tensor, "position layer d_model"],
     last_states: Float[Tensor, "position d_model"],
     layers: Sequence[int],
-    batch_size: int,
+    batch_size: int | None,
 ) -> Reading:
     """What a lens says of all layers of the first position, then of the next, beside what the model says by its last
     states. Logits exist for one batch of rows, and for the positions that it touches."""
     rows = states.flatten(0, 1)
     row_layers = torch.tensor(layers, device=rows.device).repeat(len(states))
     row_positions = torch.arange(len(states), device=rows.device).repeat_interleave(len(layers))
-    readings: list[Reading] = []
-    for some in torch.arange(len(rows), device=rows.device).split(batch_size):
+
+    def read(some: slice) -> Reading:
         logits = check_finite(model, lens(rows[some], row_layers[some]))
-        touched = slice(int(row_positions[some[0]]), int(row_positions[some[-1]]) + 1)
+        places = row_positions[some]
+        touched = slice(int(places[0]), int(places[-1]) + 1)
         own = torch.log_softmax(check_finite(model, logit_lens(model, last_states[touched])).float(), dim=-1)
-        places = row_positions[some] - touched.start
-        for few, of_few in zip(logits.split(ROWS_COMPARED), places.split(ROWS_COMPARED), strict=True):
-            readings.append(compare_with_own(few, own[of_few]))
+        parts = zip(logits.split(ROWS_COMPARED), (places - touched.start).split(ROWS_COMPARED), strict=True)
+        return join_readings([compare_with_own(few, own[of_few]) for few, of_few in parts])
+
+    return join_readings([reading for _, reading in run_in_batches(model, len(rows), read, batch_size=batch_size)])
+
+
+def join_readings(readings: Sequence[Reading]) -> Reading:
+    """The readings of several batches as one."""
     return Reading(*map(torch.cat, zip(*readings, strict=True)))
 
 

@@ -119,7 +119,7 @@ def try_candidates(
     batch_size: int | None,
 ) -> Json:
     """Both metrics of each candidate, by its number, for each sample of a chunk; states are extracted once for all."""
-    # One candidate after the other: as rows of several prompts in one call they take 13 % more (embedded model).
+    # One candidate after the other: as rows of several prompts in one call they took no less time.
     lenses = {str(number): PatchscopeLens(target) for number, target in enumerate(targets.values())}
     tried = measure_samples(model, drawn, samples, layers, lenses, batch_size)
     seconds = tried["seconds"]
