@@ -6,6 +6,7 @@ command is run again.
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from patchscopes.learned.config import (
 )
 
 if TYPE_CHECKING:
+    from patchscopes.learned.mappings import AffineMap, MapKey
     from patchscopes.model.lens_model import LensModel
 
 LENSES = {
@@ -53,11 +55,9 @@ DEFAULTS = {"tuned_lens_kl": TrainingConfig(), "learned_prompt": SOFT_PROMPT_TRA
 def main() -> None:
     options = build_parser().parse_args()
     refuse_options_of_other_lenses(options)
-    if options.pretrained is not None:
-        take_pretrained(load_chosen_model(options), options)
-    else:
-        texts = load_train_texts(options)
-        LEARN[options.lens](load_chosen_model(options), texts, options)
+    texts = load_train_texts(options)
+    learn = LEARN[options.lens] if options.pretrained is None else take_pretrained
+    learn(load_chosen_model(options), texts, options)
     print(f"wrote {options.output}")
 
 
@@ -105,18 +105,27 @@ def fit_jacobians(model: "LensModel", texts: TextSet, options: argparse.Namespac
     given = {name: getattr(options, name) for name in JACOBIAN_OPTIONS if getattr(options, name) is not None}
     config = JacobianLensConfig(seed=options.seed, **given)
     maps = fit_jacobian_lens(model, texts, config, fresh=options.fresh, progress=progress_bar("fitting"))
-    save_maps(options.output, maps)
+    save_maps(options.output, centre_if_asked(model, maps, texts, options))
     made = get_provenance(maps)
     print(f"{len(maps)} maps from {made.n_positions} positions in {made.options['metadata']['n_prompts']} texts")
 
 
-def take_pretrained(model: "LensModel", options: argparse.Namespace) -> None:
+def centre_if_asked(
+    model: "LensModel", maps: Mapping["MapKey", "AffineMap"], texts: TextSet, options: argparse.Namespace
+) -> Mapping["MapKey", "AffineMap"]:
+    """A Jacobian Lens with the bias of `centre_maps`, if the option says so."""
+    from patchscopes.learned.jacobian_lens import centre_maps
+
+    return centre_maps(model, maps, texts, seed=options.seed) if options.centred else maps
+
+
+def take_pretrained(model: "LensModel", texts: TextSet, options: argparse.Namespace) -> None:
     """A published Jacobian Lens, in a file like the others."""
     from patchscopes.learned.jacobian_lens import load_pretrained_jacobian_lens
     from patchscopes.learned.mappings import save_maps
 
     maps = load_pretrained_jacobian_lens(model, options.pretrained or None)
-    save_maps(options.output, maps)
+    save_maps(options.output, centre_if_asked(model, maps, texts, options))
     made = get_provenance(maps)
     print(f"{len(maps)} maps from {made.options['n_texts']} texts: {made.options['pretrained']}")
 
@@ -190,6 +199,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="take a published one instead: a name of TransformerLens's registry of lenses, or a .pt file (without "
         "NAME: by the model's own hub id)",
     )
+    jacobian.add_argument(
+        "--centred",
+        action="store_const",
+        const=True,
+        help="with a bias: an expansion around the mean representation of train texts, whether fitted or published",
+    )
     train = parser.add_argument_group("tuned_lens_kl and learned_prompt (defaults of each in this order)")
     add_layers_option(train)
 
@@ -224,7 +239,7 @@ def refuse_options_of_other_lenses(options: argparse.Namespace) -> None:
     """An option that has no effect on the chosen lens is a mistake."""
     allowed = dict.fromkeys(("train_positions", "ridge"), FITTED)
     allowed |= dict.fromkeys(("layers", *TRAINING_OPTIONS), tuple(DEFAULTS))
-    allowed |= dict.fromkeys((*JACOBIAN_OPTIONS, "pretrained"), ("jacobian_lens",))
+    allowed |= dict.fromkeys((*JACOBIAN_OPTIONS, "pretrained", "centred"), ("jacobian_lens",))
     allowed |= dict.fromkeys(("prompt", "train_samples"), ("learned_prompt",))
     for name, lenses in allowed.items():
         if getattr(options, name) is not None and options.lens not in lenses:

@@ -4,13 +4,13 @@ J is the mean, over texts and tokens, of ∂h'/∂h, where h is a token's repres
 block gives, summed over this token and all later ones. TransformerLens fits it (`JacobianLens.fit`, one forward pass a
 text and `d_model` backward passes). Here it gets what the other lenses have: it is an affine map to the last layer
 (weight J, no bias; the identity at the last layer), with its provenance, in a file or the cache folder, and an
-interrupted fit goes on from the last text.
+interrupted fit goes on from the last text. `centre_maps` gives J the bias that a first-order expansion has.
 """
 
 import io
 import pickle
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,22 @@ import torch
 from transformer_lens.tools.analysis import JacobianLens
 
 from patchscopes.data.texts import TextSet, check_train
+from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import JacobianLensConfig
 from patchscopes.learned.files import get_cached_path, load_cached, remove_files
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
 from patchscopes.learned.provenance import Provenance, describe_provenance
+from patchscopes.learned.tuned_lens import draw_at_most, split_held_out
 from patchscopes.model.lens_model import LensModel
 from patchscopes.model.registry import MODELS
 from patchscopes.results import write_atomically
 from patchscopes.tokens import to_token_ids
 
 ESTIMATOR = "jacobian_lens"
+# Representations whose mean a lens is centred on, and how many of them are in memory.
+N_CENTRE = 1000
+AT_A_TIME = 64
 # What the fitted maps depend on, beside TransformerLens: their cache keeps for as long as none of these changes.
 _MODULES = ["learned/jacobian_lens", "learned/mappings"]
 # What TransformerLens and PyTorch raise at a file that holds no lens.
@@ -129,6 +134,39 @@ def to_maps(model: LensModel, lens: JacobianLens, made: Provenance) -> dict[MapK
         (key := MapKey(layer, last)): AffineMap(weight=weight, bias=torch.zeros(width), key=key, provenance=made)
         for layer, weight in sorted(weights.items())
     }
+
+
+def centre_maps(
+    model: LensModel, maps: Mapping[MapKey, AffineMap], texts: TextSet, *, n_positions: int = N_CENTRE, seed: int = 0
+) -> dict[MapKey, AffineMap]:
+    """The maps as expansions around the mean representation: h ↦ J (h - μ) + μ', the means of ℓ and the last.
+
+    J alone maps also what all representations of a layer have in common, and where that is large it covers the rest.
+
+    Args:
+        texts: of the train split.
+        n_positions: drawn from them for the means, at most.
+
+    Raises:
+        PatchscopesError: texts of another split, or fewer than two with a position.
+    """
+    learn, _ = split_held_out(model, texts)
+    samples = draw_at_most(learn, n_positions, seed)
+    layers = sorted({layer for key in maps for layer in (key.source_layer, key.target_layer)})
+    means = dict.fromkeys(layers, torch.zeros(model.cfg.d_model, dtype=torch.float64))
+    for start in range(0, len(samples), AT_A_TIME):
+        some = samples[start : start + AT_A_TIME]
+        prompts, positions = [learn[sample.text][0] for sample in some], [sample.position for sample in some]
+        states = extract_representations(model, prompts, positions, layers).cpu().double()
+        for slot, layer in enumerate(layers):
+            means[layer] = means[layer] + states[:, slot].sum(dim=0) / len(samples)
+    centre = {"texts": texts.name, "texts_sha256": texts.sha256, "n_positions": len(samples), "seed": seed}
+    centred = {}
+    for key, one in maps.items():
+        bias = (means[key.target_layer] - one.weight.double() @ means[key.source_layer]).float()
+        made = replace(one.provenance, options=one.provenance.options | {"centred": centre})
+        centred[key] = replace(one, bias=bias, provenance=made)
+    return centred
 
 
 def _choose_texts(model: LensModel, texts: TextSet, config: JacobianLensConfig) -> tuple[list[str], int]:

@@ -15,7 +15,7 @@ from patchscopes.engine.jacobian import compute_jacobians
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned import jacobian_lens
 from patchscopes.learned.config import JacobianLensConfig
-from patchscopes.learned.jacobian_lens import fit_jacobian_lens, load_pretrained_jacobian_lens
+from patchscopes.learned.jacobian_lens import centre_maps, fit_jacobian_lens, load_pretrained_jacobian_lens
 from patchscopes.learned.mappings import LayerMapping, MapKey, load_maps, save_maps
 from patchscopes.model.loading import load_model
 from patchscopes.tokens import to_token_ids
@@ -159,6 +159,39 @@ class TestKept:
         monkeypatch.setattr(llama, "compatibility_mode", True)
         with pytest.raises(PatchscopesError, match=r"fits no Jacobian Lens on .*compatibility mode"):
             fit_jacobian_lens(llama, TEXTS, CONFIG)
+
+
+class TestCentred:
+    def test_the_mean_representation_becomes_the_mean_of_the_last_layer(self, model):
+        maps = fit_jacobian_lens(model, TEXTS, CONFIG)
+        centred = centre_maps(model, maps, TEXTS)
+        ids = [to_token_ids(model, text) for text in TEXTS.texts]
+        # All that the function may draw from: not the held-out text, not the first token of each.
+        sources = [(text, at) for text in ids[1:] for at in range(1, len(text))]
+        prompts, positions = zip(*sources, strict=True)
+        means = extract_representations(model, list(prompts), list(positions)).mean(dim=0)
+        for layer in range(4):
+            one = centred[MapKey(layer, 3)]
+            assert torch.equal(one.weight, maps[MapKey(layer, 3)].weight)
+            torch.testing.assert_close(one(means[layer]), means[3], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(centred[MapKey(3, 3)].bias, torch.zeros_like(means[3]), atol=1e-6, rtol=0)
+
+    def test_its_provenance_says_so_and_more_positions_change_nothing(self, llama, monkeypatch):
+        maps = fit_jacobian_lens(llama, TEXTS, CONFIG)
+        centred = centre_maps(llama, maps, TEXTS)
+        made = centred[MapKey(0, 3)].provenance
+        assert made.options["centred"]["n_positions"] == sum(
+            len(to_token_ids(llama, text)) - 1 for text in TEXTS.texts[1:]
+        )
+        assert "centred" not in maps[MapKey(0, 3)].provenance.options
+        monkeypatch.setattr(jacobian_lens, "AT_A_TIME", 5)
+        in_parts = centre_maps(llama, maps, TEXTS)[MapKey(0, 3)]
+        torch.testing.assert_close(in_parts.bias, centred[MapKey(0, 3)].bias, atol=1e-5, rtol=1e-5)
+
+    def test_only_on_train_texts(self, llama):
+        maps = fit_jacobian_lens(llama, TEXTS, CONFIG)
+        with pytest.raises(PatchscopesError, match="train split, got 'evaluation'"):
+            centre_maps(llama, maps, replace(TEXTS, split="evaluation"))
 
 
 class TestPretrained:

@@ -30,6 +30,7 @@ PLOTS = {
     "entity_layers": "entity_layers",
     "entity_resolution": "entity_resolution",
     "future_lens": "future_lens",
+    "layer_grid": "layer_grid",
     "layer_readout": "layer_readout",
     "lenses": "lenses",
     "multi_hop": "multi_hop",

@@ -95,6 +95,7 @@ def test_an_unknown_option_is_refused_at_once(script):
         ("run_multi_hop_interactive.py", ["--example-id", "99999"], "no question with the id 99999"),
         ("train_lens.py", ["--output", "a.safetensors", "--layers", "1"], "--layers is for tuned_lens_kl"),
         ("train_lens.py", ["--output", "a.safetensors", "--pretrained"], "--pretrained is for jacobian_lens"),
+        ("train_lens.py", ["--output", "a.safetensors", "--centred"], "--centred is for jacobian_lens"),
         (
             "train_lens.py",
             ["--output", "a.safetensors", "--lens", "jacobian_lens", "--pretrained", "gpt2", "--texts", "3"],

@@ -249,6 +249,10 @@ class TestLearnedLenses:
         assert done.returncode == 0, done.stderr
         assert "4 maps from 7 texts" in done.stdout
         assert load_maps(tmp_path / "out.safetensors").keys() == {(layer, 3, 0) for layer in range(4)}
+        assert not load_maps(tmp_path / "out.safetensors")[0, 3, 0].bias.any()
+        done = script("train_lens.py", *common, "--pretrained", tmp_path / "lens.pt", "--centred")
+        assert done.returncode == 0, done.stderr
+        assert load_maps(tmp_path / "out.safetensors")[0, 3, 0].bias.any()
         # The folder of the model holds none.
         wrong = script("train_lens.py", *common, "--pretrained")
         assert "no Jacobian Lens" in wrong.stderr
