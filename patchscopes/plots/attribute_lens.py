@@ -25,8 +25,8 @@ def plot_attribute_lens(document: Json) -> Figure:
         for token, read in zip(results["tokens"], zip(*top, strict=True), strict=True)
     ]
     figure, axis = create_table_figure(
-        f"What the LRE of “{show_whitespace(results['prompt'].replace(PLACE, '…'))}” "
-        f"({results['relation'].replace('_', ' ')}) reads at each token and layer, "
+        f"What the LRE of “{shorten(show_whitespace(results['prompt'].replace(PLACE, '…')), 200)}” "
+        f"({shorten(show_whitespace(results['relation'].replace('_', ' ')), 80)}) reads at each token and layer, "
         f"{document['environment']['model']['id']}",
         columns,
         len(layers),
