@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from patchscopes.plots.fonts import fit_lines
+from patchscopes.plots.fonts import fit_lines, wrap_line
 from patchscopes.plots.style import (
     BLUE,
     GREEN,
@@ -39,7 +39,7 @@ GAP = (
     "tokens behind them; a zeroed key keeps a share of the softmax, where a cut one leaves it to the others; and zeros "
     "over the last position erase its own residual stream, not only its attention to itself."
 )
-WIDTH = 11.0
+WIDTH, TITLE_WIDTH = 11.0, 9.2
 CURVES_HEIGHT = 3.9
 NOTE_CHARACTERS = 175
 LABEL = "Change of the answer's probability (%)"
@@ -109,9 +109,9 @@ def draw_example(part: SubFigure, layers: list[int], window: int, example: Json)
     axis.spines[:].set_visible(False)
     axis.set(xlabel=name_layers(window), ylabel="Token that is not read")
     (answer,) = fit_lines([example["answer"].strip()], 40, TITLE_SIZE)
-    axis.set_title(
+    title = (
         "The fact that loses most without its subject (bold), the edges to each token cut alone: the answer is "
-        f"“{answer}”, probability {example['probability']:.2f}",
-        fontsize=TITLE_SIZE,
+        f"“{answer}”, probability {example['probability']:.2f}"
     )
+    axis.set_title(wrap_line(title, len(title), TITLE_SIZE, 72 * TITLE_WIDTH, 2), fontsize=TITLE_SIZE)
     part.colorbar(shown, ax=axis, label="Change (%)", pad=0.01)

@@ -84,6 +84,11 @@ def fit_lines(texts: Sequence[str], characters: int, size: int) -> list[str]:
     return [fonts.fit(text, characters, size) for text in texts]
 
 
+def wrap_line(line: str, characters: int, size: int, width: float, max_lines: int) -> str:
+    """The line in lines of a number of characters that are not wider than a number of points."""
+    return "\n".join(choose_fonts([line]).wrap(line, characters, size, width, max_lines))
+
+
 def choose_fonts(texts: Iterable[str]) -> Fonts:
     """The families of matplotlib's settings, and as few others of the machine as hold more signs of the texts."""
     families = list(matplotlib.rcParams["font.family"])
@@ -144,6 +149,9 @@ def write_as_given(figure: Figure) -> frozenset[str]:
         the signs that no font holds.
     """
     axes = figure.findobj(Axis)
+    for axis in axes:
+        # Writes the labels, which are else written when they are drawn.
+        axis.get_ticklabels()
     numbers = {id(text) for axis in axes for text in list_numbers(axis)}
     texts = [text for text in figure.findobj(Text) if text.get_text() and id(text) not in numbers]
     fonts = choose_fonts(line for text in texts for line in text.get_text().split("\n"))
@@ -166,8 +174,7 @@ def has_own_labels(axis: Axis) -> bool:
 
 
 def list_labels(axis: Axis) -> list[Text]:
-    """The texts at the major ticks, as they will be drawn."""
-    axis.get_ticklabels()
+    """The texts at the major ticks."""
     return [label for tick in axis.get_major_ticks() for label in (tick.label1, tick.label2)]
 
 

@@ -63,8 +63,8 @@ METRIC_LABELS = {
 }
 
 TITLE_SIZE, SMALL_SIZE = 10, 8
-# Inches, of a row of a table.
-ROW_HEIGHT = 0.28
+# Inches, of a row of a table, and beside titles.
+ROW_HEIGHT, MARGIN = 0.28, 0.1
 TITLE_CHARACTERS_PER_INCH = 13
 # Of each line of a title that has to be wrapped.
 MOST_TITLE_LINES = 8
@@ -105,8 +105,9 @@ def create_figure(title: str, width: float, height: float, align: Literal["cente
     # Room around everything: the last row of a table would else look cut off.
     figure.get_layout_engine().set(w_pad=0.07, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     line_length, fonts = int(width * TITLE_CHARACTERS_PER_INCH), choose_fonts(title.split("\n"))
-    lines = [fonts.wrap(line, line_length, TITLE_SIZE, 72 * width, MOST_TITLE_LINES) for line in title.split("\n")]
-    place = {"center": 0.5, "left": 0.1 / width}[align]
+    points = 72 * (width - 2 * MARGIN)
+    lines = [fonts.wrap(line, line_length, TITLE_SIZE, points, MOST_TITLE_LINES) for line in title.split("\n")]
+    place = {"center": 0.5, "left": MARGIN / width}[align]
     figure.suptitle("\n".join(map("\n".join, lines)), x=place, ha=align, fontsize=TITLE_SIZE)
     return figure
 

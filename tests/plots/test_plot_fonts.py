@@ -55,7 +55,8 @@ def make_awkward(content: Any, keys: dict[str, str], taken: dict[str, str], text
     if isinstance(content, list):
         return [make_awkward(item, keys, taken, texts) for item in content]
     if isinstance(content, dict):
-        looked_up = LOOKED_UP | ({"name"} if "ms_per_row" in content else set())
+        # What a benchmark did has names of its own.
+        looked_up = LOOKED_UP | ({"name", "title"} if {"ways", "ms_per_row"} & set(content) else set())
         return {
             keys.get(key, key): value if key in looked_up else make_awkward(value, keys, taken, texts)
             for key, value in content.items()
@@ -88,11 +89,9 @@ def test_every_figure_draws_any_texts(name):
     assert all(sign.isprintable() or sign in "\n\u200c\u200d" for text in drawn for sign in text)
 
 
-@pytest.mark.parametrize("text", AWKWARD)
+@pytest.mark.parametrize("text", [AWKWARD[0], AWKWARD[6], AWKWARD[-2]])
 def test_layer_grids_draw_any_texts(text):
-    draw_awkward(
-        plot_layer_grid(make_document(make_grid(6, text=text), make_grid(4, n_names=3, text=text), source=text))
-    )
+    draw_awkward(plot_layer_grid(make_document(make_grid(3, n_names=2, text=text), source=text)))
 
 
 class TestFigure:
@@ -139,7 +138,7 @@ class TestFigure:
         assert len(told) == 1
         with warnings.catch_warnings(action="error"):
             save_png(figure, tmp_path / "figure.png")
-        assert [text for text, _ in draw(figure)] == ["U+2603 in the middle", "U+2603 and U+2602"]
+        assert {text for text, _ in draw(figure)} == {"U+2603 in the middle", "U+2603 and U+2602"}
 
     @pytest.mark.filterwarnings("error")
     def test_a_font_that_is_installed_later_is_found(self, few_fonts):
