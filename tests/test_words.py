@@ -18,8 +18,8 @@ class TestSplit:
 
     def test_the_librarys_texts_as_the_package_of_rouge_splits_them(self):
         lines = (DATA_FOLDER / "passages.jsonl").read_text(encoding="utf-8").splitlines()
-        ascii_lines = [line for line in lines if line.isascii()][:200]
-        assert len(ascii_lines) == 200
+        ascii_lines = [line for line in lines if line.isascii()][:40]
+        assert len(ascii_lines) == 40
         for line in ascii_lines:
             assert split_words(line) == DefaultTokenizer().tokenize(line)
 
