@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.words import split_words
 
 
 def precision_at_1(
@@ -55,14 +56,22 @@ ROUGE_TYPES = ("rouge1", "rougeL")
 @cache
 def _get_rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import Tokenizer
 
-    return RougeScorer(ROUGE_TYPES)
+    class WordTokenizer(Tokenizer):
+        """Words of any script, where that of the package drops all letters but a to z."""
+
+        def tokenize(self, text: str) -> list[str]:
+            return split_words(text)
+
+    return RougeScorer(ROUGE_TYPES, tokenizer=WordTokenizer())
 
 
 def rouge(text: str, reference: str) -> dict[str, dict[str, float]]:
     """ROUGE-1 and ROUGE-L of a text against a reference (Lin 2004), as the package rouge-score computes them.
 
-    Words are compared in lower case and without stemming.
+    Words (see `patchscopes.words`) are compared in lower case and without stemming. Of scripts without spaces each
+    letter counts as one.
 
     Returns:
         by type: `precision`, `recall` and `f1`.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.plots.text import show_whitespace
 
 
 def print_table(document: dict) -> None:
@@ -10,9 +11,12 @@ def print_table(document: dict) -> None:
     results = document["results"]
     if results["source"] is not None:
         source = results["source"]
-        print(f"{source['name']!r} in {source['source_prompt']!r}; known by {', '.join(source['keywords'])}")
+        print(
+            f"{source['name']!r} in {source['source_prompt']!r}; known by "
+            f"{show_whitespace(', '.join(source['keywords']))}"
+        )
     for template in results["left_out"]:
-        print(f"left out: {template['template']}, because {template['reason']}")
+        print(show_whitespace(f"left out: {template['template']}, because {template['reason']}"))
     print(f"{'':>38} {'pairs':>8} {'strong':>18} {'partial':>18} {'other state':>18} {'unpatched':>10}")
     for grid in results["grids"]:
         label = f"{grid['stage']}, {len(grid['names'])} names, {len(grid['templates'])} templates"
@@ -98,7 +102,7 @@ def print_history(path: Path) -> None:
 
     history = load_history(path)
     report_torn(path, history.torn)
-    rows = tabulate_history(history)
+    rows = [{heading: show_whitespace(cell) for heading, cell in row.items()} for row in tabulate_history(history)]
     if not rows:
         raise PatchscopesError(f"{path} has no runs; every run of a mode writes one")
     headings = list(rows[0])
@@ -116,9 +120,9 @@ def report_torn(path: Path, torn: tuple[int, ...]) -> None:
 def print_comparison(compared: dict) -> None:
     """What was set differently, and the success of each grid of both."""
     for name, run_ in zip("AB", compared["runs"], strict=True):
-        print(f"{name}: {run_['model']}, {run_['summary']['mode']}, {run_['time']}, {run_['file']}")
+        print(show_whitespace(f"{name}: {run_['model']}, {run_['summary']['mode']}, {run_['time']}, {run_['file']}"))
     for option, (first, second) in compared["differences"].items():
-        print(f"  {option}: {first} and {second}")
+        print(f"  {option}: {show_whitespace(str(first))} and {show_whitespace(str(second))}")
     print(f"{'grid':>16} {'':>12} {'A':>18} {'B':>18}")
     for grid in compared["grids"]:
         first, second = grid["of"]

@@ -2,12 +2,24 @@
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from patchscopes.plots.text import shorten, show_whitespace
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # With more target layers than this, a cell holds a sign instead of words.
 COLUMNS_WITH_WORDS = 10
 CHARACTERS_IN_A_CELL = 16
+
+
+def make_console() -> "Console":
+    """A terminal for tables of texts as they are written: nothing in them is markup, the name of an emoji or a number
+    to highlight."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 class LiveGrid:
@@ -17,11 +29,10 @@ class LiveGrid:
     """
 
     def __init__(self, target_layers: Sequence[int]) -> None:
-        from rich.console import Console
         from rich.live import Live
         from rich.table import Table
 
-        self.console = Console(markup=False)
+        self.console = make_console()
         self.table = Table("ℓ", *map(str, target_layers), title="patched, by target layer ℓ*", title_justify="left")
         self.live = Live(self.table, console=self.console, auto_refresh=False)
 

@@ -11,6 +11,7 @@ from patchscopes.data.relations import CARRIERS, Relation, find_relation_files, 
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
+from patchscopes.plots.text import show_whitespace
 
 # Texts of a streamed data set that subjects are looked for in.
 STREAMED_TEXTS = 20_000
@@ -133,7 +134,8 @@ def print_what_is_left_out(files: list[Path], relations: tuple[Relation, ...]) -
         )
     for relation in relations:
         if relation.n_left_out > 0:
-            print(f"{relation.name}: {relation.n_left_out} samples left out; the first: {relation.left_out[0]}")
+            left_out = f"{relation.n_left_out} samples left out; the first: {relation.left_out[0]}"
+            print(show_whitespace(f"{relation.name}: {left_out}"))
 
 
 def draw_attribute_lens(
@@ -198,15 +200,16 @@ def print_table(document: dict) -> None:
             found = task["methods"].get(method, {}).get(measure)
             mark = mark_difference(task["patchscope_against"].get(method))
             cells.append("-" if found is None else f"{100 * found['mean']:.1f}{mark}")
-        print(f"{name[:22]:<22} {task['n_samples']:>7} " + " ".join(f"{cell:>11}" for cell in cells))
+        print(f"{show_whitespace(name)[:22]:<22} {task['n_samples']:>7} " + " ".join(f"{cell:>11}" for cell in cells))
     asked = {*LRE_METHODS} & {*document["config"]["methods"]}
     without = [name for name, task in results["tasks"].items() if asked and not asked & {*task["methods"]}]
     if without:
-        print(f"no LRE of {', '.join(without)}: it takes {document['config']['n_examples']} subjects and tests others")
+        names = show_whitespace(", ".join(without))
+        print(f"no LRE of {names}: it takes {document['config']['n_examples']} subjects and tests others")
     for task in results["dropped"]:
         print(
-            f"dropped: {task['name']}, {task['n_samples']} samples (the model knows {task['n_known']} of "
-            f"{task['n_subjects']} subjects)"
+            f"dropped: {show_whitespace(task['name'])}, {task['n_samples']} samples (the model knows "
+            f"{task['n_known']} of {task['n_subjects']} subjects)"
         )
 
 

@@ -49,7 +49,7 @@ def main() -> None:
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
     )
-    print(f"S: {source_prompt}\nT: {relation.fill('x')}")
+    print(f"S: {show_whitespace(source_prompt)}\nT: {show_whitespace(relation.fill('x'))}")
     run_experiment(
         options,
         "attribute_layers",

@@ -10,6 +10,7 @@ from skeleton import load_chosen_model, run_experiment, run_script
 from patchscopes.data.entities import load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.experiments.config import EntityConfig
+from patchscopes.plots.text import show_whitespace
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def print_table(document: dict) -> None:
         best = max(means)
         clear, unpatched = (group["methods"][one][metric]["mean"][0] for one in ("name_in_clear", "unpatched"))
         where = f"{best:.3f} at {results['layers'][means.index(best)]:>3}"
-        print(f"{name:>26} {group['n_samples']:>8} {where:>14} {clear:14.3f} {unpatched:10.3f}")
+        print(f"{show_whitespace(name):>26} {group['n_samples']:>8} {where:>14} {clear:14.3f} {unpatched:10.3f}")
 
 
 if __name__ == "__main__":

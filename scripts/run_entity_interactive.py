@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from live_grid import make_console
 from options import add_layer_range_option, add_target_layer_option, build_common_parser, entity_name
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
@@ -64,18 +65,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def describe_layers(model: "LensModel", name: str, config: EntityConfig) -> Json:
     """Run the experiment while its table grows."""
-    from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
     from patchscopes.experiments import entity_layers
 
     headings = ("layer", "what the model says", RESOLVED, MOST_ALIKE)
-    table = Table(*headings, title=name, title_justify="left")
-    console = Console(markup=False)
+    table = Table(*headings, title=show_whitespace(name), title_justify="left")
+    console = make_console()
 
     def show(one: "LayerDescription") -> None:
-        table.add_row(str(one.layer), show_whitespace(one.description), one.resolved or "-", one.most_alike or "-")
+        texts = map(show_whitespace, (one.description, one.resolved or "-", one.most_alike or "-"))
+        table.add_row(str(one.layer), *texts)
         live.refresh()
 
     with Live(table, console=console, auto_refresh=False) as live:
@@ -92,7 +93,7 @@ def print_table(document: dict) -> None:
     print(f"{MOST_ALIKE}: what is said shares most words with that; a hint, no judgement")
     print("what it says of these words in clear:")
     for ending in document["results"]["endings"]:
-        print(f"  {ending['ending']}: {show_whitespace(ending['description'])}")
+        print(f"  {show_whitespace(ending['ending'])}: {show_whitespace(ending['description'])}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
         cot_new_tokens=options.cot_new_tokens,
         batch_size=options.batch_size,
     )
-    print(question.combined_question)
+    print(show_whitespace(question.combined_question))
     run_experiment(
         options,
         "multi_hop_grid",

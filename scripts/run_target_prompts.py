@@ -11,6 +11,7 @@ from skeleton import load_chosen_model, run_experiment, run_script
 from patchscopes.data.target_prompts import OWN_CANDIDATES, Candidate, load_candidates
 from patchscopes.data.texts import load_texts
 from patchscopes.experiments.config import TargetPromptsConfig
+from patchscopes.plots.text import show_whitespace
 from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt
 
 
@@ -104,7 +105,7 @@ def print_table(document: dict) -> None:
         f"{results['n_samples']} evaluation positions, the mean over the layers of a band that are read"
     )
     for reason in results["left_out"]:
-        print(f"left out: {reason}")
+        print(show_whitespace(f"left out: {reason}"))
     for number, band in enumerate(results["bands"]):
         score = show(by_band["methods"]["best_prompt"]["precision_at_1"], number)
         print(

@@ -9,6 +9,7 @@ from patchscopes.data.files import UNSPECIFIED, read_rows
 from patchscopes.data.questions import contains_answer
 from patchscopes.errors import PatchscopesError
 from patchscopes.prompts import DESCRIPTION_SEPARATOR
+from patchscopes.words import fold_signs
 
 # Between keywords in a cell of a table.
 KEYWORD_SEPARATOR = ";"
@@ -108,10 +109,11 @@ def find_description(generation: str, separator: str = DESCRIPTION_SEPARATOR) ->
 
     The prompt's format is `name: description` with `separator` in between. So the description begins after the colon
     that ends the name, if there is one (some models go on with the name for a word or two), and it ends with the line,
-    or where the next entry begins: a separator, a name and a colon. Commas inside a description do not end it.
+    or where the next entry begins: a separator, a name and a colon. Commas inside a description do not end it. Colons
+    and separators of other scripts and widths count as those of ASCII.
     """
-    within = re.escape(separator.strip()) or r"\n"
-    line = generation.split("\n", maxsplit=1)[0]
+    within = re.escape(fold_signs(separator).strip()) or r"\n"
+    line = fold_signs(generation).split("\n", maxsplit=1)[0]
     name = re.match(rf"(?:(?!{within})[^:])*:", line)
     start = 0 if name is None else name.end()
     next_entry = re.search(rf"{within}(?:(?!{within})[^:])*:", line[start:])

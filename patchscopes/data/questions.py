@@ -1,6 +1,5 @@
 """Two-hop questions, and whether a text answers one (paper, section 5)."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from patchscopes.data.files import UNSPECIFIED, read_rows
 from patchscopes.errors import PatchscopesError
+from patchscopes.words import find_whole, may_go_on, normalise_words
 
 # The word that a question ends in so that the model goes on with the answer. The paper's query, [π2][π1], is what
 # stands before it.
@@ -125,7 +125,7 @@ def check_question(question: TwoHopQuestion, place: str) -> TwoHopQuestion:
                 f"{place}: write {prompt!r} so that the answer follows, ending in {CUE!r} for instance"
             )
     for answer in (*question.accepted_hop1, *question.accepted):
-        if answer and not _normalise_words(answer):
+        if answer and not normalise_words(answer):
             raise PatchscopesError(f"{place}: the answer {answer!r} has no letter or digit to find it by")
     if not question.combined_question.startswith(f"{question.hop2_prompt_prefix} "):
         raise PatchscopesError(
@@ -146,19 +146,11 @@ def contains_answer(text: str, accepted: Iterable[str], *, closed: bool = False)
     Args:
         closed: not at the very end of the text, where the next token may make it another word.
     """
-    words = _normalise_words(text)
-    padded = f" {words} "
-    for answer in map(_normalise_words, accepted):
-        start = padded.find(f" {answer} ") if answer else -1
-        at_the_end = start >= 0 and start + len(answer) + 2 == len(padded) and text[-1:].isalnum()
-        if start >= 0 and not (closed and at_the_end):
-            return True
-    return False
-
-
-def _normalise_words(text: str) -> str:
-    """The text in lower case, with one space for everything that is neither letter nor digit (nor an accent)."""
-    return re.sub(r"[^\w\u0300-\u036f]+|_", " ", text.casefold()).strip()
+    words = normalise_words(text)
+    end = len(words) if closed and may_go_on(text) else len(words) + 1
+    return any(
+        start + len(answer) < end for answer in map(normalise_words, accepted) for start in find_whole(words, answer)
+    )
 
 
 def find_question(questions: Sequence[TwoHopQuestion], question_id: int) -> TwoHopQuestion:

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 from patchscopes.data.files import DATA_FOLDER, UNSPECIFIED, read_object, read_rows
 from patchscopes.data.questions import CUE, contains_answer
 from patchscopes.errors import PatchscopesError
+from patchscopes.words import find_whole, is_whole
 
 # Where the subject stands in a relation's prompt, and in a carrier sentence.
 PLACE = "{}"
@@ -141,9 +142,13 @@ def find_subject(text: str, subject: str) -> tuple[int, int] | None:
     Whole words are preferred, in the given case and then in any; else it may be a part of a word, in the given case:
     "tiger" stands in "tigers", and in the paper's published samples also "Japan" in "Japanese".
     """
-    words = rf"(?<!\w){re.escape(subject)}(?!\w)"
-    found = re.search(words, text) or re.search(words, text, re.IGNORECASE) or re.search(re.escape(subject), text)
-    return found.span() if found else None
+    for flags in (re.NOFLAG, re.IGNORECASE):
+        # Also where two of them overlap.
+        for found in re.finditer(rf"(?=({re.escape(subject)}))", text, flags):
+            if is_whole(text, *found.span(1)):
+                return found.span(1)
+    start = text.find(subject)
+    return None if start < 0 else (start, start + len(subject))
 
 
 def _read_relation_file(path: Path) -> Relation:
@@ -220,11 +225,11 @@ def _parse_table_row(row: Mapping[str, str], place: str) -> RelationSample:
 
 def _parse_target_prompt(text: str | None, place: str) -> str:
     """The relation's prompt: the last word x of the target prompt is where the subject stands."""
-    placeholders = list(re.finditer(r"(?<!\w)x(?!\w)", text or ""))
+    placeholders = find_whole(text or "", "x")
     if text is None or not placeholders:
         raise PatchscopesError(f"{place}: expected a `prompt_target` with the placeholder x, got {text!r}")
-    start, end = placeholders[-1].span()
-    return _parse_prompt(text[:start] + PLACE + text[end:], f"{place}, prompt_target")
+    start = placeholders[-1]
+    return _parse_prompt(text[:start] + PLACE + text[start + 1 :], f"{place}, prompt_target")
 
 
 def _parse_prompt(text: Any, place: str) -> str:

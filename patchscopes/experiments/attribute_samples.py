@@ -5,7 +5,6 @@ is a window of at most 20 tokens of a text in which the subject stands, and ends
 samples gives it.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_token_spans
 from patchscopes.results import Json
 from patchscopes.tokens import decode_each_token, to_token_ids
+from patchscopes.words import find_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +95,15 @@ def find_subjects(texts: Sequence[str], subjects: Sequence[str]) -> dict[str, li
     found: dict[str, list[str]] = {subject: [] for subject in subjects}
     # The longer of two subjects is the one that is meant: neither "Guinea-Bissau" nor "South Sudan" is a text about
     # "Guinea" or "Sudan", and where the longer name comes first `find_subject` would find the shorter one inside it.
-    alternatives = "|".join(re.escape(subject) for subject in sorted(subjects, key=len, reverse=True))
-    pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
+    longest_first = sorted(found, key=len, reverse=True)
     for text in texts:
-        spans: dict[str, tuple[int, int]] = {}
-        for match in pattern.finditer(text):
-            spans.setdefault(match[0], match.span())
-        for subject, span in spans.items():
-            if find_subject(text, subject) == span:
+        left = text
+        for subject in longest_first:
+            places = find_whole(left, subject)
+            if places and find_subject(text, subject) == (places[0], places[0] + len(subject)):
                 found[subject].append(text)
+            for start in places:
+                left = left[:start] + "\0" * len(subject) + left[start + len(subject) :]
     return found
 
 

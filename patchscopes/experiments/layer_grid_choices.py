@@ -12,7 +12,8 @@ from patchscopes.data.entities import Entity
 from patchscopes.data.templates import Template, find_template, select_family
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import LayerGridConfig
-from patchscopes.experiments.layer_grid_classes import find_keywords, normalise_words, select_keywords
+from patchscopes.experiments.layer_grid_classes import find_keywords, select_keywords
+from patchscopes.words import normalise_words
 
 # Several names are drawn from those of this popularity, where there are such: of the others a small model knows little.
 WELL_KNOWN = "well_known"

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from patchscopes.plots.fonts import fit_lines, wrap_line
 from patchscopes.plots.style import (
     BLUE,
     GREEN,
@@ -19,7 +20,6 @@ from patchscopes.plots.style import (
     draw_curve,
     tidy_axis,
 )
-from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
 KEY_STYLES = {
@@ -39,7 +39,7 @@ GAP = (
     "tokens behind them; a zeroed key keeps a share of the softmax, where a cut one leaves it to the others; and zeros "
     "over the last position erase its own residual stream, not only its attention to itself."
 )
-WIDTH = 11.0
+WIDTH, TITLE_WIDTH = 11.0, 9.2
 CURVES_HEIGHT = 3.9
 NOTE_CHARACTERS = 175
 LABEL = "Change of the answer's probability (%)"
@@ -62,7 +62,7 @@ def plot_attention_knockout(document: Json) -> Figure:
     axes[0].legend(title="the last position without", title_fontsize=SMALL_SIZE, frameon=False, fontsize=SMALL_SIZE)
     draw_example(below, results["layers"], results["window"], example)
     if notes:
-        figure.supxlabel(notes, x=0.1 / WIDTH, ha="left", fontsize=SMALL_SIZE, color="#505050", parse_math=False)
+        figure.supxlabel(notes, x=0.1 / WIDTH, ha="left", fontsize=SMALL_SIZE, color="#505050")
     return figure
 
 
@@ -98,8 +98,8 @@ def draw_example(part: SubFigure, layers: list[int], window: int, example: Json)
     shown = axis.pcolormesh(
         edges, np.arange(len(change) + 1) - 0.5, change, cmap="RdBu", vmin=-high, vmax=high, rasterized=True
     )
-    names = [shorten(show_whitespace(token), 24) for token in example["tokens"]]
-    axis.set_yticks(range(len(names)), names, fontsize=SMALL_SIZE, parse_math=False)
+    names = fit_lines(example["tokens"], 24, SMALL_SIZE)
+    axis.set_yticks(range(len(names)), names, fontsize=SMALL_SIZE)
     for place, label in enumerate(axis.get_yticklabels()):
         label.set_fontweight("bold" if place in example["subject_positions"] else "normal")
     step = -(-len(layers) // 30)
@@ -108,10 +108,10 @@ def draw_example(part: SubFigure, layers: list[int], window: int, example: Json)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel=name_layers(window), ylabel="Token that is not read")
-    axis.set_title(
+    (answer,) = fit_lines([example["answer"].strip()], 40, TITLE_SIZE)
+    title = (
         "The fact that loses most without its subject (bold), the edges to each token cut alone: the answer is "
-        f"“{show_whitespace(example['answer'].strip())}”, probability {example['probability']:.2f}",
-        fontsize=TITLE_SIZE,
-        parse_math=False,
+        f"“{answer}”, probability {example['probability']:.2f}"
     )
+    axis.set_title(wrap_line(title, len(title), TITLE_SIZE, 72 * TITLE_WIDTH, 2), fontsize=TITLE_SIZE)
     part.colorbar(shown, ax=axis, label="Change (%)", pad=0.01)

@@ -10,6 +10,7 @@ from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import (
     BLACK,
     BLUE,
@@ -22,7 +23,6 @@ from patchscopes.plots.style import (
     SMALL_SIZE,
     tidy_axis,
 )
-from patchscopes.plots.text import shorten
 from patchscopes.results import Json
 
 # The measure of each method that is averaged over ℓ, its colour and that of its twin at one ℓ, its name in the legend.
@@ -80,13 +80,13 @@ def draw_bars(figure: SubFigure, columns: Sequence[Mapping[str, Json]]) -> None:
     for axis, tasks in zip(axes, columns, strict=True):
         top = 0.0
         ticks: list[tuple[float, str]] = []
-        for name, task in tasks.items():
+        names = fit_lines([name.replace("_", " ") for name in tasks], NAME_LENGTH, SMALL_SIZE)
+        for name, task in zip(names, tasks.values(), strict=True):
             bottom = draw_task(axis, task, top)
-            label = f"{shorten(name.replace('_', ' '), NAME_LENGTH)}\n{task['n_drawn']} subjects"
-            ticks.append(((top + bottom) / 2, label))
+            ticks.append(((top + bottom) / 2, f"{name}\n{task['n_drawn']} subjects"))
             top = bottom + GAP
         places, labels = zip(*ticks, strict=True)
-        axis.set_yticks(places, labels, fontsize=SMALL_SIZE, parse_math=False)
+        axis.set_yticks(places, labels, fontsize=SMALL_SIZE)
         axis.tick_params(axis="y", length=0)
         axis.set(xlim=(0, 1.03), ylim=(height - GAP / 2, -GAP / 2), xlabel="Share of samples answered rightly")
         tidy_axis(axis, grid="x")

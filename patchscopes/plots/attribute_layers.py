@@ -18,9 +18,9 @@ def plot_attribute_layers(document: Json) -> Figure:
         for method, name in (("in_clear", "Subject in clear"), ("unpatched", "x unpatched"))
         if method in methods
     ]
-    subject, answer = show_whitespace(results["subject"]), show_whitespace(results["object"])
+    subject, answer = (shorten(show_whitespace(results[name]), 80) for name in ("subject", "object"))
     title = [
-        f"“{show_whitespace(results['prompt'].replace(PLACE, 'x'))}”, x: last token of {subject} in "
+        f"“{shorten(show_whitespace(results['prompt'].replace(PLACE, 'x')), 200)}”, x: last token of {subject} in "
         f"“{shorten(show_whitespace(results['source_prompt']), 200)}” ({document['environment']['model']['id']})",
         *without_patch,
         f"x patched (blue: the answer, {answer}):" if answer else "x patched (no answer given):",

@@ -6,7 +6,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from patchscopes.data.relations import PLACE
-from patchscopes.plots.style import create_table_figure, draw_text_table, fit_column
+from patchscopes.plots.fonts import fit_lines
+from patchscopes.plots.style import SMALL_SIZE, create_table_figure, draw_text_table, fit_column
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
@@ -20,13 +21,13 @@ def plot_attribute_lens(document: Json) -> Figure:
     """
     results = document["results"]
     layers, top = results["layers"], results["top"]
+    tokens = fit_lines(results["tokens"], CELL_CHARACTERS - 2, SMALL_SIZE + 1)
     columns = [
-        fit_column(shorten(show_whitespace(token), CELL_CHARACTERS - 2), read, CELL_CHARACTERS)
-        for token, read in zip(results["tokens"], zip(*top, strict=True), strict=True)
+        fit_column(token, read, CELL_CHARACTERS) for token, read in zip(tokens, zip(*top, strict=True), strict=True)
     ]
     figure, axis = create_table_figure(
-        f"What the LRE of “{show_whitespace(results['prompt'].replace(PLACE, '…'))}” "
-        f"({results['relation'].replace('_', ' ')}) reads at each token and layer, "
+        f"What the LRE of “{shorten(show_whitespace(results['prompt'].replace(PLACE, '…')), 200)}” "
+        f"({shorten(show_whitespace(results['relation'].replace('_', ' ')), 80)}) reads at each token and layer, "
         f"{document['environment']['model']['id']}",
         columns,
         len(layers),

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
 
+from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import (
     BLACK,
     BLUE,
@@ -24,7 +25,6 @@ from patchscopes.plots.style import (
     draw_curve,
     tidy_axis,
 )
-from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
 CLASS_STYLES = {
@@ -131,19 +131,20 @@ def draw_example(part: SubFigure, example: Json, layers: list[int], sites: list[
         axis.set_xlabel("Layer ℓ")
     # A star for each token that the noise is added to, as in Meng et al.
     names = [
-        shorten(show_whitespace(token), TOKEN_CHARACTERS) + ("*" if token_class.endswith("subject") else "")
-        for token, token_class in zip(example["tokens"], example["token_classes"], strict=True)
+        token + ("*" if token_class.endswith("subject") else "")
+        for token, token_class in zip(
+            fit_lines(example["tokens"], TOKEN_CHARACTERS, SMALL_SIZE), example["token_classes"], strict=True
+        )
     ]
-    axes[0].set_yticks(np.arange(len(names)) + 0.5, names, parse_math=False)
+    axes[0].set_yticks(np.arange(len(names)) + 0.5, names)
     axes[0].set_ylabel("Token restored (*: noise)")
     axes[0].invert_yaxis()
     part.colorbar(shade, ax=axes, label="Indirect effect", pad=0.01)
-    prompt, answer = (shorten(show_whitespace(text), 100) for text in (example["prompt"], example["answer"]))
+    prompt, answer = fit_lines([example["prompt"], example["answer"]], 100, TITLE_SIZE)
     part.suptitle(
         f"“{prompt}” → “{answer}”: p {example['clean']:.2f}, corrupted {example['corrupted']:.2f}\n"
         f"({describe_choice(example)}the one on which the noise has the largest effect)",
         fontsize=TITLE_SIZE,
-        parse_math=False,
     )
 
 

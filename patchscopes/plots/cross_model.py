@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import (
     BLUE,
     METRIC_LABELS,
@@ -20,6 +21,7 @@ from patchscopes.plots.style import (
 )
 from patchscopes.results import Json
 
+NAME_CHARACTERS = 30
 METHOD_NAMES = {"token_identity": "Token-identity prompt", "source_prompt": "T = S (no extra prompt)"}
 
 
@@ -46,9 +48,11 @@ def plot_cross_model(document: Json) -> Figure:
 
 
 def name_models(document: Json) -> tuple[str, str]:
-    """The names of M and M*."""
+    """The names of M and M*, of which the ends are said where they are long: those of paths."""
     environment = document["environment"]
-    return environment["model"]["id"], environment["target_model"]["id"]
+    ends = [environment[model]["id"][-NAME_CHARACTERS:] for model in ("model", "target_model")]
+    source, target = fit_lines(ends, NAME_CHARACTERS, SMALL_SIZE)
+    return source, target
 
 
 def draw_next_token(axes: np.ndarray, document: Json, methods: list[str], metric: str) -> None:

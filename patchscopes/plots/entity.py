@@ -3,6 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import (
     BLACK,
     BLUE,
@@ -20,6 +21,7 @@ from patchscopes.plots.style import (
 from patchscopes.results import Json
 
 GROUP_COLOURS = (BLACK, BLUE, ORANGE, GREEN, PURPLE)
+NAME_CHARACTERS, LEGEND_COLUMNS = 24, 5
 
 
 def plot_entity(document: Json) -> Figure:
@@ -40,7 +42,7 @@ def plot_entity(document: Json) -> Figure:
         finish_metric_axis(axis, metric)
         axis.set_xlabel(label_source_layers(document["config"]["target_layer"]))
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=SMALL_SIZE, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, frameon=False, fontsize=SMALL_SIZE, loc="outside lower center", ncols=LEGEND_COLUMNS)
     return figure
 
 
@@ -49,10 +51,11 @@ def draw_groups(axis: Axes, results: Json, metric: str) -> None:
     groups = {"all entities": results}
     if len(results["popularity"]) > 1:
         groups |= results["popularity"]
-    for number, (name, group) in enumerate(groups.items()):
+    names = fit_lines([name.replace("_", " ") for name in groups], NAME_CHARACTERS, SMALL_SIZE)
+    for number, (name, group) in enumerate(zip(names, groups.values(), strict=True)):
         colour = GROUP_COLOURS[number % len(GROUP_COLOURS)]
         scores = {method: measured[metric] for method, measured in group["methods"].items()}
-        style = CurveStyle(f"{name.replace('_', ' ')} ({group['n_samples']})", colour)
+        style = CurveStyle(f"{name} ({group['n_samples']})", colour)
         draw_curve(axis, results["layers"], scores["patchscope"]["mean"], scores["patchscope"]["ci95"], style)
         draw_baseline(axis, scores["name_in_clear"]["mean"][0], CurveStyle("", colour, "--"))
         draw_baseline(axis, scores["unpatched"]["mean"][0], CurveStyle("", colour, ":"))

@@ -4,6 +4,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import SMALL_SIZE, create_table_figure, draw_text_table, fit_column, label_source_layers
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
@@ -20,7 +21,7 @@ def plot_entity_layers(document: Json) -> Figure:
         fit_column("most alike, by ROUGE-L", readout["most_alike"], 36, "left"),
     ]
     figure, axis = create_table_figure(
-        f"“{show_whitespace(results['name'])}” at each layer, {document['environment']['model']['id']}",
+        f"“{shorten(show_whitespace(results['name']), 200)}” at each layer, {document['environment']['model']['id']}",
         columns,
         # The notes below the table are lines of about half a row.
         n_rows=len(layers) + len(endings) // 2 + 2,
@@ -33,11 +34,12 @@ def plot_entity_layers(document: Json) -> Figure:
     draw_text_table(axis, layers, columns, cells, colours)
     axis.set_ylabel(label_source_layers(document["config"]["target_layer"]))
     in_clear = [f"{one['ending']}: {shorten(show_whitespace(one['description']), 70)}" for one in endings]
+    in_clear = fit_lines(in_clear, 100, SMALL_SIZE)
     said_of = (
         "Resolved: the words whose description in clear the state makes most likely, each token at least twice as "
         "likely as without it."
     )
     notes = "\n".join([said_of, "In clear:", *in_clear])
-    axis.set_xlabel(notes, loc="left", fontsize=SMALL_SIZE, color="#505050", parse_math=False)
+    axis.set_xlabel(notes, loc="left", fontsize=SMALL_SIZE, color="#505050")
     axis.xaxis.label.set_multialignment("left")
     return figure

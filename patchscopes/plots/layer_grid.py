@@ -1,16 +1,14 @@
 """Layer grids: what is said at each pair (ℓ, ℓ*), success by ℓ and by ℓ* beside the controls, and who agrees."""
 
-import textwrap
-
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from patchscopes.plots.fonts import CHARACTER_WIDTH, choose_fonts, fit_lines, measure_usual
 from patchscopes.plots.style import (
     BLUE,
-    CHARACTER_WIDTH,
     GREY,
     LIGHT_BLUE,
     ORANGE,
@@ -70,7 +68,7 @@ def name_figure(document: Json) -> str:
         "several names"
         if source is None
         else f"“{shorten(show_whitespace(source['source_prompt']), 60)}”, known by "
-        f"{shorten(', '.join(source['keywords']), 80)}"
+        f"{shorten(show_whitespace(', '.join(source['keywords'])), 80)}"
     )
     return (
         f"Layer grids ({document['results']['mode']}): {document['environment']['model']['id']} on {about}\n"
@@ -99,7 +97,7 @@ def draw_grid(part: SubFigure, grid: Json) -> None:
     else:
         panels, widths = "TL;TR", [TABLE_WIDTH, CURVES_WIDTH + MATRIX_WIDTH]
     axes = part.subplot_mosaic(panels, width_ratios=widths)
-    part.suptitle(name_grid(grid), fontsize=TITLE_SIZE, parse_math=False)
+    part.suptitle(name_grid(grid), fontsize=TITLE_SIZE)
     draw_classes(axes["T"], grid)
     draw_success(axes["L"], grid, "layer", "Source layer ℓ")
     draw_success(axes["R"], grid, "target_layer", "Target layer ℓ*")
@@ -110,8 +108,9 @@ def draw_grid(part: SubFigure, grid: Json) -> None:
 def name_grid(grid: Json) -> str:
     """What a grid is of, and its success beside its controls."""
     names, templates = grid["names"], grid["templates"]
-    about = f"“{shorten(names[0]['name'], 40)}”" if len(names) == 1 else f"{len(names)} names"
-    by = f"“{templates[0]['name']}”" if len(templates) == 1 else f"{len(templates)} templates"
+    name, template = fit_lines([names[0]["name"], templates[0]["name"]], 40, TITLE_SIZE)
+    about = f"“{name}”" if len(names) == 1 else f"{len(names)} names"
+    by = f"“{template}”" if len(templates) == 1 else f"{len(templates)} templates"
     other = "none" if grid["other_state"] is None else f"{grid['other_state']['mean']:.2f}"
     success = grid["success"]
     return (
@@ -150,9 +149,10 @@ def draw_classes(axis: Axes, grid: Json) -> None:
 def draw_texts(axis: Axes, texts: list[list[str]]) -> None:
     """A text in the middle of each cell, in a few lines."""
     characters = int(0.9 * TABLE_WIDTH / (FONTSIZE * CHARACTER_WIDTH) / len(texts[0])) - 1
+    width, fonts = measure_usual(characters, FONTSIZE), choose_fonts(text for of_row in texts for text in of_row)
     for row, of_row in enumerate(texts):
         for column, text in enumerate(of_row):
-            lines = textwrap.wrap(show_whitespace(text), characters, max_lines=TEXT_LINES, placeholder="…")
+            lines = fonts.wrap(show_whitespace(text), characters, FONTSIZE, width, TEXT_LINES)
             # The layout has nothing to learn from texts inside the axes.
             axis.text(
                 column + 0.5,
@@ -161,7 +161,6 @@ def draw_texts(axis: Axes, texts: list[list[str]]) -> None:
                 ha="center",
                 va="center",
                 fontsize=FONTSIZE,
-                parse_math=False,
                 in_layout=False,
             )
 
@@ -203,8 +202,8 @@ def draw_consistency(part: SubFigure, axis: Axes, consistency: Json) -> None:
     edges = np.arange(len(table) + 1) - 0.5
     axis.set_facecolor("#d0d0d0")
     shown = axis.pcolormesh(edges, edges, np.ma.masked_invalid(table), cmap="RdBu", vmin=-1, vmax=1, rasterized=True)
-    labels = [shorten(show_whitespace(label), 22) for label in consistency["labels"]]
-    axis.set_yticks(range(len(labels)), labels, fontsize=LABEL_SIZE, parse_math=False)
+    labels = fit_lines(consistency["labels"], 22, LABEL_SIZE)
+    axis.set_yticks(range(len(labels)), labels, fontsize=LABEL_SIZE)
     axis.set_xticks([])
     axis.invert_yaxis()
     axis.tick_params(length=0)

@@ -3,6 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import (
     BLUE,
     LIGHT_BLUE,
@@ -15,7 +16,7 @@ from patchscopes.plots.style import (
     draw_curve,
     tidy_axis,
 )
-from patchscopes.plots.text import shorten, show_whitespace
+from patchscopes.plots.text import shorten
 from patchscopes.results import Json
 
 LETTERS = ("A", "B")
@@ -29,7 +30,7 @@ def plot_layer_grid_compare(compared: Json) -> Figure:
     parts = figure.subfigures(len(grids), 1, squeeze=False)[:, 0]
     n_layers = [run["summary"]["n_layers"] for run in compared["runs"]]
     for part, grid in zip(parts, grids, strict=True):
-        part.suptitle(name_grid(grid), fontsize=TITLE_SIZE, parse_math=False)
+        part.suptitle(name_grid(grid), fontsize=TITLE_SIZE)
         axes = part.subplots(1, 2, sharey=True)
         for axis, by, label in zip(axes, ("layer", "target_layer"), ("ℓ", "ℓ*"), strict=True):
             draw_runs(axis, grid["of"], n_layers, by)
@@ -80,4 +81,4 @@ def draw_runs(axis: Axes, grids: list[Json], n_layers: list[int], by: str) -> No
 
 def _count(labels: list[str], what: str) -> str:
     """The one label, or how many there are."""
-    return f"“{shorten(show_whitespace(labels[0]), 40)}”" if len(labels) == 1 else f"{len(labels)} {what}"
+    return f"“{fit_lines(labels, 40, TITLE_SIZE)[0]}”" if len(labels) == 1 else f"{len(labels)} {what}"

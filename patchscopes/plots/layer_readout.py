@@ -6,7 +6,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from patchscopes.plots.style import Column, create_table_figure, draw_text_table, fit_column, label_source_layers
-from patchscopes.plots.text import show_whitespace
+from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
 
@@ -30,7 +30,7 @@ def plot_layer_readout(document: Json) -> Figure:
     word = results["source_tokens"][results["source_position"]].strip()
     prompt = document["config"]["source_prompt"]
     figure, axis = create_table_figure(
-        f"What “{show_whitespace(word)}” in “{show_whitespace(prompt)}” says at each layer\n"
+        f"What “{shorten(show_whitespace(word), 80)}” in “{shorten(show_whitespace(prompt), 400)}” says at each layer\n"
         f"(token-identity Patchscope, {document['environment']['model']['id']})",
         columns,
         len(layers),

@@ -16,9 +16,9 @@ def plot_multi_hop_grid(document: Json) -> Figure:
         f"{name}: {shorten(show_whitespace(results['methods'][method]['text'].strip()), 110)}"
         for method, name in (("vanilla", "Unpatched"), ("cot", "Chain of thought"))
     ]
-    answer = show_whitespace(question["hop2_answer"])
+    answer = shorten(show_whitespace(question["hop2_answer"]), 80)
     title = [
-        f"“{show_whitespace(question['combined_question'])}” ({document['environment']['model']['id']})",
+        f"“{shorten(show_whitespace(question['combined_question']), 400)}” ({document['environment']['model']['id']})",
         *unpatched,
         f"Patched (blue: the answer, {answer}):" if answer else "Patched (no answer given):",
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import ceil
 
 import matplotlib
 import numpy as np
@@ -11,9 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.figure import Figure
 
-from patchscopes.plots.fonts import Fonts, choose_fonts
-from patchscopes.plots.style import CHARACTER_WIDTH, METHOD_STYLES, SMALL_SIZE, Column, create_figure, draw_text_table
-from patchscopes.plots.text import shorten
+from patchscopes.plots.fonts import CHARACTER_WIDTH, Fonts, choose_fonts, measure_usual
+from patchscopes.plots.style import METHOD_STYLES, SMALL_SIZE, Column, create_figure, draw_text_table
 from patchscopes.results import Json
 
 TOKENS_PER_PAGE = 12
@@ -56,8 +56,10 @@ def plot_prompt_table(document: Json) -> Figure:
     colours = shade.to_rgba(stack_values(results, color))
     rows = [*read["top"], results["own"]["top"]]
     fonts = choose_fonts(chain(results["tokens"], *rows))
-    cells = [[fit_cell(text, fonts) for text in row] for row in rows]
-    headings = [f"{position}\n{fit_cell(token, fonts)}" for position, token in iterate_tokens(results)]
+    cells = [[fonts.fit(text, CELL_CHARACTERS, SMALL_SIZE) for text in row] for row in rows]
+    headings = [
+        f"{position}\n{fonts.fit(token, CELL_CHARACTERS, SMALL_SIZE)}" for position, token in iterate_tokens(results)
+    ]
     columns = [
         Column(heading, count_characters([*heading.split("\n"), *said], fonts))
         for heading, said in zip(headings, zip(*cells, strict=True), strict=True)
@@ -79,7 +81,6 @@ def plot_prompt_table(document: Json) -> Figure:
             [columns[place] for place in page],
             [[row[place] for place in page] for row in cells],
             colours[:, page],
-            families=fonts.families,
         )
         # A character is as wide on every page.
         axis.set_xlim(0, widest)
@@ -120,16 +121,8 @@ def stack_values(results: Json, color: str) -> Float[np.ndarray, "layer_and_own 
     return np.array([*read[color], own], dtype=float)
 
 
-def fit_cell(text: str, fonts: Fonts) -> str:
-    """The text in one line of signs that the fonts hold, cut to what a cell holds."""
-    line = shorten(fonts.write(text), CELL_CHARACTERS)
-    while len(line) > 1 and count_characters([line], fonts) > CELL_CHARACTERS + 1:
-        line = shorten(line, len(line) - 1)
-    return line
-
-
 def count_characters(lines: Sequence[str], fonts: Fonts) -> int:
     """The width of a column, in characters, with a distance of one between columns."""
     # Headings are a point larger than cells.
-    points = [fonts.measure(line, SMALL_SIZE + 1) for line in lines]
-    return 1 + int(np.ceil(max([*(width / (72 * SMALL_SIZE * CHARACTER_WIDTH) for width in points), *map(len, lines)])))
+    points = max(fonts.measure(line, SMALL_SIZE + 1) for line in lines)
+    return 1 + max(ceil(points / measure_usual(1, SMALL_SIZE)), *map(len, lines))

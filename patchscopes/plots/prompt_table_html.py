@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 
 from patchscopes.plots.prompt_table import COLOR_SCALES, OWN, iterate_tokens, make_shade, name_lens, stack_values
 from patchscopes.plots.style import choose_ink
-from patchscopes.plots.text import format_significant, shorten, show_whitespace, spell_out
+from patchscopes.plots.text import format_significant, shorten, show_whitespace
 from patchscopes.results import Json
 
 CELL_CHARACTERS = 24
@@ -81,4 +81,4 @@ def describe_cells(read: Json, row: int) -> list[str]:
 
 def render_text(text: str) -> str:
     """A token in one short line, whatever its signs, and whichever way its script runs."""
-    return f"<bdi>{html.escape(shorten(spell_out(show_whitespace(text)), CELL_CHARACTERS))}</bdi>"
+    return f"<bdi>{html.escape(shorten(show_whitespace(text), CELL_CHARACTERS))}</bdi>"

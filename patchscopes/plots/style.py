@@ -1,7 +1,7 @@
 """What the figures share: names and colours, making and saving a figure, curves with intervals, tables."""
 
 import io
-import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,12 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 
-from patchscopes.plots.text import shorten, show_whitespace
+from patchscopes.errors import PatchscopesWarning
+from patchscopes.plots.fonts import CHARACTER_WIDTH, choose_fonts, write_as_given
+from patchscopes.plots.text import show_whitespace
 from patchscopes.results import Json, write_atomically
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#1f6fb4", "#d95f02", "#1b9e5a", "#8e44ad", "#7f7f7f", "#404040"
@@ -60,28 +63,52 @@ METRIC_LABELS = {
 }
 
 TITLE_SIZE, SMALL_SIZE = 10, 8
-# Inches: of a row of a table, and of a character by the size of its font (some are wider than others).
-ROW_HEIGHT = 0.28
-CHARACTER_WIDTH = 0.66 / 72
+# Inches, of a row of a table, and beside titles.
+ROW_HEIGHT, MARGIN = 0.28, 0.1
 TITLE_CHARACTERS_PER_INCH = 13
+# Of each line of a title that has to be wrapped.
+MOST_TITLE_LINES = 8
+# How many signs without a font are named.
+N_NAMED_SIGNS = 5
 
 
 class NotebookFigure(Figure):
-    """A figure that a notebook shows as the value of a cell, without pyplot."""
+    """A figure that a notebook shows as the value of a cell, without pyplot, and that draws texts as they are written.
+
+    Whatever stands in prompts, names and what models say is no formula, and has fonts as far as the machine has them.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure; a warning says which signs no font holds, the first time."""
+        missing = sorted(write_as_given(self))
+        if missing:
+            named = ", ".join(f"U+{ord(sign):04X}" for sign in missing[:N_NAMED_SIGNS])
+            more = f" and {len(missing) - N_NAMED_SIGNS} more" if len(missing) > N_NAMED_SIGNS else ""
+            warnings.warn(
+                f"no font of this machine holds {named}{more}, so the figure has such code points in the place of the "
+                "signs; install a font that holds them (Noto Sans CJK or Noto Emoji, for instance) and draw it again",
+                PatchscopesWarning,
+                stacklevel=2,
+            )
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         return render_png(self, dpi=100)
 
 
 def create_figure(title: str, width: float, height: float, align: Literal["center", "left"] = "center") -> Figure:
-    """An empty figure, its size in inches, under a title whose lines are wrapped to its width."""
+    """An empty figure, its size in inches, under a title whose lines are wrapped to its width.
+
+    A line that is longer than `MOST_TITLE_LINES` lines of the figure is cut.
+    """
     figure = NotebookFigure(figsize=(width, height), layout="constrained")
     # Room around everything: the last row of a table would else look cut off.
     figure.get_layout_engine().set(w_pad=0.07, h_pad=0.1)  # type: ignore[union-attr, call-arg]
-    line_length = int(width * TITLE_CHARACTERS_PER_INCH)
-    wrapped = "\n".join(textwrap.fill(line, line_length) for line in title.split("\n"))
-    place = {"center": 0.5, "left": 0.1 / width}[align]
-    figure.suptitle(wrapped, x=place, ha=align, fontsize=TITLE_SIZE, parse_math=False)
+    line_length, fonts = int(width * TITLE_CHARACTERS_PER_INCH), choose_fonts(title.split("\n"))
+    points = 72 * (width - 2 * MARGIN)
+    lines = [fonts.wrap(line, line_length, TITLE_SIZE, points, MOST_TITLE_LINES) for line in title.split("\n")]
+    place = {"center": 0.5, "left": MARGIN / width}[align]
+    figure.suptitle("\n".join(map("\n".join, lines)), x=place, ha=align, fontsize=TITLE_SIZE)
     return figure
 
 
@@ -164,7 +191,9 @@ class Column:
 
 def fit_column(heading: str, texts: Sequence[str], at_most: int, align: Literal["left", "center"] = "center") -> Column:
     """A column that is as wide as its longest text needs, up to a number of characters."""
-    longest = max(len(show_whitespace(text)) for text in [heading, *texts])
+    lines = [show_whitespace(text)[:at_most] for text in (heading, *texts)]
+    fonts = choose_fonts(lines)
+    longest = max(fonts.count_characters(line, SMALL_SIZE) for line in lines)
     return Column(heading, min(at_most, longest + 2), align)
 
 
@@ -192,13 +221,8 @@ def draw_text_table(
     *,
     fontsize: int = SMALL_SIZE,
     headings: Literal["top", "bottom"] = "top",
-    families: list[str] | None = None,
 ) -> None:
-    """A row of texts for each source layer, the first at the bottom, as the residual stream flows upwards.
-
-    Args:
-        families: of the fonts, the first one that holds a sign draws it; those of matplotlib's settings unless given.
-    """
+    """A row of texts for each source layer, the first at the bottom, as the residual stream flows upwards."""
     edges = np.cumsum([0, *(column.characters for column in columns)])
     if colours is not None:
         axis.pcolormesh(edges, np.arange(len(layers) + 1) - 0.5, colours)
@@ -207,24 +231,23 @@ def draw_text_table(
         left + 1 if column.align == "left" else (left + right) / 2
         for column, left, right in zip(columns, edges, edges[1:], strict=False)
     ]
+    fonts = choose_fonts(text for texts in cells for text in texts)
     for row, texts in enumerate(cells):
         for slot, (column, place, text) in enumerate(zip(columns, places, texts, strict=True)):
             axis.text(
                 place,
                 row,
-                shorten(show_whitespace(text), column.characters),
+                fonts.fit(text, column.characters, fontsize),
                 ha=column.align,
                 va="center",
                 fontsize=fontsize,
-                fontfamily=families,
                 color="black" if colours is None else choose_ink(colours[row, slot]),
-                parse_math=False,
                 # The layout has nothing to learn from hundreds of texts inside the axes, and takes its time over them.
                 in_layout=False,
             )
     axis.set(xlim=(0, edges[-1]), ylim=(-0.5, len(layers) - 0.5), ylabel="Source layer ℓ")
     headings_shown = [column.heading for column in columns]
-    axis.set_xticks(places, headings_shown, fontsize=SMALL_SIZE + 1, fontfamily=families, parse_math=False)
+    axis.set_xticks(places, headings_shown, fontsize=SMALL_SIZE + 1)
     for tick, column in zip(axis.xaxis.get_major_ticks(), columns, strict=True):
         for label in (tick.label1, tick.label2):
             label.set_horizontalalignment(column.align)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import (
     BLACK,
     GREY,
@@ -24,7 +25,6 @@ from patchscopes.plots.style import (
     label_source_layers,
     tidy_axis,
 )
-from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
 WIDTH = 13.0
@@ -109,8 +109,8 @@ def draw_candidates(part: SubFigure, results: Json, shown: Sequence[int]) -> Non
             in_layout=False,
         )
     frame_chosen(axis, results, shown)
-    names = [shorten(show_whitespace(candidates[number]["prompt"]), PROMPT_CHARACTERS) for number in shown]
-    axis.set_yticks(np.arange(len(shown)) + 0.5, names, fontsize=7, parse_math=False)
+    names = fit_lines([candidates[number]["prompt"] for number in shown], PROMPT_CHARACTERS, 7)
+    axis.set_yticks(np.arange(len(shown)) + 0.5, names, fontsize=7)
     axis.set_xticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers], fontsize=SMALL_SIZE)
     axis.invert_yaxis()
     axis.tick_params(length=0)
@@ -138,12 +138,11 @@ def name_families(axis: Axes, families: Sequence[str]) -> None:
     places = []
     for family in dict.fromkeys(families):
         first, n_rows = families.index(family), families.count(family)
-        places.append((first + n_rows / 2, shorten(show_whitespace(family), FAMILY_CHARACTERS)))
+        places.append(first + n_rows / 2)
         if first > 0:
             axis.axhline(first, color=BLACK, linewidth=0.6)
     right = axis.secondary_yaxis("right")
-    right.set_yticks(
-        [place for place, _ in places], [name for _, name in places], fontsize=SMALL_SIZE, parse_math=False
-    )
+    names = fit_lines(list(dict.fromkeys(families)), FAMILY_CHARACTERS, SMALL_SIZE)
+    right.set_yticks(places, names, fontsize=SMALL_SIZE)
     right.tick_params(length=0)
     right.spines[:].set_visible(False)

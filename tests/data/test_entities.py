@@ -41,6 +41,11 @@ class TestCut:
             (": actor, director", "actor, director"),
             (": at 10:30, in May", "at 10:30, in May"),
             (": one, two: three, four: five", "one"),
+            ("：英国君主，伊丽莎白：英国女王", "英国君主"),
+            ("： 英国 君主、伊丽莎白: 女王", "英国 君主"),
+            ("：日本の俳優、監督", "日本の俳優、監督"),
+            (": ممثل أمريكي، سوريا: دولة", "ممثل أمريكي"),
+            ("：欧洲的国家。首都是", "欧洲的国家。首都是"),
         ],
     )
     def test_ends_where_the_prompts_format_ends_it(self, generation, description):
@@ -49,6 +54,8 @@ class TestCut:
     def test_another_separator(self):
         assert cut_description(": one, two: three; four: five", "; ") == "one, two: three"
         assert cut_description(": one\ntwo: three", "\n") == "one"
+        assert cut_description("：一，二。三：四", "。") == cut_description("：一，二．三：四", ". ") == "一，二"
+        assert cut_description("：一；二：三", "; ") == cut_description(": 一; 二: 三", "；") == "一"
 
     @given(st.text(max_size=60))
     def test_is_a_part_of_one_line(self, generation):

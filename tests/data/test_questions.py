@@ -40,6 +40,18 @@ class TestAnswers:
             (" Washington, D.C.", ["Washington DC", "Washington, D.C."], True),
             (" 42", ["4"], False),
             ("", ["yen"], False),
+            ("首都是北京。", ["北京"], True),
+            ("首都是北京市", ["東京", "北京"], True),
+            ("日本の首都は東京です", ["東京"], True),
+            ("เมืองหลวงคือกรุงเทพมหานคร", ["กรุงเทพ"], True),
+            ("수도는 서울이다", ["서울"], True),
+            ("它的货币是ＹＥＮ，", ["yen"], True),
+            ("上海。京都", ["海京"], False),
+            ("Столица — Москва.", ["москва"], True),
+            ("Столица — Москвабад", ["Москва"], False),
+            ("भारतीय", ["भारत"], False),
+            ("پایتخت تهران است", ["تهران"], True),
+            ("curac\u0327ao", ["Curaçao"], True),
             (" anything", [""], False),
             (" anything", [], False),
         ],
@@ -53,6 +65,15 @@ class TestAnswers:
         assert contains_answer(" the yen.", ["yen"], closed=True)
         assert contains_answer(" the yen is the yen", ["yen"], closed=True)
         assert contains_answer(" the yen and", ["yen"], closed=True)
+
+    @pytest.mark.parametrize("text", [" the yen\ufffd", " the yen\u0301", " the yen\u00ad", "是北京", "คือไทย"])
+    def test_not_closed_in_the_middle_of_a_character(self, text):
+        assert not contains_answer(text, ["yen", "北京", "ไทย"], closed=True)
+
+    @given(st.text(max_size=12), st.text(max_size=3), st.text(max_size=5))
+    def test_what_is_closed_stays_found(self, text, answer, more):
+        if contains_answer(text, [answer], closed=True):
+            assert contains_answer(text + more, [answer])
 
     @given(
         before=st.text(max_size=10), answer=st.from_regex(r"[a-zA-Z]{1,8}", fullmatch=True), after=st.text(max_size=10)

@@ -458,6 +458,10 @@ class TestFindSubject:
             ("a japanese", "Japan", None),
             ("the U.S. (now)", "U.S.", (4, 8)),
             ("C++ code", "C++", (0, 3)),
+            ("日本の首都", "日本", (0, 2)),
+            ("भारतीय भारत", "भारत", (7, 11)),
+            ("snake_case", "case", (6, 10)),
+            ("xa a a", "a a", (3, 6)),
             ("", "Japan", None),
         ],
     )

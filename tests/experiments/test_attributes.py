@@ -152,6 +152,11 @@ class TestSamples:
         found = find_subjects(texts, ["Sudan", "South Sudan"])
         assert found == {"Sudan": [texts[1]], "South Sudan": texts}
 
+    def test_subjects_in_texts_without_spaces(self):
+        texts = ["我们谈到了日本的首都。", "东日本很大。", "มาจากประเทศไทยเมื่อวาน"]
+        found = find_subjects(texts, ["日本", "东日本", "ไทย"])
+        assert found == {"日本": texts[:1], "东日本": texts[1:2], "ไทย": texts[2:]}
+
     def test_only_known_subjects_in_all_their_texts(self, llama, relation, samples):
         assert len(samples) == 10 * 3
         assert len({sample.fact.subject for sample in samples}) == 10

@@ -5,6 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from patchscopes.data.entities import Entity, cut_description, load_entities
 from patchscopes.data.files import DATA_FOLDER
@@ -66,6 +69,37 @@ class TestRouge:
         assert scores["precision"] == pytest.approx(3 / 5)
         assert scores["recall"] == 1.0
         assert scores["f1"] == pytest.approx(2 * 0.6 / 1.6)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "Столица России",
+            "首都是北京",
+            "พระมหากษัตริย์",
+            "عاصمة فرنسا",
+            "भारत की राजधानी",
+            "대한민국의 수도",
+            "Þingvellir",
+        ],
+    )
+    def test_of_any_script(self, text):
+        assert all(score == 1.0 for of_kind in rouge(text, text).values() for score in of_kind.values())
+        assert rouge(text, "capital of Kenya")["rouge1"]["f1"] == 0.0
+
+    def test_letters_of_scripts_without_spaces_count_one_by_one(self):
+        scores = rouge("英国的君主", "英国君主")
+        assert scores["rougeL"]["precision"] == pytest.approx(4 / 5)
+        assert scores["rougeL"]["recall"] == 1.0
+        assert rouge("主君国英", "英国君主")["rougeL"]["f1"] == pytest.approx(1 / 4)
+
+    @given(*[st.text(st.characters(max_codepoint=127), max_size=60)] * 2)
+    def test_ascii_as_the_package_counts_it(self, text, reference):
+        scores = RougeScorer(["rouge1", "rougeL"]).score(reference, text)
+        expected = {
+            kind: {"precision": score.precision, "recall": score.recall, "f1": score.fmeasure}
+            for kind, score in scores.items()
+        }
+        assert rouge(text, reference) == expected
 
 
 class TestExperiment:

@@ -11,9 +11,9 @@ from patchscopes.experiments.layer_grid_classes import (
     CLASSES,
     classify,
     find_keywords,
-    normalise_words,
     select_keywords,
 )
+from patchscopes.words import normalise_words
 
 
 class TestFind:

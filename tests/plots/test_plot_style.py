@@ -5,6 +5,7 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import pytest
+from drawn_figures import draw
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import FillBetweenPolyCollection
@@ -25,7 +26,7 @@ from patchscopes.plots.style import (
     fit_column,
     save_png,
 )
-from patchscopes.plots.text import format_significant, shorten, show_whitespace
+from patchscopes.plots.text import JOINERS, format_significant, shorten, show_whitespace
 
 STYLE = CurveStyle("a lens", "#1f6fb4", "--")
 
@@ -101,7 +102,6 @@ class TestTables:
             ("much long…", 1, 1, "left"),
             ("$1$", 13, 1, "center"),
         ]
-        assert not any(text.get_parse_math() for text in axis.texts)
         assert [label.get_text() for label in axis.get_yticklabels()] == ["3", "7"]
         assert [label.get_text() for label in axis.get_xticklabels()] == ["said", "rank 1"]
         assert axis.get_xlim() == (0, 16)
@@ -147,7 +147,7 @@ class TestFigures:
         title = figure.get_suptitle()
         assert title.count("\n") > 2
         assert title.replace("\n", " ") == ("$x$ costs " * 40).strip()
-        assert not figure._suptitle.get_parse_math()
+        assert [text for text, _ in draw(figure)] == [title]
 
     def test_a_failed_write_says_so(self, tmp_path):
         (tmp_path / "file").write_text("")
@@ -159,13 +159,30 @@ class TestTexts:
     @given(st.text())
     def test_whitespace_is_one_visible_line(self, text):
         shown = show_whitespace(text)
-        assert len(shown) == len(text)
-        assert not set("\n\t") & set(shown)
+        assert all(sign.isprintable() or sign in JOINERS for sign in shown)
+        assert not text.isprintable() or len(shown) == len(text)
         assert shown == shown.strip(" ")
         assert show_whitespace(shown) == shown
 
     def test_whitespace(self):
         assert show_whitespace("  a b\n\t$ ") == "␣␣a b⏎⇥$␣"
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("\x1b[31mred\x1b[0m", "U+001B[31mredU+001B[0m"),
+            ("a\x00\x9b\r", "aU+0000U+009BU+000D"),
+            ("\u202eabc\ufeff", "U+202EabcU+FEFF"),
+            ("10\u00a0000\u3000", "10 000U+3000"),
+            ("می\u200cخواهم", "می\u200cخواهم"),
+            ("👨\u200d👩", "👨\u200d👩"),
+            ("\u200d", "U+200D"),
+            ("\ud83d", "U+D83D"),
+            ("北京 $x$ [bold]", "北京 $x$ [bold]"),
+        ],
+    )
+    def test_what_has_no_shape_is_its_code_point(self, text, shown):
+        assert show_whitespace(text) == shown
 
     @given(st.text(), st.integers(1, 50))
     def test_shortened(self, text, length):
