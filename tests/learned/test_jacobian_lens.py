@@ -144,7 +144,7 @@ class TestKept:
     def test_a_damaged_checkpoint_is_named(self, llama, cache):
         with pytest.raises(KeyboardInterrupt):
             fit_jacobian_lens(llama, TEXTS, CONFIG, progress=interrupted_after(1))
-        (checkpoint,) = (cache / "lenses").iterdir()
+        (checkpoint,) = (cache / "lenses").glob("*.checkpoint")
         checkpoint.write_text("damaged")
         with pytest.raises(PatchscopesError, match=r"checkpoint is damaged, .* remove it"):
             fit_jacobian_lens(llama, TEXTS, CONFIG)
