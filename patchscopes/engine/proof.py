@@ -20,7 +20,7 @@ from patchscopes.engine.reference import Reference, build_trials, measure_error,
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import block_forwards
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
-from patchscopes.model.lens_model import LensModel, has_hooks
+from patchscopes.model.lens_model import LensModel, has_hooks, is_bridge
 
 Engine: TypeAlias = Literal["auto", "fast", "hooks"]
 
@@ -35,7 +35,7 @@ def choose_engine(target: TargetPrompt, engine: Engine) -> Literal["fast", "hook
         return engine
     if engine != "auto":
         raise PatchscopesError(f"engine must be 'auto', 'fast' or 'hooks', got {engine!r}")
-    if has_hooks(target.model):
+    if has_hooks(target.model) or not is_bridge(target.model):
         return "hooks"
     return "hooks" if find_fast_engine_failure(target) is not None else "fast"
 
