@@ -70,7 +70,9 @@ def explain_writing(path: Path, advice: str = ANOTHER_PATH) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PatchscopesError(f"cannot write {path} ({error.strerror or error}); {advice}") from error
+        # Of a folder that is to be made: "File exists" would be no help.
+        reason = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror or error
+        raise PatchscopesError(f"cannot write {path} ({reason}); {advice}") from error
 
 
 def check_writable(path: Path, advice: str = ANOTHER_PATH) -> None:

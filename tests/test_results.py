@@ -113,7 +113,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(PatchscopesError, match="cannot write .*choose another path"):
+    with pytest.raises(PatchscopesError, match="cannot write .*result.json .*file is no folder.*choose another path"):
         write_json(tmp_path / "file" / "result.json", {})
 
 

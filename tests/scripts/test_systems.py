@@ -21,12 +21,12 @@ sys.path.insert(0, {scripts!r})
 import_any = builtins.__import__
 
 
-def import_as_on_windows(name, globals=None, *others):
+def import_as_on_windows(name, globals=None, *others, **named):
     # Other packages know where they are, and ask for nothing there that is not.
     asking = (globals or {{}}).get("__name__", "").partition(".")[0]
     if name in {posix_only!r} and asking in ("patchscopes", *scripts):
         raise ModuleNotFoundError(f"{{asking}} imports {{name}}")
-    return import_any(name, globals, *others)
+    return import_any(name, globals, *others, **named)
 
 
 builtins.__import__ = import_as_on_windows
@@ -54,7 +54,7 @@ def common(tokenizer, tmp_path_factory):
     tokenizer.save_pretrained(folder)
     texts = tmp_path_factory.mktemp("texts") / "texts.txt"
     texts.write_text("\n".join(f"line {number} says something about {number % 7} dogs" for number in range(60)))
-    return ["--model", folder, "--dataset", texts, "--samples", 400, "--methods", "logit_lens,tuned_lens,simplescope"]
+    return ["--model", folder, "--dataset", texts, "--samples", 100, "--methods", "logit_lens,tuned_lens"]
 
 
 @pytest.fixture
