@@ -35,7 +35,7 @@ def choose_engine(target: TargetPrompt, engine: Engine) -> Literal["fast", "hook
         return engine
     if engine != "auto":
         raise PatchscopesError(f"engine must be 'auto', 'fast' or 'hooks', got {engine!r}")
-    if has_hooks(target.model) or not is_bridge(target.model):
+    if has_hooks(target.model):
         return "hooks"
     return "hooks" if find_fast_engine_failure(target) is not None else "fast"
 
@@ -57,7 +57,7 @@ def find_fast_engine_failure(target: TargetPrompt) -> str | None:
 
     The proof runs on first use for a model (and again after TransformerLens's compatibility mode was switched). If the
     engine fails it with attention over a shared prefix, it is tried with the family's own attention. A failure is also
-    given as a warning, once.
+    given as a warning, once, but not of a HookedTransformer, for which there is no other engine than hooks.
     """
     model = target.model
     compatibility_mode = bool(getattr(model, "compatibility_mode", False))
@@ -65,7 +65,7 @@ def find_fast_engine_failure(target: TargetPrompt) -> str | None:
     if verdict is None or verdict.compatibility_mode != compatibility_mode:
         failure = prove(target)
         verdict = _verdicts[model] = _Verdict(failure, compatibility_mode)
-        if failure is not None:
+        if failure is not None and is_bridge(model):
             warnings.warn(
                 f"patching uses the slow hooks engine on this model: {failure}", PatchscopesWarning, stacklevel=2
             )

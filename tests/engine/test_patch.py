@@ -395,7 +395,7 @@ class TestWhichEngine:
             logits = patch_logits(TargetPrompt(hooked, TOKENS), vectors, layers)
         torch.testing.assert_close(logits, expected)
         torch.testing.assert_close(logit_lens(hooked, vectors), logit_lens(model, vectors), atol=1e-5, rtol=0)
-        with pytest.raises(PatchscopesError, match="cannot run this HookedOnly.*use engine='hooks'"):
+        with pytest.raises(PatchscopesError, match="cannot run this HookedOnly.*engine='hooks'"):
             patch_logits(TargetPrompt(hooked, TOKENS), vectors, layers, engine="fast")
 
     def test_compatibility_mode_is_proved_again(self, tokenizer):

@@ -8,9 +8,12 @@ from conftest import CONTEXT, make_hf_model
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from patchscopes import LogitLens, Patchscope, PatchscopeLens, logit_lens
+from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
+from patchscopes.learned.future_lens import train_soft_prompt
 from patchscopes.model.environment import describe_environment
 from patchscopes.model.layers import EMBEDDING, get_hook_name
+from patchscopes.model.loading import load_model
 from patchscopes.patch import (
     Cut,
     Row,
@@ -238,3 +241,29 @@ class TestWithoutTokenizer:
             extract_representations(model, ["text"], [0])
         with pytest.raises(PatchscopesError, match="no tokenizer"):
             Patchscope(model=model, source_prompt=[5, 17, 3]).generate(2)
+
+
+def test_what_needs_the_fast_engine_says_so(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
+    texts = TextSet("made up", "train", tuple(f"{number} dogs and cats" for number in range(4)))
+    with pytest.raises(
+        PatchscopesError, match="trained with the fast engine, and .* cannot run this HookedTransformer"
+    ):
+        train_soft_prompt(make_model(tokenizer, **KINDS["gpt"]), texts, [0, 1])
+
+
+def test_it_and_a_bridge_explain_each_other(tokenizer):
+    hooked, bridge = (
+        make_model(tokenizer, **KINDS["llama"]),
+        load_model(hf_model=make_hf_model("gpt2"), tokenizer=tokenizer),
+    )
+    for model, target_model in ((hooked, bridge), (bridge, hooked)):
+        patchscope = Patchscope(
+            model=model,
+            source_prompt=SOURCE,
+            source_layers=[0, 2],
+            target_model=target_model,
+            target_prompt="cat -> cat; ?",
+            target_position="?",
+        )
+        assert [type(words) for words in patchscope.generate(3)] == [str] * 2
