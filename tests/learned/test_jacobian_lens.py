@@ -121,7 +121,8 @@ class TestKept:
         for key in whole:
             assert torch.equal(whole[key].weight, resumed[key].weight)
             assert whole[key].provenance == resumed[key].provenance
-        assert [path.suffix for path in (cache / "other" / "lenses").iterdir()] == [".safetensors"]
+        left = sorted(path.suffix for path in (cache / "other" / "lenses").iterdir())
+        assert left in ([".lock", ".safetensors"], [".safetensors"])
 
     def test_the_cache_is_reused_unless_fresh(self, llama):
         first = fit_jacobian_lens(llama, TEXTS, CONFIG)
