@@ -5,8 +5,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_CROSS_MODEL := $(VENV)/ready-cross-model
+# An environment with the last TransformerLens that has a HookedTransformer.
+HOOKED := .venv-hooked
+READY_HOOKED := $(HOOKED)/ready
+HOOKED_CONSTRAINTS := tests/hooked_transformer/constraints.txt
 
-.PHONY: help setup setup-cross-model fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop layer-grid figures bench test lint
+.PHONY: help setup setup-cross-model fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop layer-grid figures bench test test-hooked-transformer lint
 
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
@@ -28,6 +32,7 @@ help:
 	@echo "make figures            all figures"
 	@echo "make bench              speed of the engine beside plain hooks"
 	@echo "make test               the test suite"
+	@echo "make test-hooked-transformer  what works on a HookedTransformer, with TransformerLens 3.9 beside $(VENV)"
 	@echo "make lint               formatting, lint and types"
 
 setup: $(READY)
@@ -101,6 +106,16 @@ bench: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+
+test-hooked-transformer: $(READY_HOOKED)
+	$(HOOKED)/bin/python -m pytest tests/hooked_transformer
+
+$(READY_HOOKED): pyproject.toml constraints.txt $(HOOKED_CONSTRAINTS)
+	$(PYTHON) -m venv $(HOOKED)
+	grep --invert-match '^transformer-lens==' constraints.txt > $(HOOKED)/constraints.txt
+	cat $(HOOKED_CONSTRAINTS) >> $(HOOKED)/constraints.txt
+	PIP_CONSTRAINT=$(HOOKED)/constraints.txt PIP_BUILD_CONSTRAINT=$(HOOKED)/constraints.txt $(HOOKED)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@
 
 lint: $(READY)
 	$(RUN) -m ruff format --check .

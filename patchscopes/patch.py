@@ -10,7 +10,8 @@ Vectors come from `extract_representations`; any function of them (the mapping f
 
 Two engines answer (`patchscopes.engine`). `"hooks"` is the plain one: a full forward pass with TransformerLens hooks
 for each batch of rows. `"fast"` computes the same and skips what rows have in common. `"auto"` uses the fast engine
-once it has been proved to do what hooks do on this model, and otherwise warns and uses hooks.
+once it has been proved to do what hooks do on this model, and otherwise warns and uses hooks. A HookedTransformer of
+TransformerLens 3 always runs on hooks: the fast engine takes a bridge's Hugging Face model apart, and it has none.
 """
 
 from collections.abc import Iterator, Sequence

@@ -222,9 +222,14 @@ class Patchscope:
         Args:
             relevancy: say of each token too how much of it is due to the patch (SelfIE's relevancy).
 
-        Other args and errors: as for `patch_generate`; and with several i*, or relevancy, the temperature must be 0.
+        Other args and errors: as for `patch_generate`; the model must have a tokenizer; and with several i*, or
+        relevancy, the temperature must be 0.
         """
         model = self.target.model
+        if model.tokenizer is None:
+            raise PatchscopesError(
+                "the target model has no tokenizer to say it in words; patch_generate gives token ids"
+            )
         if temperature != 0 and (relevancy or len(self._targets) > 1):
             raise PatchscopesError(
                 f"with relevancy, or several i*, only the most likely tokens are generated; the temperature must be 0, "

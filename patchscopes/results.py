@@ -3,21 +3,32 @@
 import hashlib
 import json
 import os
-import resource
-import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import psutil
+from filelock import FileLock, Timeout
+
 import patchscopes
-from patchscopes.errors import PatchscopesError
+from patchscopes.errors import PatchscopesError, PatchscopesWarning
 
 SCHEMA_VERSION = 1
 
 LINE_LENGTH = 120
+
+ANOTHER_PATH = "make room there or choose another path"
+
+# How often a file is renamed at most, and the seconds in between.
+RENAMINGS, RENAMING_PAUSE = 10, 0.1
+# Seconds after which a process that waits for another one says so.
+SILENT_WAIT = 1.0
 
 Json: TypeAlias = Any
 
@@ -49,26 +60,92 @@ def encode_on_one_line(content: Json) -> str:
     return json.dumps(content, allow_nan=False, ensure_ascii=False)
 
 
+@contextmanager
+def explain_writing(path: Path, advice: str = ANOTHER_PATH) -> Iterator[None]:
+    """Tell in one sentence why a path cannot be written to, and what to do about it.
+
+    Raises:
+        PatchscopesError: what is done inside the `with` block ends in an error of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Of a folder that is to be made: "File exists" would be no help.
+        reason = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror or error
+        raise PatchscopesError(f"cannot write {path} ({reason}); {advice}") from error
+
+
+def check_writable(path: Path, advice: str = ANOTHER_PATH) -> None:
+    """Refuse a path that no file can be written to, before long work that ends in one.
+
+    Raises:
+        PatchscopesError: there is a folder of that name, or the folder of the file cannot be made or written to.
+    """
+    with explain_writing(path, advice):
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file under another name in the same folder, then rename it.
+
+    Of several processes that write it at the same time, one is the last, and leaves it whole.
+
+    Raises:
+        PatchscopesError: the folder cannot be written to, or the disk is full; a file that was there is as it was.
+    """
+    with explain_writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        unfinished = Path(name)
+        try:
+            # Closed before it is renamed, which Windows asks for.
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.chmod(0o644)
+            _rename(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _rename(unfinished: Path, path: Path) -> None:
+    """Rename a file over another one, as soon as nobody has that open: Windows refuses it until then."""
+    for _ in range(RENAMINGS - 1):
+        with suppress(PermissionError):
+            unfinished.replace(path)
+            return
+        time.sleep(RENAMING_PAUSE)
+    unfinished.replace(path)
+
+
+@contextmanager
+def hold_lock(path: Path, advice: str = ANOTHER_PATH) -> Iterator[None]:
+    """Let one process at a time do what is inside the `with` block, of all that name the same path; others wait.
+
+    The lock is a file beside it. It is let go of when its process ends, in whichever way. A process that waits says so.
 
     Raises:
         PatchscopesError: the folder cannot be written to.
     """
-    try:
+    with explain_writing(path, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            unfinished = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                unfinished.chmod(0o644)
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise PatchscopesError(f"cannot write {path} ({error.strerror}); choose another path") from error
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire(timeout=SILENT_WAIT)
+        except Timeout:
+            warnings.warn(
+                f"another process is at work on {path.name}; waiting for it to end", PatchscopesWarning, stacklevel=3
+            )
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -76,7 +153,8 @@ class ChunkStore:
     """Finished parts of one run, kept beside its output: `fig2.json` has them in `fig2.chunks/<configuration>/`.
 
     The folder's name is a hash of the options, of the environment (model, data, versions, ...) and of the library's
-    own code, so a run never goes on from chunks that another one would have made differently.
+    own code, so a run never goes on from chunks that another one would have made differently. Two runs of the same may
+    share it at the same time: each finds what the other has finished, and what both measure is the same.
     """
 
     folder: Path
@@ -89,17 +167,26 @@ class ChunkStore:
         return cls(output.with_suffix(".chunks") / hashlib.sha256(key.encode()).hexdigest()[:16])
 
     def load(self, name: str) -> Json | None:
-        """The content of a finished chunk, or None."""
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """The content of a finished chunk, or None if there is none, or none that can be read any more."""
+        try:
+            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
 
     def save(self, name: str, content: Json) -> None:
         """Keep a finished chunk."""
         write_json(self.folder / f"{name}.json", content)
 
     def clear(self) -> None:
-        """Forget the chunks of this configuration."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget the chunks of this configuration.
+
+        Raises:
+            PatchscopesError: they cannot be removed.
+        """
+        # Neither the folder nor what another run is just writing into it.
+        for path in self.folder.rglob("*.json"):
+            with explain_writing(path):
+                path.unlink(missing_ok=True)
 
 
 def code_sha256(modules: Sequence[str] | None = None) -> str:
@@ -113,6 +200,12 @@ def code_sha256(modules: Sequence[str] | None = None) -> str:
 
 def peak_memory_gib() -> float:
     """The largest resident memory of this process so far."""
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):
+        return memory.peak_wset / 2**30
+    # Windows has no such module, and it alone knows the peak where psutil does not.
+    import resource
+
     # macOS counts in bytes, Linux in kilobytes.
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -90,12 +90,15 @@ def get_end_tokens(model: LensModel) -> Int[Tensor, " end_token"]:
 def decode_each_token(model: LensModel, ids: Sequence[int] | Int[Tensor, " pos"]) -> list[str]:
     """Each token as text, leading space included; one that is only part of a character shows as the replacement one.
 
-    Tokens are decoded behind another one: some decoders (Llama 2's) strip the space in front of the first.
+    Tokens are decoded behind another one: some decoders (Llama 2's) strip the space in front of the first. Those of a
+    model without a tokenizer show as their numbers.
     """
     tokenizer = model.tokenizer
+    ids = ids.tolist() if isinstance(ids, Tensor) else ids
+    if tokenizer is None:
+        return [f" {token}" for token in ids]
     first = tokenizer("x", add_special_tokens=False)["input_ids"][-1:]
     before = len(tokenizer.decode(first, clean_up_tokenization_spaces=False))
-    ids = ids.tolist() if isinstance(ids, Tensor) else ids
     return [tokenizer.decode([*first, token], clean_up_tokenization_spaces=False)[before:] for token in ids]
 
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from patchscopes.data.files import expand_home
 from patchscopes.data.texts import PASSAGES, STREAMED
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.registry import EMBEDDED_MODEL, resolve_hub_id
@@ -196,7 +197,7 @@ def add_noise_options(group: argparse._ArgumentGroup, *, noise: float, n_noise_s
 
 def model_name(text: str) -> str:
     """An alias, a hub id or a local folder; whether the hub has it, only the hub knows."""
-    if not Path(text).expanduser().is_dir():
+    if not expand_home(text).is_dir():
         try:
             resolve_hub_id(text)
         except PatchscopesError as error:

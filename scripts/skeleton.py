@@ -5,6 +5,8 @@ inside functions: once the options are parsed and the files that they name are r
 """
 
 import argparse
+import io
+import os
 import sys
 import time
 import warnings
@@ -13,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
-from patchscopes.results import ChunkStore, Json, build_document, write_json
+from patchscopes.results import ChunkStore, Json, build_document, check_writable, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,13 +25,19 @@ if TYPE_CHECKING:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`: a user's mistake ends it with one line instead of a traceback, and each warning of the
-    library is one line too."""
+    """Run a script's `main`: a user's mistake, or what the system refuses, ends it with one line instead of a
+    traceback, and each warning of the library is one line too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Not every terminal, and on Windows no file, has a sign for ℓ.
+            stream.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", PatchscopesWarning)
             warnings.showwarning = partial(show_warning, warnings.showwarning)
             main()
+            # What cannot be printed shows here, and not when Python has ended.
+            sys.stdout.flush()
     except PatchscopesError as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
@@ -38,8 +46,26 @@ def run_script(main: Callable[[], None]) -> None:
         if not isinstance(error, torch.OutOfMemoryError):
             raise
         sys.exit(f"error: out of memory on the device; try a smaller --batch-size or --dtype bfloat16 ({error})")
+    except BrokenPipeError:
+        # Whoever read what is printed has seen enough: `| head`.
+        drop_output()
+        sys.exit(1)
+    except OSError as error:
+        drop_output()
+        sys.exit(
+            f"error: a file or stream cannot be used ({error}): make room or choose other folders, then run the same "
+            "command again to go on from what is finished"
+        )
     except KeyboardInterrupt:
         sys.exit("\ninterrupted: run the same command again to go on from what is finished")
+
+
+def drop_output() -> None:
+    """If what was printed cannot be written, send it nowhere: Python would try again when it ends, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_warning(
@@ -62,6 +88,11 @@ def show_warning(
 
 def load_chosen_model(options: argparse.Namespace, name: str | None = None) -> "LensModel":
     """The model of `--model`, or of another option that names one, on the chosen device and in the chosen type."""
+    # Before the model, which takes longer than to see that its results cannot be written.
+    for path in ("output_json", "output_plot", "output", "history_file"):
+        if getattr(options, path, None) is not None:
+            check_writable(getattr(options, path))
+
     from patchscopes.engine.memory import keep_freed_memory
     from patchscopes.model.loading import load_model
 

@@ -14,6 +14,7 @@ from jaxtyping import install_import_hook
 install_import_hook("patchscopes", "beartype.beartype")
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from patchscopes.model.loading import load_model
+
+# Of TransformerLens 3; `make test-hooked-transformer` has it.
+collect_ignore = [] if find_spec("transformer_lens.HookedTransformer") else ["hooked_transformer"]
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

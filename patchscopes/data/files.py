@@ -20,6 +20,15 @@ UNSPECIFIED = "unspecified"
 Row: TypeAlias = tuple[Any, str]
 
 
+def expand_home(name: str) -> Path:
+    """A path with the user's home folder for `~`; as it is where there is no such folder."""
+    path = Path(name)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def read_rows(path: Path, suffixes: Sequence[str], what: str) -> Iterator[Row]:
     """The rows of a file: items of a .json list, lines of .txt and .jsonl, rows of .csv, .tsv and .parquet.
 

@@ -4,12 +4,11 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from patchscopes.data.files import DATA_FOLDER, read_rows
+from patchscopes.data.files import DATA_FOLDER, expand_home, read_rows
 from patchscopes.errors import PatchscopesError
 
 Split: TypeAlias = Literal["train", "evaluation"]
@@ -92,7 +91,7 @@ def _read(name: str) -> Iterator[str]:
     if name in STREAMED:
         yield from _stream(name)
         return
-    path = DATA_FOLDER / "passages.jsonl" if name == PASSAGES else Path(name).expanduser()
+    path = DATA_FOLDER / "passages.jsonl" if name == PASSAGES else expand_home(name)
     if path.suffix not in SUFFIXES:
         raise PatchscopesError(
             f"no data set is called {name!r}: give one of {', '.join([PASSAGES, *STREAMED])}, or the path of a "

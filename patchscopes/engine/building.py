@@ -141,7 +141,7 @@ def use_family_attention(model: LensModel) -> None:
         raise
     except REFUSALS as error:
         family = type(getattr(model, "original_model", model)).__name__
-        _refusals[model] = f"the fast engine cannot run this {family} ({error}); use engine='hooks'"
+        _refusals[model] = f"the fast engine cannot run this {family} ({error}); plain hooks can (engine='hooks')"
         raise PatchscopesError(_refusals[model]) from error
 
 

@@ -20,7 +20,7 @@ from patchscopes.engine.reference import Reference, build_trials, measure_error,
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import block_forwards
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
-from patchscopes.model.lens_model import LensModel, has_hooks
+from patchscopes.model.lens_model import LensModel, has_hooks, is_bridge
 
 Engine: TypeAlias = Literal["auto", "fast", "hooks"]
 
@@ -57,7 +57,7 @@ def find_fast_engine_failure(target: TargetPrompt) -> str | None:
 
     The proof runs on first use for a model (and again after TransformerLens's compatibility mode was switched). If the
     engine fails it with attention over a shared prefix, it is tried with the family's own attention. A failure is also
-    given as a warning, once.
+    given as a warning, once, but not of a HookedTransformer, for which there is no other engine than hooks.
     """
     model = target.model
     compatibility_mode = bool(getattr(model, "compatibility_mode", False))
@@ -65,7 +65,7 @@ def find_fast_engine_failure(target: TargetPrompt) -> str | None:
     if verdict is None or verdict.compatibility_mode != compatibility_mode:
         failure = prove(target)
         verdict = _verdicts[model] = _Verdict(failure, compatibility_mode)
-        if failure is not None:
+        if failure is not None and is_bridge(model):
             warnings.warn(
                 f"patching uses the slow hooks engine on this model: {failure}", PatchscopesWarning, stacklevel=2
             )

@@ -33,7 +33,11 @@ def unembed_rows(model: LensModel, rows: Float[Tensor, "row d_model"]) -> Float[
 
 def _plain_unembed(model: Any, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
     """The same from TransformerLens's own modules, for a HookedTransformer or a family that has no twin."""
-    logits = model.unembed(model.ln_final(rows[:, None]))[:, 0]
+    residual = rows[:, None]
+    # A HookedTransformer may be made without norms.
+    if hasattr(model, "ln_final"):
+        residual = model.ln_final(residual)
+    logits = model.unembed(residual)[:, 0]
     cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
 

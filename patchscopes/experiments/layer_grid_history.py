@@ -4,7 +4,6 @@ Runs that end at the same time append to one file: each holds a lock while it wr
 run that is killed while it writes leaves a torn line, which the next one does not lengthen and no reader stumbles over.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.results import Json, encode_on_one_line
+from patchscopes.results import Json, encode_on_one_line, explain_writing, hold_lock
 
 # What of each grid the history keeps: enough to set two runs side by side when their files are long overwritten.
 KEPT = (
@@ -47,7 +46,7 @@ def build_entry(document: Json, output: Path, history: Path) -> Json:
     """The line of a run: when, with which options, what came out and where all of it is.
 
     Args:
-        output: the result file; its path is kept as seen from the history's folder.
+        output: the result file; its path is kept as seen from the history's folder (whole, if it is on another drive).
     """
     results = document["results"]
     grids = [
@@ -62,11 +61,19 @@ def build_entry(document: Json, output: Path, history: Path) -> Json:
     ]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "file": os.path.relpath(output, history.parent),
+        "file": _get_relative_path(output, history.parent),
         "model": document["environment"]["model"]["id"],
         "config": document["config"],
         "summary": {"mode": results["mode"], "n_layers": results["n_layers"], "grids": grids},
     }
+
+
+def _get_relative_path(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        # Between two drives of Windows there is no way.
+        return path.absolute().as_posix()
 
 
 def append_entry(path: Path, entry: Json) -> None:
@@ -76,21 +83,16 @@ def append_entry(path: Path, entry: Json) -> None:
         PatchscopesError: the file cannot be written to.
     """
     line = encode_on_one_line(entry).encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+", buffering=0) as file:
-            # Let go of when the file is closed, also by the end of the process.
-            fcntl.flock(file, fcntl.LOCK_EX)
-            size = file.seek(0, os.SEEK_END)
-            if size > 0:
-                file.seek(size - 1)
-                if file.read(1) != b"\n":
-                    line = b"\n" + line
-            while line:
-                line = line[file.write(line) :]
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise PatchscopesError(f"cannot write {path} ({error.strerror}); choose another --history-file") from error
+    advice = "choose another --history-file"
+    with hold_lock(path, advice), explain_writing(path, advice), path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > 0:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        while line:
+            line = line[file.write(line) :]
+        os.fsync(file.fileno())
 
 
 def load_history(path: Path) -> History:

@@ -1,13 +1,12 @@
 """Affine mappings and LREs from the user's cache folder, where they are fitted at most once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.data.texts import TextSet
 from patchscopes.learned.config import RIDGE
-from patchscopes.learned.files import get_cached_path, load_cached, remove_files
+from patchscopes.learned.files import get_cached_path, learn_once
 from patchscopes.learned.fitting import fit_affine_maps, fit_cross_model_maps
 from patchscopes.learned.lre import BETAS, LRE, build_training_prompts, describe_fit, fit_lre
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
@@ -50,14 +49,14 @@ def fit_or_load_affine_maps(
         PatchscopesError: as `fit_affine_maps`, or the model has hooks on it.
     """
     options = {"ahead": list(ahead), "n_positions": n_positions, "ridge": ridge, "seed": seed}
-    path = get_cached_path("affine", [model], texts, options, _MODULES)
-    if fresh:
-        remove_files(path)
-    return _load_or_fit(
-        path,
-        lambda: fit_affine_maps(
+    return learn_once(
+        get_cached_path("affine", [model], texts, options, _MODULES),
+        load_maps,
+        lambda _: fit_affine_maps(
             model, texts, ahead=ahead, n_positions=n_positions, ridge=ridge, seed=seed, progress=progress
         ),
+        save_maps,
+        fresh=fresh,
     )
 
 
@@ -80,10 +79,10 @@ def fit_or_load_cross_model_maps(
     """
     layers = {"source_layers": list(source_layers), "target_layers": list(target_layers)}
     options = layers | {"n_positions": n_positions, "ridge": ridge, "seed": seed}
-    path = get_cached_path("affine", [source_model, target_model], texts, options, _MODULES)
-    return _load_or_fit(
-        path,
-        lambda: fit_cross_model_maps(
+    return learn_once(
+        get_cached_path("affine", [source_model, target_model], texts, options, _MODULES),
+        load_maps,
+        lambda _: fit_cross_model_maps(
             source_model,
             target_model,
             texts,
@@ -94,6 +93,7 @@ def fit_or_load_cross_model_maps(
             seed=seed,
             progress=progress,
         ),
+        save_maps,
     )
 
 
@@ -114,18 +114,10 @@ def fit_or_load_lre(
     """
     layers = resolve_layers(model, layers)
     texts, options = build_training_prompts(relation, train), describe_fit(relation, train, layers, betas)
-    path = get_cached_path("lre", [model], texts, options, _LRE_MODULES)
-    lre = None if fresh else load_cached(path, LRE.load)
-    if lre is None:
-        lre = fit_lre(model, relation, train, layers, betas=betas, progress=progress)
-        lre.save(path)
-    return lre
-
-
-def _load_or_fit(path: Path, fit: Callable[[], dict[MapKey, AffineMap]]) -> dict[MapKey, AffineMap]:
-    """The maps in a cached file, which is written first if it is not there."""
-    maps = load_cached(path, load_maps)
-    if maps is None:
-        maps = fit()
-        save_maps(path, maps)
-    return maps
+    return learn_once(
+        get_cached_path("lre", [model], texts, options, _LRE_MODULES),
+        LRE.load,
+        lambda _: fit_lre(model, relation, train, layers, betas=betas, progress=progress),
+        lambda path, lre: lre.save(path),
+        fresh=fresh,
+    )

@@ -15,10 +15,10 @@ from torch import Tensor
 from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.provenance import Provenance
-from patchscopes.model.embedded import get_cache_folder
+from patchscopes.model.embedded import CACHE_ADVICE, get_cache_folder
 from patchscopes.model.fingerprint import weights_sha256
 from patchscopes.model.lens_model import LensModel, has_hooks
-from patchscopes.results import code_sha256, write_atomically
+from patchscopes.results import check_writable, code_sha256, explain_writing, hold_lock, write_atomically
 from patchscopes.tokens import to_token_ids
 
 Loaded = TypeVar("Loaded")
@@ -67,7 +67,8 @@ def get_cached_path(
         modules: those of the package whose code decides what is learned, beside those that read texts.
 
     Raises:
-        PatchscopesError: a model has hooks on it, which may change what is learned and have no hash.
+        PatchscopesError: a model has hooks on it, which may change what is learned and have no hash; or the folder does
+            not hold it and cannot be written to.
     """
     if any(map(has_hooks, models)):
         raise PatchscopesError("what is learned is kept for the model as it is: take the hooks off it first")
@@ -84,10 +85,44 @@ def get_cached_path(
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
     names = "-to-".join(str(model.cfg.model_name)[-40:] for model in models)
     slug = "".join(character if character.isalnum() else "-" for character in names)
-    return get_cache_folder() / "lenses" / f"{kind}-{slug}-{key}.safetensors"
+    path = get_cache_folder() / "lenses" / f"{kind}-{slug}-{key}.safetensors"
+    if not path.is_file():
+        check_writable(path, CACHE_ADVICE)
+    return path
 
 
-def remove_files(*paths: Path) -> None:
-    """Remove cached files, if they are there."""
+def learn_once(
+    path: Path,
+    load: Callable[[Path], Loaded],
+    learn: Callable[[Path], Loaded],
+    save: Callable[[Path, Loaded], None],
+    *,
+    fresh: bool = False,
+) -> Loaded:
+    """What `load` reads from a cached file; if there is none, what `learn` gives, which `save` then writes there.
+
+    Of processes that ask for the same at the same time one learns it, and the others wait.
+
+    Args:
+        learn: given where to keep a checkpoint, which is removed in the end.
+        fresh: learn it, whatever is there.
+    """
+    cached = None if fresh else load_cached(path, load)
+    if cached is not None:
+        return cached
+    checkpoint = path.with_suffix(".checkpoint")
+    with hold_lock(path, CACHE_ADVICE):
+        if fresh:
+            _remove(path, checkpoint)
+        cached = load_cached(path, load)
+        if cached is None:
+            cached = learn(checkpoint)
+            save(path, cached)
+            _remove(checkpoint)
+    return cached
+
+
+def _remove(*paths: Path) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)
+        with explain_writing(path, CACHE_ADVICE):
+            path.unlink(missing_ok=True)

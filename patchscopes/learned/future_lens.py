@@ -26,7 +26,7 @@ from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import FIXED_PROMPT, N_TOKENS, N_TRAIN_SAMPLES, SOFT_PROMPT_TRAINING, TrainingConfig
 from patchscopes.learned.continuation import Continued, read_with_continuation
-from patchscopes.learned.files import get_cached_path, load_cached, load_tensors, remove_files, save_tensors
+from patchscopes.learned.files import get_cached_path, learn_once, load_tensors, save_tensors
 from patchscopes.learned.provenance import Provenance, check_model, describe_provenance
 from patchscopes.learned.training import kl_divergence, train
 from patchscopes.learned.tuned_lens import draw_at_most, split_held_out
@@ -131,16 +131,27 @@ def train_soft_prompt(
             cannot run.
     """
     layers = resolve_layers(model, layers)
-    learning, held_out = split_held_out(model, texts, room=N_TOKENS - 1)
     options = {"layers": layers, "prompt": prompt, "n_samples": n_samples, **asdict(config)}
-    path = get_cached_path("soft-prompt", [model], texts, options, _MODULES)
-    checkpoint = path.with_suffix(".checkpoint")
-    if fresh:
-        remove_files(path, checkpoint)
-    cached = load_cached(path, SoftPrompt.load)
-    if cached is not None:
-        return cached
-    tokens = to_token_ids(model, prompt)
+    return learn_once(
+        get_cached_path("soft-prompt", [model], texts, options, _MODULES),
+        SoftPrompt.load,
+        lambda checkpoint: _learn(model, texts, options, config, checkpoint, progress),
+        lambda path, learned: learned.save(path),
+        fresh=fresh,
+    )
+
+
+def _learn(
+    model: LensModel,
+    texts: TextSet,
+    options: dict[str, Any],
+    config: TrainingConfig,
+    checkpoint: Path,
+    progress: Callable[[Iterable[Any]], Iterable[Any]],
+) -> SoftPrompt:
+    """Train the prompt that its provenance describes with these options."""
+    layers, tokens = options["layers"], to_token_ids(model, options["prompt"])
+    learning, held_out = split_held_out(model, texts, room=N_TOKENS - 1)
     failure = find_fast_engine_failure(TargetPrompt(model, tokens))
     if failure is not None:
         raise PatchscopesError(f"a soft prompt is trained with the fast engine, and on this model {failure}")
@@ -158,7 +169,7 @@ def train_soft_prompt(
             progress=progress,
         )
 
-    sources, unseen = read(learning, n_samples), read(held_out, N_HELD_OUT_SAMPLES)
+    sources, unseen = read(learning, options["n_samples"]), read(held_out, N_HELD_OUT_SAMPLES)
     unseen_slots = np.random.default_rng(config.seed).integers(len(layers), size=len(unseen.tokens))
 
     def loss(source: Continued, samples: Int[np.ndarray, " row"], slots: Int[np.ndarray, " row"]) -> Tensor:
@@ -178,10 +189,7 @@ def train_soft_prompt(
     made = describe_provenance(
         "kl", model, texts, trained.n_steps * config.batch_size, options | {"held_out": trained.held_out}
     )
-    learned = SoftPrompt(tokens.cpu(), torch.cat([first, trained.parts[0][0]]).cpu(), made)
-    learned.save(path)
-    checkpoint.unlink(missing_ok=True)
-    return learned
+    return SoftPrompt(tokens.cpu(), torch.cat([first, trained.parts[0][0]]).cpu(), made)
 
 
 def _loss(

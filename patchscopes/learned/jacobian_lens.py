@@ -23,7 +23,7 @@ from patchscopes.data.texts import TextSet, check_train
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import JacobianLensConfig
-from patchscopes.learned.files import get_cached_path, load_cached, remove_files
+from patchscopes.learned.files import get_cached_path, learn_once
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
 from patchscopes.learned.provenance import Provenance, describe_provenance
 from patchscopes.learned.tuned_lens import draw_at_most, split_held_out
@@ -66,25 +66,20 @@ def fit_jacobian_lens(
     """
     chosen, n_positions = _choose_texts(model, texts, config)
     options = asdict(config) | {"transformer_lens": version("transformer-lens")}
+
+    def learn(checkpoint: Path) -> dict[MapKey, AffineMap]:
+        lens = _load_checkpoint(checkpoint)
+        n_done = 0 if lens is None else lens.n_prompts
+        for text in progress(chosen[n_done:]):
+            of_text = _fit_text(model, text, f"{texts.name} {texts.sha256}", config)
+            lens = of_text if lens is None else JacobianLens.merge([lens, of_text])
+            _save_checkpoint(checkpoint, lens)
+        assert lens is not None  # There is at least one text.
+        made = describe_provenance(ESTIMATOR, model, texts, n_positions, options | {"metadata": lens.metadata})
+        return to_maps(model, lens, made)
+
     path = get_cached_path("jacobian", [model], texts, options, _MODULES)
-    checkpoint = path.with_suffix(".checkpoint")
-    if fresh:
-        remove_files(path, checkpoint)
-    cached = load_cached(path, load_maps)
-    if cached is not None:
-        return cached
-    lens = _load_checkpoint(checkpoint)
-    n_done = 0 if lens is None else lens.n_prompts
-    for text in progress(chosen[n_done:]):
-        of_text = _fit_text(model, text, f"{texts.name} {texts.sha256}", config)
-        lens = of_text if lens is None else JacobianLens.merge([lens, of_text])
-        _save_checkpoint(checkpoint, lens)
-    assert lens is not None  # There is at least one text.
-    made = describe_provenance(ESTIMATOR, model, texts, n_positions, options | {"metadata": lens.metadata})
-    maps = to_maps(model, lens, made)
-    save_maps(path, maps)
-    remove_files(checkpoint)
-    return maps
+    return learn_once(path, load_maps, learn, save_maps, fresh=fresh)
 
 
 def load_pretrained_jacobian_lens(

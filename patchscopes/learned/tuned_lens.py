@@ -7,6 +7,7 @@ is kept as an affine map to the last layer, like one fitted by least squares (`p
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unembedding import unembed_rows
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import TrainingConfig
-from patchscopes.learned.files import get_cached_path, load_cached, remove_files
+from patchscopes.learned.files import get_cached_path, learn_once
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
 from patchscopes.learned.provenance import describe_provenance
 from patchscopes.learned.training import Trained, kl_divergence, train
@@ -71,25 +72,20 @@ def train_tuned_lens(
     layers = resolve_layers(model, layers)
     learning, held_out = split_held_out(model, texts)
     options = {"layers": layers, **asdict(config)}
+
+    def learn(checkpoint: Path) -> dict[MapKey, AffineMap]:
+        trained = _train(model, learning, held_out, layers, config, checkpoint, progress)
+        n_positions = trained.n_steps * config.batch_size
+        made = describe_provenance("kl", model, texts, n_positions, options | {"held_out": trained.held_out})
+        maps = {}
+        for layer, (weight, bias) in zip(layers, trained.parts, strict=True):
+            key = MapKey(layer, model.cfg.n_layers - 1)
+            weight = torch.eye(len(weight)) + weight.cpu()
+            maps[key] = AffineMap(weight=weight, bias=bias.cpu(), key=key, provenance=made)
+        return maps
+
     path = get_cached_path("tuned-kl", [model], texts, options, _MODULES)
-    checkpoint = path.with_suffix(".checkpoint")
-    if fresh:
-        remove_files(path, checkpoint)
-    cached = load_cached(path, load_maps)
-    if cached is not None:
-        return cached
-    trained = _train(model, learning, held_out, layers, config, checkpoint, progress)
-    last = model.cfg.n_layers - 1
-    made = describe_provenance(
-        "kl", model, texts, trained.n_steps * config.batch_size, options | {"held_out": trained.held_out}
-    )
-    maps = {}
-    for layer, (weight, bias) in zip(layers, trained.parts, strict=True):
-        key = MapKey(layer, last)
-        maps[key] = AffineMap(weight=torch.eye(len(weight)) + weight.cpu(), bias=bias.cpu(), key=key, provenance=made)
-    save_maps(path, maps)
-    checkpoint.unlink(missing_ok=True)
-    return maps
+    return learn_once(path, load_maps, learn, save_maps, fresh=fresh)
 
 
 def split_held_out(
@@ -127,7 +123,7 @@ def _train(
     held_out: Sequence[tuple[Int[Tensor, " _"], str]],
     layers: Sequence[int],
     config: TrainingConfig,
-    checkpoint: Any,
+    checkpoint: Path,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Trained:
     last, width = model.cfg.n_layers - 1, model.cfg.d_model

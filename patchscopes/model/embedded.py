@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock
 
+from patchscopes.data.files import expand_home
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.registry import EMBEDDED_MODEL, SECOND_MODEL
+from patchscopes.results import hold_lock
+
+CACHE_ADVICE = "make room there, or name another cache folder in PATCHSCOPES_CACHE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,20 @@ EMBEDDED: dict[str, EmbeddedModel] = {
 
 
 def get_cache_folder() -> Path:
-    """Where patchscopes keeps what it can make again: `$PATCHSCOPES_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("PATCHSCOPES_CACHE") or platformdirs.user_cache_dir("patchscopes"))
+    """Where patchscopes keeps what it can make again: `$PATCHSCOPES_CACHE`, or the user's cache folder.
+
+    Raises:
+        PatchscopesError: no folder is named, and the user has no home.
+    """
+    named = os.environ.get("PATCHSCOPES_CACHE")
+    if named:
+        return expand_home(named)
+    try:
+        return platformdirs.user_cache_path("patchscopes").expanduser()
+    except RuntimeError as error:
+        raise PatchscopesError(
+            "there is no home folder to keep a cache in: name a folder for it in PATCHSCOPES_CACHE"
+        ) from error
 
 
 def find_parts(alias: str) -> list[Path]:
@@ -86,10 +101,12 @@ def unpack_embedded_model(alias: str = EMBEDDED_MODEL) -> Path:
     if folder.is_dir():
         return folder
     parts = find_parts(alias)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with hold_lock(folder, CACHE_ADVICE):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="dequantising-") as unfinished:
+            # Windows removes no file that is mapped into memory.
+            with tempfile.TemporaryDirectory(
+                dir=folder.parent, prefix="dequantising-", ignore_cleanup_errors=True
+            ) as unfinished:
                 gguf = Path(unfinished) / "model.gguf"
                 _join(alias, parts, gguf)
                 _dequantise(gguf, Path(unfinished) / "model")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class LensModel(Protocol):
     """A TransformerLens model: a `TransformerBridge`, or the `HookedTransformer` of TransformerLens 3.
 
-    A HookedTransformer runs through the plain hooks engine only.
+    A HookedTransformer runs on plain hooks, without a warning: the fast engine takes the model in a bridge apart.
     """
 
     cfg: Any
@@ -29,6 +29,11 @@ class LensModel(Protocol):
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The weights by name."""
+
+
+def is_bridge(model: LensModel) -> bool:
+    """Whether the model is a bridge, with a Hugging Face model in it, and no HookedTransformer."""
+    return getattr(model, "original_model", None) is not None
 
 
 def has_hooks(model: LensModel) -> bool:

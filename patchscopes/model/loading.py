@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from patchscopes.data.files import expand_home
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.devices import ALL_GPUS, default_dtype, parse_dtype, resolve_device
 from patchscopes.model.embedded import EMBEDDED, unpack_embedded_model
@@ -46,7 +47,7 @@ def load_model(
     device = resolve_device(device)
     dtype = default_dtype(device) if dtype is None else parse_dtype(dtype)
     is_embedded = name.lower() in EMBEDDED
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     source = name if is_embedded or folder.is_dir() else resolve_hub_id(name)
     placement = {"device_map": ALL_GPUS} if device == ALL_GPUS else {"device": device}
     progress_bars = transformers_logging.is_progress_bar_enabled()

@@ -390,11 +390,12 @@ class TestWhichEngine:
         hooked = HookedOnly(model)
         vectors, layers = random_rows(model, 4)
         expected = patch_logits(TargetPrompt(model, TOKENS), vectors, layers, engine="hooks")
-        with pytest.warns(UserWarning, match="not a TransformerBridge"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
             logits = patch_logits(TargetPrompt(hooked, TOKENS), vectors, layers)
         torch.testing.assert_close(logits, expected)
         torch.testing.assert_close(logit_lens(hooked, vectors), logit_lens(model, vectors), atol=1e-5, rtol=0)
-        with pytest.raises(PatchscopesError, match="cannot run this HookedOnly.*use engine='hooks'"):
+        with pytest.raises(PatchscopesError, match="cannot run this HookedOnly.*engine='hooks'"):
             patch_logits(TargetPrompt(hooked, TOKENS), vectors, layers, engine="fast")
 
     def test_compatibility_mode_is_proved_again(self, tokenizer):

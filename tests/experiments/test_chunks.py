@@ -1,6 +1,7 @@
 """What all experiments share: chunks, seconds, checks, and the samples that two models have in common."""
 
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -33,6 +34,36 @@ def test_only_chunks_that_are_not_kept_are_measured(tmp_path):
     assert measured == [[1], [3]]
     assert measure_chunks([[1], [2], [3]], store, measure, iter) == [{"sum": 1}, {"sum": -1}, {"sum": 3}]
     assert measured == [[1], [3]]
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int):
+    """As a full disk, and for real."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_in_the_middle_of_a_chunk(tmp_path):
+    measured = []
+
+    def measure(chunk):
+        measured.append(chunk)
+        return {"numbers": [0] * chunk}
+
+    store, chunks = ChunkStore(tmp_path), [10, 20, 50_000, 30]
+    with files_of_at_most(10_000), pytest.raises(PatchscopesError, match="cannot write .*00002.json .*make room"):
+        measure_chunks(chunks, store, measure, iter)
+    assert measured == [10, 20, 50_000]
+    # Nothing torn is left that would take the room of what comes.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.json", "00001.json"]
+    finished = measure_chunks(chunks, store, measure, iter)
+    assert measured == [10, 20, 50_000, 50_000, 30]
+    assert [len(chunk["numbers"]) for chunk in finished] == chunks
 
 
 def test_seconds_of_a_step_are_added_up():

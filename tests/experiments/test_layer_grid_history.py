@@ -69,6 +69,14 @@ class TestAppending:
         append_entry(tmp_path / "new" / "h.jsonl", entry)
         assert load_history(tmp_path / "new" / "h.jsonl").runs == (entry, entry)
 
+    def test_a_result_on_another_drive(self, monkeypatch, tmp_path):
+        def no_way(path, start):
+            raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+        monkeypatch.setattr("os.path.relpath", no_way)
+        output = tmp_path / "a.json"
+        assert build_entry(make_document(), output, Path("figures/h.jsonl"))["file"] == output.as_posix()
+
     def test_several_processes_at_once(self, tmp_path):
         path = tmp_path / "h.jsonl"
         context = multiprocessing.get_context("fork")

@@ -47,8 +47,32 @@ class TestEmbedded:
 
     def test_a_cache_folder_that_cannot_be_written(self, monkeypatch):
         monkeypatch.setenv("PATCHSCOPES_CACHE", "/proc/no")
-        with pytest.raises(PatchscopesError, match="PATCHSCOPES_CACHE names another"):
+        with pytest.raises(PatchscopesError, match="cannot write .*name another cache folder in PATCHSCOPES_CACHE"):
             load_model()
+
+    def test_without_a_home(self, monkeypatch):
+        monkeypatch.delenv("PATCHSCOPES_CACHE", raising=False)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)
+        with pytest.raises(PatchscopesError, match="no home folder .*: name a folder for it in PATCHSCOPES_CACHE"):
+            load_model()
+
+    def test_the_cache_folder_may_be_named_from_home(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("PATCHSCOPES_CACHE", "~/mine")
+        assert embedded.get_cache_folder() == tmp_path / "mine"
+
+    def test_a_disk_that_fills_up_while_it_is_unpacked(self, monkeypatch, tmp_path):
+        def full(gguf, folder):
+            folder.mkdir()
+            (folder / "half").write_text("")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
+        monkeypatch.setattr(embedded, "_dequantise", full)
+        with pytest.raises(PatchscopesError, match="No space left on device.*PATCHSCOPES_CACHE names another"):
+            load_model()
+        assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
     def test_a_changed_file_is_refused(self, monkeypatch, tmp_path):
         monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))

@@ -1,13 +1,17 @@
 """What all scripts do around their experiment."""
 
+import io
 import json
+import subprocess
+import sys
 import warnings
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
-from skeleton import run_experiment, run_script, time_total
+from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
 
@@ -18,6 +22,11 @@ from patchscopes.errors import PatchscopesError, PatchscopesWarning
         (PatchscopesError("layer 9 does not exist"), "error: layer 9 does not exist"),
         (torch.OutOfMemoryError("2 GiB"), "error: out of memory on the device; try a smaller --batch-size"),
         (KeyboardInterrupt(), "interrupted: run the same command again"),
+        (
+            OSError(28, "No space left on device", "/tmp/x"),
+            "device: '/tmp/x'): make room or choose other folders, then",
+        ),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "No usable temporary directory"),
     ],
 )
 def test_what_ends_a_script_is_told_in_one_line(error, message):
@@ -36,6 +45,55 @@ def test_a_mistake_of_the_code_keeps_its_traceback():
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run_script(main)
+
+
+PRINTING = """
+import sys
+sys.path.insert(0, {scripts!r})
+from skeleton import run_script
+run_script(lambda: [print("ℓ* = ℓ") for _ in range({n})])
+"""
+
+
+def run_printing(n: int, **options: object) -> subprocess.CompletedProcess:
+    """A script that prints, in a process of its own."""
+    program = PRINTING.format(scripts=str(Path(sys.modules["skeleton"].__file__).parent), n=n)
+    return subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+class TestPrinting:
+    def test_to_a_full_disk(self):
+        full = Path("/dev/full")
+        if not full.exists():
+            pytest.skip("this system has no disk that is always full")
+        with full.open("w") as output:
+            done = run_printing(3, stdout=output)
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    def test_to_someone_who_has_seen_enough(self):
+        program = PRINTING.format(scripts=str(Path(sys.modules["skeleton"].__file__).parent), n=20_000)
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+        process.stderr.close()
+
+    def test_where_there_is_no_sign_for_it(self, monkeypatch):
+        """As in the code page of Windows."""
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+        run_script(lambda: print("ℓ* = ℓ, “f” → identity"))
+        assert sys.stdout.buffer.getvalue().decode("cp1252").split() == ["?*", "=", "?,", "“f”", "?", "identity"]
+
+
+@pytest.mark.parametrize("option", ["output_json", "output_plot", "output", "history_file"])
+def test_where_nothing_can_be_written_is_told_before_the_model_is_loaded(tmp_path, option):
+    (tmp_path / "file").write_text("")
+    options = Namespace(model="no-such-model", device=None, dtype=None, **{option: tmp_path / "file" / "out"})
+    with pytest.raises(PatchscopesError, match=f"cannot write {tmp_path}/file/out .*choose another path"):
+        load_chosen_model(options)
 
 
 def test_a_warning_of_the_library_is_one_plain_line_each_time(capsys):
