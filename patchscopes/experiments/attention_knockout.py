@@ -54,8 +54,8 @@ def run(
     window = choose_window(model.cfg.n_layers, config.window)
     windows = [list(find_window(layer, window, model.cfg.n_layers)) for layer in layers]
     asking = select_asking(facts)
-    known = ask_facts(model, asking, store, config.batch_size)
-    drawn = draw_known_facts(model, asking, known["found"], config.n_samples, config.seed)
+    known = ask_facts(model, asking, store, config.batch_size, config.chat)
+    drawn = draw_known_facts(model, asking, known["found"], config.n_samples, config.seed, config.chat)
     measured = measure_chunks(
         drawn, ChunkStore(store.folder / "facts"), lambda fact: measure_fact(model, fact, windows, config), progress
     )
