@@ -62,7 +62,8 @@ def _find_prompt(model: LensModel, chat: Chat, written: str) -> int:
 def _decode_with_spans(model: LensModel, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """What token ids decode to, and the span of each; tokens that are one character only together share its span."""
     stream = DecodeStream(skip_special_tokens=False)
-    text, spans = "", []
+    text = ""
+    spans: list[tuple[int, int]] = []
     for number, token in enumerate(ids, start=1):
         part = stream.step(model.tokenizer.backend_tokenizer, token)
         if part is not None:

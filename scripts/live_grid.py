@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from types import TracebackType
 
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import shorten, show_whitespace
 
 # With more target layers than this, a cell holds a sign instead of words.
@@ -22,7 +23,9 @@ class LiveGrid:
         from rich.table import Table
 
         self.console = Console(markup=False)
-        self.table = Table("ℓ", *map(str, target_layers), title="patched, by target layer ℓ*", title_justify="left")
+        self.table = Table(
+            "ℓ", *map(name_layer, target_layers), title="patched, by target layer ℓ*", title_justify="left"
+        )
         self.live = Live(self.table, console=self.console, auto_refresh=False)
 
     def __enter__(self) -> "LiveGrid":
@@ -46,7 +49,7 @@ class LiveGrid:
         cells = [show_cell(text, right) for text, right in zip(texts, solved, strict=True)]
         if len(cells) > COLUMNS_WITH_WORDS:
             cells = ["✓" if right else "·" for right in solved]
-        self.table.add_row(str(layer), *cells)
+        self.table.add_row(name_layer(layer), *cells)
         self.live.refresh()
 
 

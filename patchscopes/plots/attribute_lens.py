@@ -6,7 +6,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from patchscopes.data.relations import PLACE
-from patchscopes.plots.style import create_table_figure, draw_text_table, fit_column
+from patchscopes.plots.style import (
+    create_table_figure,
+    draw_text_table,
+    fit_column,
+    name_model,
+)
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
@@ -27,7 +32,7 @@ def plot_attribute_lens(document: Json) -> Figure:
     figure, axis = create_table_figure(
         f"What the LRE of “{show_whitespace(results['prompt'].replace(PLACE, '…'))}” "
         f"({results['relation'].replace('_', ' ')}) reads at each token and layer, "
-        f"{document['environment']['model']['id']}",
+        f"{name_model(document)}",
         columns,
         len(layers),
     )
