@@ -117,6 +117,7 @@ def _tokenize(model: LensModel, text: str) -> Int[Tensor, " pos"]:
 
 def has_added_bos(model: LensModel, text: Text, tokens: Int[Tensor, " pos"]) -> bool:
     """Whether the first of the tokens of `text` is a BOS token that was put in front of it."""
+    text = unwrap_text(text)
     if not isinstance(text, str) or not model.tokenizer.bos_token:
         return False
     bos = model.tokenizer.bos_token

@@ -137,7 +137,8 @@ def add_layers_option(group: argparse._ArgumentGroup) -> None:
         type=layer_list,
         default="all",
         metavar="LAYERS",
-        help="source layers: 0,4,8 or 0-15 or embedding,0-15 or all (default: %(default)s)",
+        help="source layers: 0,4,8 or 0-15 or all; embedding, as in embedding,0-15, is what enters block 0 (default: "
+        "%(default)s)",
     )
 
 
@@ -339,7 +340,7 @@ def layer_list(text: str) -> tuple[int, ...] | None:
         first, last = (parse_layer(end) for end in ((part, part) if dash < 0 else (part[:dash], part[dash + 1 :])))
         if first is None or last is None or last < first:
             raise argparse.ArgumentTypeError(
-                f"expected layers like 0,4,8 or 0-15 or embedding,0-15 or all, got {text!r}"
+                f"expected layers like 0,4,8 or 0-15 or all (embedding is one too), got {text!r}"
             )
         layers.extend(range(first, last + 1))
     if len(set(layers)) < len(layers):

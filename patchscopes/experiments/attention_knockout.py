@@ -13,6 +13,7 @@ import numpy as np
 from patchscopes.data.facts import Fact
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.attention_knockout_rows import (
+    check_blocks,
     choose_window,
     divide_positions,
     knock_out,
@@ -51,6 +52,7 @@ def run(
     """
     check_methods(config.methods, AttentionKnockoutConfig.METHODS)
     layers = resolve_layers(model, config.layers)
+    check_blocks(layers)
     window = choose_window(model.cfg.n_layers, config.window)
     windows = [list(find_window(layer, window, model.cfg.n_layers)) for layer in layers]
     asking = select_asking(facts)

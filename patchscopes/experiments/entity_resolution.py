@@ -31,7 +31,7 @@ from patchscopes.data.relations import PLACE, Relation
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.experiments.attention_knockout import select_asking
-from patchscopes.experiments.attention_knockout_rows import choose_window
+from patchscopes.experiments.attention_knockout_rows import check_blocks, choose_window
 from patchscopes.experiments.causal_tracing_states import measure_spread
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
@@ -114,6 +114,8 @@ def run(
     """
     check_methods(config.methods, EntityResolutionConfig.METHODS)
     layers = sorted(resolve_layers(model, config.layers))
+    if "knockout" in config.methods:
+        check_blocks(layers)
     asking = select_asking(facts)
     known = ask_facts(model, asking, store, config.batch_size, config.chat)
     examples = draw_lre_examples(asking, known["found"], config) if "lre" in config.methods else {}

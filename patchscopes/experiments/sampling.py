@@ -50,14 +50,13 @@ def sample_positions(
         PatchscopesError: the texts have fewer positions.
     """
     longest = model.cfg.n_ctx - room
-    # Chat templates take away the spaces at the ends of a message.
-    forms = [chat.of_source(text.strip() if chat.source else text) for text in texts.texts]
+    forms = [chat.of_source(text) for text in texts.texts]
     tokens = [to_token_ids(model, form, truncate=True)[:longest] for form in forms]
     if not chat.source:
         samples = draw_samples([len(ids) for ids in tokens], texts.texts, n_samples, seed)
         return SampledPositions(tokens, _sort_by_text(samples))
     in_chat = [
-        [place for alone, place in align_positions(model, model, text.strip(), form) if alone > 0 and place < longest]
+        [place for alone, place in align_positions(model, model, text, form) if alone > 0 and place < longest]
         for text, form in zip(texts.texts, forms, strict=True)
     ]
     # draw_samples leaves out the first position of a text, which is not among these.
@@ -103,8 +102,6 @@ def sample_aligned_positions(
 
 def form_pair(text: str, chat: ChatForm) -> tuple[str | Chat, str | Chat]:
     """A text as the source model reads it, and as the target model does."""
-    # Chat templates take away the spaces at the ends of a message.
-    text = text.strip() if chat.source or chat.target else text
     return chat.of_source(text), chat.of_target(text)
 
 

@@ -11,6 +11,6 @@ def name_layer(layer: int) -> str:
 
 def parse_layer(name: str) -> int | None:
     """The layer of a name, which `name_layer` gives, or its number; None for what is neither."""
-    if name in (_EMBEDDING_NAME, str(EMBEDDING)):
+    if name.lower() in (_EMBEDDING_NAME, str(EMBEDDING)):
         return EMBEDDING
     return int(name) if name.isdecimal() else None
