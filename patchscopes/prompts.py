@@ -125,7 +125,8 @@ def as_chat(model: "patchscopes.model.lens_model.LensModel", prompt: str, system
         messages.insert(0, {"role": "system", "content": system})
     try:
         chat: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ValueError) as error:
+        # ValueError: of several templates none is the usual one.
         raise PatchscopesError(
             f"the chat template of {model.cfg.model_name!r} refuses these messages ({error}); leave out the system "
             "message, or give the prompt itself"

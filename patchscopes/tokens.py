@@ -91,6 +91,19 @@ def unwrap_text(text: Text) -> str | Chat | Int[Tensor, " pos"]:
     return ids.reshape(-1).long()
 
 
+def check_texts(texts: Any) -> None:
+    """Refuse what would be taken apart where a list of texts is expected.
+
+    Raises:
+        PatchscopesError: it is one text, or a batch as a tokenizer gives it.
+    """
+    if isinstance(texts, str | Chat | Mapping):
+        raise PatchscopesError(
+            f"a list of texts was expected, and got one {type(texts).__name__}: put it into a list (of a batch of "
+            "several texts, give its rows one by one)"
+        )
+
+
 def write_out(model: LensModel, text: str | Chat) -> str:
     """The text in full: a chat with what the model's template puts around its prompt.
 

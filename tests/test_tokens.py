@@ -12,6 +12,7 @@ from tokenizers import processors
 from patchscopes import Patchscope
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.loading import load_model
 from patchscopes.positions import (
@@ -23,7 +24,7 @@ from patchscopes.positions import (
     find_token_spans,
 )
 from patchscopes.prompts import Chat, as_chat
-from patchscopes.tokens import decode_each_token, to_token_ids
+from patchscopes.tokens import check_texts, decode_each_token, to_token_ids
 
 MESSAGES = [{"role": "user", "content": "Where is the Eiffel Tower ? I like Köln 🎉"}]
 # How a tokenizer gives a chat back.
@@ -173,6 +174,16 @@ class TestTokenIds:
     def test_what_is_no_text(self, smollm, text, message):
         with pytest.raises(PatchscopesError, match=message):
             to_token_ids(smollm, text)
+
+    def test_no_list_of_texts(self, llama):
+        """A batch would be taken for a list of the names of its parts."""
+        for texts in ("abc", Chat("abc"), {"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1], [1, 1]]}):
+            with pytest.raises(PatchscopesError, match="a list of texts was expected, and got one"):
+                check_texts(texts)
+        with pytest.raises(PatchscopesError, match="got one str: put it into a list"):
+            extract_representations(llama, "abc", [0, 1, 2])
+        with pytest.raises(PatchscopesError, match="got one str: put it into a list"):
+            generate_after(llama, "abc")
 
 
 class TestChat:

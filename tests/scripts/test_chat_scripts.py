@@ -232,14 +232,9 @@ class TestEmbedding:
     )
     def test_learned_lenses(self, name, methods, files, chat_folder, tmp_path, output):
         """What is not asked of blocks alone is learned of the embedding too."""
-        (tmp_path / "best.json").write_text(
-            json.dumps(
-                {
-                    "experiment": "target_prompts",
-                    "results": {"bands": [{"first": 0, "last": 3, "prompt": "a ?", "placeholder": "?"}]},
-                }
-            )
-        )
+        bands = [{"first": 0, "last": 3, "prompt": "a ?", "placeholder": "?"}]
+        chosen = {"experiment": "target_prompts", "results": {"bands": bands}}
+        (tmp_path / "best.json").write_text(json.dumps(chosen))
         best = ["--best-prompt", tmp_path / "best.json"] if "best" in methods else []
         command = [name, "--methods", methods, "--samples", 4, "--dataset", files / "texts.txt", *best]
         done = script(*command, "--model", chat_folder, "--layers", "embedding,3", *output)
