@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from patchscopes.model.layer_names import EMBEDDING, name_layer
 from patchscopes.plots.text import shorten, show_whitespace
@@ -153,15 +154,19 @@ def draw_curve(
     if ci95 is not None:
         low, high = np.array(ci95).T
         axis.fill_between(layers, low, high, color=style.colour, alpha=0.2, linewidth=0)
-    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
     if EMBEDDING in layers:
         label_embedding(axis, layers)
+    elif isinstance(axis.xaxis.get_major_locator(), MaxNLocator):
+        # Else another curve of the axis has named the embedding, and the other ticks.
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
 
 
 def label_embedding(axis: Axes, layers: list[int]) -> None:
     """Name the embedding on an axis of layers; the name takes the place of a few numbers beside it."""
-    free = EMBEDDING + EMBEDDING_LABEL_SHARE * (max(layers) - EMBEDDING)
-    ticks = [EMBEDDING, *(int(tick) for tick in axis.get_xticks() if free < tick <= max(layers))]
+    last = max(layers)
+    free = EMBEDDING + EMBEDDING_LABEL_SHARE * (last - EMBEDDING)
+    numbers = MaxNLocator(nbins=8, integer=True, min_n_ticks=1).tick_values(0, max(0, last))
+    ticks = [EMBEDDING, *(int(number) for number in numbers if free < number <= last)]
     axis.set_xticks(ticks, [name_layer(tick) for tick in ticks])
 
 
