@@ -39,7 +39,7 @@ def main() -> None:
 
     # The one that may not be there first.
     target = load_chosen_model(options, target_name, reads_chats=chat.target)
-    source = load_chosen_model(options, options.source_model, reads_chats=chat.source)
+    source = load_chosen_model(options, options.source_model)
     config = CrossModelConfig(
         methods=options.methods,
         n_samples=options.samples,

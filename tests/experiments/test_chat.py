@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_hf_model
-from made_up_facts import TEMPLATES as FACT_TEMPLATES
+from made_up_facts import make_facts
 from made_up_names import TEMPLATES as NAME_TEMPLATES
-from made_up_questions import NAMES
 
 from patchscopes.data.entities import Entity
-from patchscopes.data.facts import Fact
 from patchscopes.data.questions import TwoHopQuestion
 from patchscopes.data.relations import RelationSample
 from patchscopes.data.target_prompts import Candidate, PromptBand
@@ -54,7 +52,6 @@ from patchscopes.experiments.multi_hop import ask_unpatched
 from patchscopes.experiments.multi_hop_patching import build_patching, find_patch_positions
 from patchscopes.experiments.sampling import sample_aligned_positions, sample_positions
 from patchscopes.model.loading import load_model
-from patchscopes.positions import find_first_tokens
 from patchscopes.prompts import NO_CHAT, Chat, ChatForm, as_chat, build_token_identity_prompt
 from patchscopes.results import ChunkStore
 from patchscopes.tokens import decode_each_token, to_token_ids
@@ -85,6 +82,12 @@ def words(models_by_tokenizer):
     torch.manual_seed(0)
     hf_model = type(source.original_model)(source.original_model.config).eval()
     return load_model(hf_model=hf_model, tokenizer=own)
+
+
+@pytest.fixture(scope="module")
+def facts(words):
+    """Facts that the model knows when it is asked in a chat."""
+    return make_facts(words, 3, form=Chat)
 
 
 @pytest.fixture
@@ -270,18 +273,6 @@ class TestEntities:
 
 class TestOnePrompt:
     """Experiments in which S and T are one prompt."""
-
-    @pytest.fixture(scope="class")
-    def facts(self, words):
-        prompts = [(template, name) for name in NAMES for template in FACT_TEMPLATES[:2]]
-        chats = [Chat(template.format(name)) for template, name in prompts]
-        said = generate_after(words, chats, max_new_tokens=1)[:, 0].tolist()
-        facts = []
-        for (template, name), chat, token in zip(prompts, chats, said, strict=True):
-            attribute, start = words.tokenizer.decode(token).strip(), template.index("{}")
-            if attribute and token in find_first_tokens(words, [attribute], after=chat):
-                facts.append(Fact(prompt=chat.prompt, span=(start, start + len(name)), attribute=attribute))
-        return facts[:3]
 
     def test_facts(self, words, facts):
         assert len(facts) == 3

@@ -3,17 +3,18 @@
 What the forms do is tested with the experiments; here, that every script takes the options, and says what is wrong.
 """
 
-import copy
 import json
 from dataclasses import asdict
 
 import pytest
-from conftest import make_hf_model
+import torch
+from conftest import CONFIGS, SPECIAL, byte_level
+from made_up_facts import make_facts
+from made_up_questions import make_questions
 from made_up_relations import make_relation
 from test_scripts import PNG, read, script
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from patchscopes.data.questions import TEXT_FIELDS
-from patchscopes.engine.unpatched import generate_after
 from patchscopes.model.loading import load_model
 from patchscopes.prompts import Chat, build_token_identity_prompt
 
@@ -31,22 +32,26 @@ def cache(tmp_path_factory):
         yield
 
 
-def save(folder, tokenizer):
-    make_hf_model("llama").save_pretrained(folder)
+def save(folder, template: str | None = None):
+    """A tiny model that says words."""
+    config = CONFIGS["llama"]()
+    config.vocab_size = 1024
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(), **SPECIAL)
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def plain_folder(tokenizer, tmp_path_factory):
-    return save(tmp_path_factory.mktemp("plain"), tokenizer)
+def plain_folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
-def chat_folder(tokenizer, tmp_path_factory):
-    own = copy.deepcopy(tokenizer)
-    own.chat_template = TEMPLATE
-    return save(tmp_path_factory.mktemp("chat"), own)
+def chat_folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("chat"), TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +61,20 @@ def files(chat_folder, tmp_path_factory):
     (folder / "texts.txt").write_text("\n".join(f"line {number} is about {number % 7} dogs" for number in range(40)))
     (folder / "names.csv").write_text("entity,reference\nbig dog,an animal\nOslo,a city\n")
 
-    def says(prompt: str) -> list[str]:
-        return list(model.tokenizer.decode(generate_after(model, [Chat(prompt)], max_new_tokens=8)[0]).strip("<>/s"))
-
-    rows, facts = [], []
-    for number, (one, other) in enumerate([("DOG", "Colour"), ("CAT", "Age"), ("COW", "Size"), ("FISH", "Home")]):
-        hop1 = [sign for sign in says(f"The {one} is") if sign.isalnum()]
-        hop2 = [sign for sign in says(f"{other} of {hop1[0]} is") if sign.isalnum()]
-        texts = (f"The {one} is", hop1[0], f"{other} of", hop2[0], f"{other} of the {one} is")
-        rows.append({"id": number, **dict(zip(TEXT_FIELDS, texts, strict=True))})
-        attribute = says(f"A {one} is")[0]
-        if attribute.isalnum():
-            facts.append({"prompt": f"A {one} is", "subject": one, "attribute": attribute})
-    (folder / "questions.json").write_text(json.dumps(rows))
-    (folder / "facts.json").write_text(json.dumps(facts))
-    relation = asdict(make_relation(model))
-    for sample in relation["samples"]:
-        sample["object"] = next(
-            sign for sign in says(relation["prompt"].replace("{}", sample["subject"])) if sign.isalnum()
-        )
-    (folder / "relation.json").write_text(
-        json.dumps({name: relation[name] for name in ("name", "prompt", "kind", "samples")}, default=list)
-    )
+    questions = [asdict(question) for question in make_questions(model, 4, form=Chat)]
+    for question in questions:
+        question["aliases"] = {"hop2_answer": question.pop("hop2_aliases")}
+    facts = [
+        {name: getattr(fact, name) for name in ("prompt", "subject", "attribute")}
+        for fact in make_facts(model, 3, form=Chat)
+    ]
+    relation = asdict(make_relation(model, form=Chat))
+    relation = {name: relation[name] for name in ("name", "prompt", "kind", "samples")}
+    for name, content in (("questions", questions), ("facts", facts), ("relation", relation)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    names = [{"entity": one, "reference": "a", "keywords": ["one", "two"]} for one in ("RED DOG", "BIG CAT", "Oslo")]
+    (folder / "names.json").write_text(json.dumps(names))
+    (folder / "prompts.txt").write_text("cat -> cat, ?\n")
     return folder
 
 
@@ -86,7 +83,7 @@ def output(tmp_path):
     return ["--output-json", tmp_path / "out.json", "--output-plot", tmp_path / "out.png"]
 
 
-FEW = ["--samples", 4, "--layers", "0,2"]
+FEW = ["--samples", 4]
 COMMANDS = {
     "demo_fig1.py": ["--max-new-tokens", 2],
     "run_fig2.py": ["--methods", "logit_lens,token_identity,simplescope", "--dataset", "texts.txt", *FEW],
@@ -94,14 +91,14 @@ COMMANDS = {
     "run_target_prompts.py": ["prompts.txt", "--dataset", "texts.txt", "--train-samples", 4, "--bands", 1, *FEW],
     "run_future_lens.py": ["--methods", "fixed_prompt,token_identity", "--dataset", "texts.txt", *FEW],
     "run_lenses.py": ["--methods", "logit_lens,logit_lens_patchscope,token_identity", "--dataset", "texts.txt", *FEW],
-    "run_entity.py": ["names.csv", "--max-new-tokens", 2, "--layers", "0,2"],
-    "run_entity_interactive.py": ["big dog", "--max-new-tokens", 2, "--layers", "0,2"],
-    "run_attributes_interactive.py": ["DOG", "--relation", "relation.json", "--layers", "0,2", "--max-new-tokens", 2],
-    "run_attributes.py": ["relation.json", "--methods", "patchscope,probe", "--layers", "0", "--max-new-tokens", 2],
+    "run_entity.py": ["names.csv", "--max-new-tokens", 2],
+    "run_entity_interactive.py": ["big dog", "--max-new-tokens", 2],
+    "run_attributes_interactive.py": ["DOG", "--relation", "relation.json", "--max-new-tokens", 2],
+    "run_attributes.py": ["relation.json", "--methods", "patchscope,probe", "--max-new-tokens", 2],
     "run_layer_grid.py": ["--entities", "names.json", "--max-new-tokens", 2, "--history-file", "runs.jsonl"],
 }
 ONE_PROMPT_COMMANDS = {
-    "run_multi_hop.py": ["questions.json", "--layers", "0,2", "--max-new-tokens", 8, "--cot-new-tokens", 4],
+    "run_multi_hop.py": ["questions.json", "--max-new-tokens", 8, "--cot-new-tokens", 4],
     "run_multi_hop_interactive.py": [
         "--hop2",
         "Colour of",
@@ -112,35 +109,41 @@ ONE_PROMPT_COMMANDS = {
         "--max-new-tokens",
         2,
     ],
-    "run_causal_tracing.py": ["facts.json", "--layers", "0,2", "--noise-samples", 2],
-    "run_attention_knockout.py": ["facts.json", "--layers", "0,2"],
+    "run_causal_tracing.py": ["facts.json", "--noise-samples", 2],
+    "run_attention_knockout.py": ["facts.json"],
     "run_entity_resolution.py": ["facts.json", "--methods", "description,tracing,knockout", "--noise-samples", 2],
 }
+
+# Whose layers are those that windows are centred on.
+WINDOWS = ("run_attention_knockout.py", "run_entity_resolution.py")
 
 
 def build_command(name: str, arguments: list, files, tmp_path) -> list:
     """The command with its files in place."""
-    (files / "prompts.txt").write_text("cat -> cat, ?\n")
-    names = [{"entity": one, "reference": "a", "keywords": ["one", "two"]} for one in ("RED DOG", "BIG CAT", "Oslo")]
-    (files / "names.json").write_text(json.dumps(names))
     placed = [files / one if (files / str(one)).is_file() else one for one in arguments]
     return [name, *[tmp_path / one if one == "runs.jsonl" else one for one in placed]]
 
 
 class TestChat:
     @pytest.mark.parametrize("name", [*COMMANDS, *ONE_PROMPT_COMMANDS])
-    def test_both_prompts(self, name, files, chat_folder, tmp_path, output):
+    def test_every_script_with_prompts(self, name, files, chat_folder, tmp_path, output):
+        """Both prompts in a chat, and the embedding among the layers where it can be."""
         command = build_command(name, (COMMANDS | ONE_PROMPT_COMMANDS)[name], files, tmp_path)
-        done = script(*command, "--model", chat_folder, *output, "--system", "Hush.", "--chat")
+        layers = [0, 2] if name in WINDOWS else [-1, 2]
+        more = ["--target-layers", "embedding,1"] if name in ("run_layer_grid.py", "run_multi_hop.py") else []
+        more += ["--layers", "0,2" if name in WINDOWS else "embedding,2"]
+        done = script(*command, "--model", chat_folder, *more, *output, "--chat")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "out.png").read_bytes().startswith(PNG)
-        assert read(tmp_path / "out.json")["config"]["chat"] == {"source": True, "target": True, "system": "Hush."}
+        document = read(tmp_path / "out.json")
+        assert document["config"]["chat"] == {"source": True, "target": True, "system": None}
+        results = document["results"]
+        assert (results["grids"][0] if "grids" in results else results)["layers"] == layers
+        assert "layer -1" not in done.stdout
+        assert "ℓ = -1" not in done.stdout
 
-    @pytest.mark.parametrize("name", ["run_fig2.py", "run_entity.py"])
-    def test_without_it_the_result_file_says_nothing_of_it(
-        self, name, files, chat_folder, plain_folder, tmp_path, output
-    ):
-        command = build_command(name, COMMANDS[name], files, tmp_path)
+    def test_one_of_the_prompts(self, files, chat_folder, plain_folder, tmp_path, output):
+        command = build_command("run_fig2.py", COMMANDS["run_fig2.py"], files, tmp_path)
         results = []
         for folder in (plain_folder, chat_folder):
             done = script(*command, "--model", folder, *output)
@@ -148,36 +151,41 @@ class TestChat:
             document = read(tmp_path / "out.json")
             assert "chat" not in document["config"]
             results.append(document["results"])
-        assert results[0] == results[1]
-        for side in ("source", "target"):
-            done = script(*command, "--model", chat_folder, *output, "--chat", side)
+        assert results[0] == results.pop()
+        for chat in (["--chat", "source"], ["--chat", "target"], ["--chat"], ["--chat", "--system", "Hush."]):
+            done = script(*command, "--model", chat_folder, *output, *chat)
+            assert done.returncode == 0, done.stderr
             document = read(tmp_path / "out.json")
             assert document["config"]["chat"] == {
-                "source": side == "source",
-                "target": side == "target",
-                "system": None,
+                "source": "target" not in chat,
+                "target": "source" not in chat,
+                "system": "Hush." if "--system" in chat else None,
             }
             assert document["results"] not in results
             results.append(document["results"])
 
-    @pytest.mark.parametrize("name", [*COMMANDS, *ONE_PROMPT_COMMANDS])
+    @pytest.mark.parametrize("name", ["demo_fig1.py", "run_multi_hop_interactive.py"])
     def test_a_model_without_a_template(self, name, files, plain_folder, tmp_path, output):
         command = build_command(name, (COMMANDS | ONE_PROMPT_COMMANDS)[name], files, tmp_path)
         done = script(*command, "--model", plain_folder, *output, "--chat")
         assert done.returncode == 1
-        (line,) = done.stderr.strip().splitlines()
-        assert "has no chat template; give the prompt itself" in line
+        assert "has no chat template; give the prompt itself" in done.stderr.strip().splitlines()[-1]
 
     def test_two_models_of_which_one_has_a_template(self, files, chat_folder, plain_folder, tmp_path, output):
         command = ["run_cross_model.py", "--dataset", files / "texts.txt", "--entities", files / "names.csv"]
-        command += ["--samples", 4, "--layers", "0,2", "--target-layers", "1", "--mapping", "identity", *output]
-        models = ["--source-model", plain_folder, "--target-model", chat_folder]
-        done = script(*command, *models, "--max-new-tokens", 2, "--chat", "target")
+        command += ["--samples", 4, "--layers", "embedding,2", "--target-layers", "embedding", "--mapping", "identity"]
+        models = ["--source-model", chat_folder, "--target-model", plain_folder]
+        done = script(*command, *models, *output, "--max-new-tokens", 2, "--chat", "source")
         assert done.returncode == 0, done.stderr
-        assert read(tmp_path / "out.json")["config"]["chat"]["target"]
-        done = script(*command, *models, "--chat")
-        assert done.returncode == 1
-        assert "has no chat template" in done.stderr
+        document = read(tmp_path / "out.json")
+        assert document["config"]["chat"] == {"source": True, "target": False, "system": None}
+        assert (document["results"]["layers"], document["results"]["target_layers"]) == ([-1, 2], [-1])
+        assert "ℓ* = embedding" in done.stdout
+        # M describes its own states too, so that T is read by both.
+        for given in (models, [models[0], plain_folder, models[2], chat_folder]):
+            done = script(*command, *given, *output, "--chat", "target")
+            assert done.returncode == 1
+            assert "has no chat template" in done.stderr
 
 
 class TestFigure1:
@@ -208,19 +216,12 @@ class TestFigure1:
 
 
 class TestEmbedding:
-    @pytest.mark.parametrize("name", [*COMMANDS, *ONE_PROMPT_COMMANDS])
-    def test_as_a_layer(self, name, files, chat_folder, tmp_path, output):
-        command = build_command(name, (COMMANDS | ONE_PROMPT_COMMANDS)[name], files, tmp_path)
-        more = ["--target-layers", "embedding,1"] if name in ("run_layer_grid.py", "run_multi_hop.py") else []
-        done = script(*command, "--model", chat_folder, "--chat", "both", "--layers", "embedding,2", *more, *output)
-        if name in ("run_attention_knockout.py", "run_entity_resolution.py"):
-            assert done.returncode == 1
-            assert "windows of attention knockout are centred on blocks" in done.stderr
-            return
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "out.png").read_bytes().startswith(PNG)
-        results = read(tmp_path / "out.json")["results"]
-        assert (results["grids"][0] if "grids" in results else results)["layers"] == [-1, 2]
+    @pytest.mark.parametrize("name", ["run_attention_knockout.py", "run_entity_resolution.py"])
+    def test_windows_are_of_blocks(self, name, files, chat_folder, tmp_path, output):
+        command = build_command(name, ONE_PROMPT_COMMANDS[name], files, tmp_path)
+        done = script(*command, "--model", chat_folder, "--layers", "embedding,2", *output)
+        assert done.returncode == 1
+        assert "windows of attention knockout are centred on blocks" in done.stderr
 
     @pytest.mark.parametrize(
         ("name", "methods"),
