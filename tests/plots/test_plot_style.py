@@ -136,7 +136,8 @@ class TestTables:
         assert [label.get_text() for label in axis.get_xticklabels()] == ["5", "9"]
         assert (axis.get_xlabel(), axis.get_ylabel()) == ("Target layer ℓ*", "Source layer ℓ")
 
-    def test_the_embedding_has_its_name(self, axis):
+    def test_the_embedding_has_its_name(self):
+        axis = create_figure("", 7.0, 3.0).subplots()
         draw_layer_table(axis, np.zeros((2, 3)), [-1, 4], [-1, 0, 9], colormap="viridis", high=0.0)
         assert [label.get_text() for label in axis.get_yticklabels()] == ["embedding", "4"]
         assert [label.get_text() for label in axis.get_xticklabels()] == ["embedding", "0", "9"]
