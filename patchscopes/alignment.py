@@ -11,22 +11,29 @@ from torch import Tensor
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_token_spans
-from patchscopes.tokens import Text, decode_each_token
+from patchscopes.prompts import Chat
+from patchscopes.tokens import Text, decode_each_token, unwrap_text
 
 # What part of a character is shown as: such tokens have no text of their own.
 PARTIAL = "\N{REPLACEMENT CHARACTER}"
 
 
-def align_positions(source_model: LensModel, target_model: LensModel, text: str) -> list[tuple[int, int]]:
+def align_positions(
+    source_model: LensModel, target_model: LensModel, text: str | Chat, target_text: str | Chat | None = None
+) -> list[tuple[int, int]]:
     """Pairs of positions, in the tokens of the two models, at which both have read exactly the same part of `text`.
 
     Both tokenizers end a token at the same character there. Of several tokens that end at one character (each a part of
     its bytes) only the last has read all of it. Positions beyond a model's context are left out.
 
+    Args:
+        target_text: in which form the target model reads it, the text itself or a chat; the same form unless given.
+
     Raises:
         PatchscopesError: a tokenizer gives no character offsets.
     """
-    source_ends, target_ends = (_ends(model, text) for model in (source_model, target_model))
+    source_ends = _ends(source_model, text)
+    target_ends = _ends(target_model, text if target_text is None else target_text)
     return [(source_ends[end], target_ends[end]) for end in sorted(source_ends.keys() & target_ends.keys())]
 
 
@@ -39,7 +46,8 @@ def align_position(source_model: LensModel, target_model: LensModel, text: Text,
     if target_model is source_model or target_model.tokenizer.get_vocab() == source_model.tokenizer.get_vocab():
         return position
     names = repr(target_model.cfg.model_name), repr(source_model.cfg.model_name)
-    if not isinstance(text, str):
+    text = unwrap_text(text)
+    if isinstance(text, Tensor):
         raise PatchscopesError(f"{names[0]} has other tokens than {names[1]}: give S as a text, or give T too")
     aligned = dict(align_positions(source_model, target_model, text))
     if position not in aligned:
@@ -50,7 +58,7 @@ def align_position(source_model: LensModel, target_model: LensModel, text: Text,
     return aligned[position]
 
 
-def _ends(model: LensModel, text: str) -> dict[int, int]:
+def _ends(model: LensModel, text: str | Chat) -> dict[int, int]:
     """The last position that ends at each character; tokens that stand for no character (BOS) end nowhere."""
     spans = find_token_spans(model, text, truncate=True)
     ends = {end: position for position, (start, end) in enumerate(spans) if end > start}

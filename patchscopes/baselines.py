@@ -31,6 +31,7 @@ from patchscopes.learned.mappings import LayerMapping
 from patchscopes.model.layers import describe_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_logits
+from patchscopes.prompts import NO_CHAT, ChatForm
 from patchscopes.tokens import Text
 
 # Logits of the next token, from the representation of row r at `layers[r]`.
@@ -131,8 +132,11 @@ class BestPromptLens:
         return torch.cat(logits)[order.argsort()]
 
 
-def build_best_prompt_lens(model: LensModel, bands: Sequence[PromptBand]) -> BestPromptLens:
+def build_best_prompt_lens(model: LensModel, bands: Sequence[PromptBand], chat: ChatForm = NO_CHAT) -> BestPromptLens:
     """The lens that reads each layer with the prompt of its band.
+
+    Args:
+        chat: in which form the model reads the prompts.
 
     Raises:
         PatchscopesError: the bands are not all blocks of the model one after the other, or a placeholder is not one
@@ -145,7 +149,8 @@ def build_best_prompt_lens(model: LensModel, bands: Sequence[PromptBand]) -> Bes
             f"{describe_layers(blocks) or 'none'}; choose them on this model with run_target_prompts.py"
         )
     targets = {
-        (band.prompt, band.placeholder): placeholder_target(model, band.prompt, band.placeholder) for band in bands
+        (band.prompt, band.placeholder): placeholder_target(model, chat.of_target(band.prompt), band.placeholder)
+        for band in bands
     }
     return BestPromptLens(
         [targets[band.prompt, band.placeholder] for band in bands for _ in range(band.first, band.last + 1)]

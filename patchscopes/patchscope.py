@@ -27,7 +27,6 @@ from patchscopes.patch import Row, Write, generate_rows, patch_generate, patch_l
 from patchscopes.positions import find_substring_token_position
 from patchscopes.tokens import (
     Text,
-    check_is_text,
     decode_each_token,
     describe_positions,
     resolve_position,
@@ -47,11 +46,11 @@ class Patchscope:
     """A Patchscope (Ghandeharioun et al., ICML 2024, section 3), at one or more source layers at once.
 
     Attributes:
-        source_prompt: S, a text or its token ids.
+        source_prompt: S: a text, a `Chat`, token ids, or what `tokenizer.apply_chat_template` returns.
         source_position: i, counted from either end, or a word of S (its first occurrence, its last token).
         model: M.
         source_layers: ℓ, one or several; all blocks unless given.
-        target_prompt: T; None for T = S.
+        target_prompt: T, in the same forms; None for T = S.
         target_position: i*, counted from either end, or a word of T (its last occurrence, as of a placeholder; its last
             token). Unless given it is i where T = S, and the last token elsewhere. Several write the same vector at
             each; a word that is given n times stands for its last n occurrences.
@@ -100,8 +99,7 @@ class Patchscope:
         """The tokens of S, and i counted from the start."""
         tokens = to_token_ids(self.model, self.source_prompt)
         if isinstance(self.source_position, str):
-            text = check_is_text(self.source_prompt, self.source_position)
-            return tokens, find_substring_token_position(self.model, text, self.source_position)
+            return tokens, find_substring_token_position(self.model, self.source_prompt, self.source_position)
         return tokens, resolve_position(len(tokens), self.source_position)
 
     @cached_property

@@ -1,6 +1,7 @@
 """Target prompts and their placeholders."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from patchscopes.errors import PatchscopesError
@@ -53,6 +54,47 @@ def build_entity_description_prompt(
     return separator.join([*(f"{name}: {description}" for name, description in examples), placeholder])
 
 
+@dataclass(frozen=True)
+class Chat:
+    """A prompt as a user's message in the model's own chat template, as `as_chat` writes it: a text like any other.
+
+    Words are found in the prompt. What the template puts around it is to a chat what BOS is to any text: tokens that
+    are counted, and stand for no part of it.
+
+    Attributes:
+        system: what a system message in front of it says; without it, what the template says by itself, if anything.
+    """
+
+    prompt: str
+    system: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatForm:
+    """Which prompts of an experiment are put into the model's chat template; without it neither.
+
+    Attributes:
+        source: S: it is the user's message, and i is the same token of it.
+        target: T: it is the user's message, i* is the same token of it, and what is read is how the assistant goes on.
+        system: the system message of both.
+    """
+
+    source: bool = False
+    target: bool = False
+    system: str | None = None
+
+    def of_source(self, prompt: str) -> str | Chat:
+        """S, as the model reads it."""
+        return Chat(prompt, self.system) if self.source else prompt
+
+    def of_target(self, prompt: str) -> str | Chat:
+        """T, as the model reads it."""
+        return Chat(prompt, self.system) if self.target else prompt
+
+
+NO_CHAT = ChatForm()
+
+
 def as_chat(model: "patchscopes.model.lens_model.LensModel", prompt: str, system: str | None = None) -> str:
     """The prompt as a user's message in the model's own chat template, up to where the assistant goes on.
 
@@ -83,7 +125,8 @@ def as_chat(model: "patchscopes.model.lens_model.LensModel", prompt: str, system
         messages.insert(0, {"role": "system", "content": system})
     try:
         chat: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ValueError) as error:
+        # ValueError: of several templates none is the usual one.
         raise PatchscopesError(
             f"the chat template of {model.cfg.model_name!r} refuses these messages ({error}); leave out the system "
             "message, or give the prompt itself"

@@ -22,7 +22,7 @@ def main() -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = load_chosen_model(options)
+    model = load_chosen_model(options, reads_chats=False)
     config = BenchmarkConfig(
         n_samples=options.samples, max_new_tokens=options.max_new_tokens, seed=options.seed, methods=options.methods
     )
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         methods=BenchmarkConfig.METHODS,
         samples=BenchmarkConfig.n_samples,
         max_new_tokens=BenchmarkConfig.max_new_tokens,
-        unused=("layers", "batch-size", "fresh"),
+        unused=("layers", "batch-size", "fresh", "chat", "system"),
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="torch threads (default: torch's own choice)")
     return parser

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import show_whitespace
 
 
@@ -67,9 +68,10 @@ def describe_hotspots(grid: dict) -> str:
     """The pairs and layers that stand out."""
     hotspots = grid["hotspots"]
     pairs = sorted(hotspots["pairs"], key=lambda pair: -pair["strong"])
-    shown = ", ".join(f"({pair['layer']}, {pair['target_layer']})" for pair in pairs[:8])
+    shown = ", ".join(f"({name_layer(pair['layer'])}, {name_layer(pair['target_layer'])})" for pair in pairs[:8])
     by_layer, by_target_layer = (
-        ", ".join(str(place[key]) for place in hotspots[f"{key}s"]) or "none" for key in ("layer", "target_layer")
+        ", ".join(name_layer(place[key]) for place in hotspots[f"{key}s"]) or "none"
+        for key in ("layer", "target_layer")
     )
     more = f" and {len(pairs) - 8} more" if len(pairs) > 8 else ""
     return f"hotspots (ℓ, ℓ*): {shown or 'none'}{more}; ℓ: {by_layer}; ℓ*: {by_target_layer}"

@@ -13,6 +13,7 @@ from patchscopes.data.target_prompts import PromptBand, load_best_prompts
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import N_TOKENS, SOFT_PROMPT_TRAINING, JacobianLensConfig, TrainingConfig
+from patchscopes.model.layer_names import EMBEDDING
 
 if TYPE_CHECKING:
     from patchscopes.learned.future_lens import SoftPrompt
@@ -73,6 +74,11 @@ def load_train_texts(options: argparse.Namespace) -> TextSet:
     return load_texts(options.dataset, "train", limit=STREAMED_TRAIN_TEXTS)
 
 
+def choose_mapped_layers(model: "LensModel", options: argparse.Namespace) -> list[int] | None:
+    """The layers that maps are learned from: all blocks (None), and what enters block 0 only if it is asked for."""
+    return [EMBEDDING, *range(model.cfg.n_layers)] if EMBEDDING in (options.layers or ()) else None
+
+
 def get_tuned_lens(
     model: "LensModel", options: argparse.Namespace, method: str, file: Path | None
 ) -> "dict[MapKey, AffineMap]":
@@ -83,12 +89,14 @@ def get_tuned_lens(
     if file is not None:
         return load_maps_made_by("kl" if method == "tuned_lens_kl" else "least_squares", file)
     texts = load_train_texts(options)
+    layers = choose_mapped_layers(model, options)
     if method == "tuned_lens_kl":
         config = TrainingConfig(seed=options.seed)
-        return train_tuned_lens(model, texts, config=config, progress=progress_bar("training the Tuned Lens"))
+        return train_tuned_lens(model, texts, layers, config, progress=progress_bar("training the Tuned Lens"))
     return fit_or_load_affine_maps(
         model,
         texts,
+        layers,
         n_positions=options.train_positions,
         seed=options.seed,
         progress=progress_bar("fitting the Tuned Lens"),
@@ -101,6 +109,10 @@ def get_jacobian_lens(model: "LensModel", options: argparse.Namespace, file: Pat
 
     if file is not None:
         return load_maps_made_by("jacobian_lens", file)
+    if EMBEDDING in (options.layers or ()):
+        raise PatchscopesError(
+            "jacobian_lens has no map from what enters block 0: leave embedding out of --layers, or choose another lens"
+        )
     config = JacobianLensConfig(seed=options.seed)
     texts = load_train_texts(options)
     return fit_jacobian_lens(model, texts, config, progress=progress_bar("fitting the Jacobian Lens"))
@@ -132,6 +144,7 @@ def get_linear_future_lens(
     return fit_or_load_affine_maps(
         model,
         load_train_texts(options),
+        choose_mapped_layers(model, options),
         ahead=tuple(range(N_TOKENS)),
         n_positions=options.train_positions,
         seed=options.seed,

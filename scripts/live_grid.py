@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import shorten, show_whitespace
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class LiveGrid:
         from rich.table import Table
 
         self.console = make_console()
-        self.table = Table("ℓ", *map(str, target_layers), title="patched, by target layer ℓ*", title_justify="left")
+        self.table = Table(
+            "ℓ", *map(name_layer, target_layers), title="patched, by target layer ℓ*", title_justify="left"
+        )
         self.live = Live(self.table, console=self.console, auto_refresh=False)
 
     def __enter__(self) -> "LiveGrid":
@@ -57,7 +60,7 @@ class LiveGrid:
         cells = [show_cell(text, right) for text, right in zip(texts, solved, strict=True)]
         if len(cells) > COLUMNS_WITH_WORDS:
             cells = ["✓" if right else "·" for right in solved]
-        self.table.add_row(str(layer), *cells)
+        self.table.add_row(name_layer(layer), *cells)
         self.live.refresh()
 
 

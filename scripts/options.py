@@ -7,7 +7,9 @@ from pathlib import Path
 from patchscopes.data.files import expand_home
 from patchscopes.data.texts import PASSAGES, STREAMED
 from patchscopes.errors import PatchscopesError
+from patchscopes.model.layer_names import parse_layer
 from patchscopes.model.registry import EMBEDDED_MODEL, resolve_hub_id
+from patchscopes.prompts import ChatForm
 
 FIGURES = Path(__file__).parent.parent / "figures"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -51,6 +53,7 @@ def build_common_parser(
     )
     run = parser.add_argument_group("run")
     add_layers_option(run)
+    add_chat_options(run)
     run.add_argument(
         "--methods",
         type=name_list(methods),
@@ -135,7 +138,44 @@ def add_layers_option(group: argparse._ArgumentGroup) -> None:
         type=layer_list,
         default="all",
         metavar="LAYERS",
-        help="source layers: 0,4,8 or 0-15 or all (default: %(default)s)",
+        help="source layers: 0,4,8 or 0-15 or all; embedding, as in embedding,0-15, is what enters block 0 (default: "
+        "%(default)s)",
+    )
+
+
+def add_chat_options(group: argparse._ArgumentGroup) -> None:
+    """Whether prompts are put into the chat template of an instruct model; `read_chat` reads what is given."""
+    group.add_argument(
+        "--chat",
+        type=chat_side,
+        nargs="?",
+        const="both",
+        metavar="PROMPTS",
+        help="put S, T or both as the user's message into the model's chat template: source, target or both (the same "
+        "as --chat alone); i and i* stay the same tokens, and after T the assistant goes on. What was learned (maps, "
+        "soft prompts, LREs) stays as it was learned",
+    )
+    group.add_argument("--system", metavar="TEXT", help="the system message of --chat (default: the template's own)")
+
+
+def read_chat(options: argparse.Namespace, *, one_prompt: bool = False) -> ChatForm:
+    """What `--chat` and `--system` ask for.
+
+    Args:
+        one_prompt: S and T are one prompt here, so that they have one form.
+
+    Raises:
+        PatchscopesError: a system message without a chat, or two forms of one prompt.
+    """
+    if options.chat is None and options.system is not None:
+        raise PatchscopesError("--system is the system message of a chat; give --chat too")
+    if one_prompt and options.chat not in (None, "both"):
+        raise PatchscopesError(
+            f"S and T are the same prompt here, so that --chat {options.chat} would put half of it into a chat; give "
+            "--chat alone"
+        )
+    return ChatForm(
+        source=options.chat in ("source", "both"), target=options.chat in ("target", "both"), system=options.system
     )
 
 
@@ -212,6 +252,15 @@ def target_layer(text: str) -> str:
     return text
 
 
+def chat_side(text: str) -> str:
+    """Which prompts are chats."""
+    if text not in ("source", "target", "both"):
+        raise argparse.ArgumentTypeError(
+            f"expected source, target or both, got {text!r} (before it, give plain --chat as --chat both)"
+        )
+    return text
+
+
 def at_least(minimum: int) -> Callable[[str], int]:
     """A parser of whole numbers from `minimum` on."""
 
@@ -282,15 +331,19 @@ def existing_file(suffix: str, advice: str) -> Callable[[str], Path]:
 
 
 def layer_list(text: str) -> tuple[int, ...] | None:
-    """`0,4,8`, `0-15`, a mixture, or `all` (None)."""
+    """`0,4,8`, `0-15`, `embedding` (also -1), a mixture, or `all` (None): all blocks."""
     if text == "all":
         return None
     layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
-            raise argparse.ArgumentTypeError(f"expected layers like 0,4,8 or 0-15 or all, got {text!r}")
-        layers.extend(range(int(first), int(last if dash else first) + 1))
+    for part in map(str.strip, text.split(",")):
+        # The sign of -1 is no dash between two layers.
+        dash = part.find("-", 1)
+        first, last = (parse_layer(end) for end in ((part, part) if dash < 0 else (part[:dash], part[dash + 1 :])))
+        if first is None or last is None or last < first:
+            raise argparse.ArgumentTypeError(
+                f"expected layers like 0,4,8 or 0-15 or all (embedding is one too), got {text!r}"
+            )
+        layers.extend(range(first, last + 1))
     if len(set(layers)) < len(layers):
         raise argparse.ArgumentTypeError(f"some layer is given twice in {text!r}")
     return tuple(layers)

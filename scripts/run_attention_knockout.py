@@ -3,15 +3,17 @@
 import argparse
 from dataclasses import asdict
 
-from options import add_facts_file, build_common_parser, positive
+from options import add_facts_file, build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.facts import load_facts, load_own_facts
 from patchscopes.experiments.config import AttentionKnockoutConfig
+from patchscopes.model.layer_names import name_layer
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options, one_prompt=True)
     facts = load_facts(options.facts) if options.facts else load_own_facts()
 
     from patchscopes.experiments import attention_knockout
@@ -26,6 +28,7 @@ def main() -> None:
         n_samples=options.samples,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
     run_experiment(
         options,
@@ -78,7 +81,7 @@ def print_table(document: dict) -> None:
     print(f"{'without':>8} " + " ".join(f"{keys:>18}" for _, keys in columns))
     for row, layer in enumerate(results["layers"]):
         cells = [show_change(results["methods"][method]["relative_change"][keys], row) for method, keys in columns]
-        print(f"{layer:>8} " + " ".join(f"{cell:>18}" for cell in cells))
+        print(f"{name_layer(layer):>8} " + " ".join(f"{cell:>18}" for cell in cells))
 
 
 def show_change(change: dict, row: int) -> str:

@@ -4,14 +4,16 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from options import add_target_layers_option, at_least, build_common_parser, positive
+from options import add_target_layers_option, at_least, build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.data.relations import CARRIERS, Relation, find_relation_files, load_carriers, load_relations
 from patchscopes.data.texts import TextSet, load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import show_whitespace
+from patchscopes.prompts import ChatForm
 
 # Texts of a streamed data set that subjects are looked for in.
 STREAMED_TEXTS = 20_000
@@ -23,10 +25,11 @@ LRE_METHODS = ("lre", "lre_patchscope")
 def main() -> None:
     parser = build_parser()
     options = parser.parse_args()
+    chat = read_chat(options)
     relations = load_relations(options.files or find_relation_files())
     print_what_is_left_out(options.files, relations)
     if options.attribute_lens is not None:
-        draw_attribute_lens(parser, options, relations)
+        draw_attribute_lens(parser, options, chat, relations)
         return
     carriers = load_carriers()
     texts = load_source_texts(options.dataset, carriers)
@@ -36,7 +39,7 @@ def main() -> None:
     from patchscopes.plots.attributes import plot_attributes
 
     model = load_chosen_model(options)
-    config = read_config(options)
+    config = read_config(options, chat)
     run_experiment(
         options,
         "attributes",
@@ -103,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_config(options: argparse.Namespace) -> AttributesConfig:
+def read_config(options: argparse.Namespace, chat: ChatForm) -> AttributesConfig:
     """The options of the experiment."""
     return AttributesConfig(
         methods=options.methods,
@@ -115,6 +118,7 @@ def read_config(options: argparse.Namespace) -> AttributesConfig:
         n_examples=options.examples,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
 
 
@@ -139,7 +143,10 @@ def print_what_is_left_out(files: list[Path], relations: tuple[Relation, ...]) -
 
 
 def draw_attribute_lens(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, relations: tuple[Relation, ...]
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    chat: ChatForm,
+    relations: tuple[Relation, ...],
 ) -> None:
     """The picture of one relation's LRE over the tokens and layers of a text."""
     if len(relations) != 1:
@@ -157,7 +164,7 @@ def draw_attribute_lens(
     from patchscopes.plots.attribute_lens import plot_attribute_lens
 
     model = load_chosen_model(options)
-    config = read_config(options)
+    config = read_config(options, chat)
     run_experiment(
         options,
         "attribute_lens",
@@ -171,6 +178,7 @@ def draw_attribute_lens(
             "layers": options.layers,
             "n_examples": options.examples,
             "seed": options.seed,
+            "chat": asdict(chat),
         },
         environment=describe_environment(model),
         plot=plot_attribute_lens,
@@ -230,7 +238,7 @@ def print_lens_table(document: dict) -> None:
         probabilities = [of_layer[column] for of_layer in results["probability"]]
         row = probabilities.index(max(probabilities))
         print(
-            f"{token!r:>16} {results['top'][row][column]!r} at ℓ = {results['layers'][row]} "
+            f"{token!r:>16} {results['top'][row][column]!r} at ℓ = {name_layer(results['layers'][row])} "
             f"(probability {probabilities[row]:.2f})"
         )
 

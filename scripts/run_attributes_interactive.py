@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from live_grid import LiveGrid
-from options import add_layer_range_option, add_target_layers_option, build_common_parser, entity_name
+from options import (
+    add_layer_range_option,
+    add_target_layers_option,
+    build_common_parser,
+    entity_name,
+    read_chat,
+)
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.data.relations import (
@@ -20,6 +26,7 @@ from patchscopes.data.relations import (
 )
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import show_whitespace
 from patchscopes.results import Json
 
@@ -27,13 +34,14 @@ if TYPE_CHECKING:
     from patchscopes.model.lens_model import LensModel
 
 # Of `AttributesConfig`, those that have an effect here.
-USED_OPTIONS = ("layers", "target_layers", "max_new_tokens", "batch_size")
+USED_OPTIONS = ("layers", "target_layers", "max_new_tokens", "batch_size", "chat")
 # Target layers, unless told: a table with more columns does not fit into a terminal.
 N_TARGET_LAYERS = 6
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
     relation = choose_relation(options.relation)
     sample = choose_sample(relation, options.subject, options.answer)
     source_prompt = choose_source_prompt(relation, options.subject, options.source_text)
@@ -48,6 +56,7 @@ def main() -> None:
         target_layers=options.target_layers or tuple(spread_layers(model, N_TARGET_LAYERS)),
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
+        chat=chat,
     )
     print(f"S: {show_whitespace(source_prompt)}\nT: {show_whitespace(relation.fill('x'))}")
     run_experiment(
@@ -61,7 +70,7 @@ def main() -> None:
             "sample": asdict(sample),
             "source_prompt": source_prompt,
         }
-        | {name: getattr(config, name) for name in USED_OPTIONS},
+        | {name: value for name, value in asdict(config).items() if name in USED_OPTIONS},
         environment=describe_environment(model),
         plot=plot_attribute_layers,
         print_table=print_table,
@@ -148,7 +157,7 @@ def print_table(document: dict) -> None:
         row = layers.index(answering[0])
         column = patched["solved"][row].index(1)
         text = show_whitespace(patched["texts"][row][column])
-        print(f"for instance ℓ = {layers[row]}, ℓ* = {target_layers[column]}: {text}")
+        print(f"for instance ℓ = {name_layer(layers[row])}, ℓ* = {name_layer(target_layers[column])}: {text}")
 
 
 if __name__ == "__main__":

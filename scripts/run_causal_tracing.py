@@ -3,15 +3,17 @@
 import argparse
 from dataclasses import asdict
 
-from options import add_facts_file, add_noise_options, build_common_parser, positive
+from options import add_facts_file, add_noise_options, build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.facts import load_facts, load_own_facts
 from patchscopes.experiments.config import CausalTracingConfig
+from patchscopes.model.layer_names import name_layer
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options, one_prompt=True)
     facts = load_facts(options.facts) if options.facts else load_own_facts()
 
     from patchscopes.experiments import causal_tracing
@@ -29,6 +31,7 @@ def main() -> None:
         window=options.window,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
     run_experiment(
         options,
@@ -94,7 +97,7 @@ def print_table(document: dict) -> None:
                 low, high = effect["ci95"][row]
                 print(
                     f"{site:>14} {token_class:<15} {effect['mean'][row]:6.3f}  [{low:.3f}, {high:.3f}] at "
-                    f"ℓ = {results['layers'][row]}"
+                    f"ℓ = {name_layer(results['layers'][row])}"
                 )
     difference = results["largest_probability_difference"]
     if difference is not None:

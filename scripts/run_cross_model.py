@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learned import describe_learned, get_provenance, load_train_texts
-from options import add_target_layers_option, build_common_parser, positive
+from options import add_target_layers_option, build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, progress_bar, run_experiment, run_script
 
 from patchscopes.data.entities import load_entities
@@ -14,6 +14,7 @@ from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.texts import load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import CrossModelConfig, EntityConfig
+from patchscopes.model.layer_names import name_layer
 from patchscopes.model.registry import EXPLAINED_BY
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ ENTITY_OPTIONS = ("target_prompt", "placeholder", "separator", "max_new_tokens")
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
     target_name = choose_target_model(options)
     texts = load_texts(options.dataset, limit=options.samples)
     entities = load_entities(options.entities)[: options.entity_samples]
@@ -36,7 +38,7 @@ def main() -> None:
     from patchscopes.plots.cross_model import plot_cross_model
 
     # The one that may not be there first.
-    target = load_chosen_model(options, target_name)
+    target = load_chosen_model(options, target_name, reads_chats=chat.target)
     source = load_chosen_model(options, options.source_model)
     config = CrossModelConfig(
         methods=options.methods,
@@ -44,12 +46,15 @@ def main() -> None:
         layers=options.layers,
         target_layers=options.target_layers,
         mapping=options.mapping,
-        entity=EntityConfig(max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, seed=options.seed),
+        entity=EntityConfig(
+            max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, seed=options.seed, chat=chat
+        ),
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
     # Too few positions are refused before f is fitted for minutes.
-    sample_aligned_positions(source, target, texts, config.n_samples, config.seed)
+    sample_aligned_positions(source, target, texts, config.n_samples, config.seed, chat)
     environment = describe_environment(source, texts) | {"target_model": describe_environment(target)["model"]}
     maps = fit_maps(source, target, config, options) if config.mapping == "affine" else None
     if maps is not None:
@@ -160,12 +165,12 @@ def print_table(document: dict) -> None:
             for target_layer, value, interval in zip(results["target_layers"], row, row_intervals, strict=True)
         )
         low, high = interval
-        where = f"at the best of all pairs, ℓ = {layer}, ℓ* = {target_layer}"
+        where = f"at the best of all pairs, ℓ = {name_layer(layer)}, ℓ* = {name_layer(target_layer)}"
         print(f"{method:>20}: Precision@1 {best:.3f} [{low:.3f}, {high:.3f}] {where}")
     alone = next_token["methods"][CrossModelConfig.TARGET_MODEL_ALONE]["precision_at_1"]
     print(f"{'target model alone':>20}: {alone['mean']:.3f} [{alone['ci95'][0]:.3f}, {alone['ci95'][1]:.3f}]")
     methods = results["entity"]["methods"]
-    print("ROUGE-L (F1) of descriptions: " + ", ".join(f"layer {layer}" for layer in results["layers"]))
+    print("ROUGE-L (F1) of descriptions: " + ", ".join(f"layer {name_layer(layer)}" for layer in results["layers"]))
     for method, scores in methods.items():
         print(f"{method:>28}: " + " ".join(f"{mean:.3f}" for mean in scores["rougeL_f1_of_description"]["mean"]))
 

@@ -4,17 +4,19 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from options import add_target_layer_option, build_common_parser
+from options import add_target_layer_option, build_common_parser, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.entities import load_entities
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.experiments.config import EntityConfig
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import show_whitespace
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
     entities = load_entities(options.entities)[: options.samples]
 
     from patchscopes.experiments import entity
@@ -28,6 +30,7 @@ def main() -> None:
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
         seed=options.seed,
+        chat=chat,
     )
     run_experiment(
         options,
@@ -73,7 +76,7 @@ def print_table(document: dict) -> None:
         means = group["methods"]["patchscope"][metric]["mean"]
         best = max(means)
         clear, unpatched = (group["methods"][one][metric]["mean"][0] for one in ("name_in_clear", "unpatched"))
-        where = f"{best:.3f} at {results['layers'][means.index(best)]:>3}"
+        where = f"{best:.3f} at {name_layer(results['layers'][means.index(best)]):>3}"
         print(f"{show_whitespace(name):>26} {group['n_samples']:>8} {where:>14} {clear:14.3f} {unpatched:10.3f}")
 
 

@@ -5,10 +5,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from live_grid import make_console
-from options import add_layer_range_option, add_target_layer_option, build_common_parser, entity_name
+from options import (
+    add_layer_range_option,
+    add_target_layer_option,
+    build_common_parser,
+    entity_name,
+    read_chat,
+)
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.experiments.config import EntityConfig
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import show_whitespace
 from patchscopes.results import Json
 
@@ -24,6 +31,7 @@ MOST_ALIKE = "most alike (by ROUGE-L)"
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
 
     from patchscopes.model.environment import describe_environment
     from patchscopes.plots.entity_layers import plot_entity_layers
@@ -34,6 +42,7 @@ def main() -> None:
         target_layer=options.target_layer,
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
+        chat=chat,
     )
     run_experiment(
         options,
@@ -76,7 +85,7 @@ def describe_layers(model: "LensModel", name: str, config: EntityConfig) -> Json
 
     def show(one: "LayerDescription") -> None:
         texts = map(show_whitespace, (one.description, one.resolved or "-", one.most_alike or "-"))
-        table.add_row(str(one.layer), *texts)
+        table.add_row(name_layer(one.layer), *texts)
         live.refresh()
 
     with Live(table, console=console, auto_refresh=False) as live:

@@ -3,17 +3,19 @@
 import argparse
 from dataclasses import asdict
 
-from options import add_facts_file, add_noise_options, at_least, build_common_parser, positive
+from options import add_facts_file, add_noise_options, at_least, build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.facts import load_facts, load_own_facts
 from patchscopes.experiments.config import EntityResolutionConfig
+from patchscopes.model.layer_names import name_layer
 
 RELATIONS = ("capital", "currency", "language")
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options, one_prompt=True)
     facts = load_facts(options.facts) if options.facts else load_own_facts(*RELATIONS)
 
     from patchscopes.experiments import entity_resolution
@@ -32,6 +34,7 @@ def main() -> None:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
     run_experiment(
         options,
@@ -97,7 +100,7 @@ def print_table(document: dict) -> None:
         low, high = measure["ci95"][results["layers"].index(measure["largest_at"])]
         cells = [
             f"{max(measure['mean']):.3g} [{low:.3g}, {high:.3g}]",
-            str(measure["largest_at"]),
+            name_layer(measure["largest_at"]),
             show_steepest(measure["steepest"]),
             show_half_way(measure["rises"]),
             show_half_way(measure["falls"]),
@@ -110,7 +113,7 @@ def show_steepest(steepest: dict | None) -> str:
     if steepest is None:
         return "-"
     start, end = steepest["layers"]
-    return f"{start} to {end} ({steepest['change_per_layer']:+.3g})"
+    return f"{name_layer(start)} to {name_layer(end)} ({steepest['change_per_layer']:+.3g})"
 
 
 def show_half_way(found: dict | None) -> str:

@@ -13,15 +13,17 @@ from learned import (
     get_provenance,
     load_chosen_prompts,
 )
-from options import build_common_parser
+from options import build_common_parser, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.texts import load_texts
 from patchscopes.experiments.config import NextTokenConfig
+from patchscopes.model.layer_names import name_layer
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
     texts = load_texts(options.dataset, limit=options.samples)
     prompts = load_chosen_prompts(options, options.methods)
 
@@ -39,6 +41,7 @@ def main() -> None:
         layers=options.layers,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
     maps = get_maps(model, options, options.methods)
     provenances = {method: get_provenance(of_method) for method, of_method in maps.items()}
@@ -75,7 +78,7 @@ def print_table(document: dict) -> None:
     layers = results["layers"]
     shown = sorted({round(place * (len(layers) - 1) / 6) for place in range(7)})
     for metric in ("precision_at_1", "surprisal"):
-        print(f"{metric:>16} " + " ".join(f"layer {layers[slot]:>3}" for slot in shown))
+        print(f"{metric:>16} " + " ".join(f"layer {name_layer(layers[slot]):>3}" for slot in shown))
         for method, metrics in results["methods"].items():
             print(f"{method:>16} " + " ".join(f"{metrics[metric]['mean'][slot]:9.3f}" for slot in shown))
 

@@ -10,15 +10,17 @@ from learned import (
     get_provenance,
     get_soft_prompt,
 )
-from options import build_common_parser
+from options import build_common_parser, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.texts import load_texts
 from patchscopes.experiments.config import FutureLensConfig
+from patchscopes.model.layer_names import name_layer
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
     texts = load_texts(options.dataset, limit=options.samples)
 
     from patchscopes.experiments import future_lens
@@ -35,6 +37,7 @@ def main() -> None:
         layers=options.layers,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
     maps = get_linear_future_lens(model, options, options.linear_maps) if "linear" in options.methods else None
     prompt = get_soft_prompt(model, options, options.soft_prompt) if "learned_prompt" in options.methods else None
@@ -76,7 +79,7 @@ def print_table(document: dict) -> None:
             cells = []
             for values in metrics[metric]["mean"]:
                 value = best(values)
-                cells.append(f"{value:7.3f} at {results['layers'][values.index(value)]:>3}")
+                cells.append(f"{value:7.3f} at {name_layer(results['layers'][values.index(value)]):>3}")
             print(f"{metric:>16} {method:>16} " + " ".join(cells))
 
 

@@ -12,6 +12,7 @@ from options import (
     entity_name,
     file_name,
     natural,
+    read_chat,
 )
 from skeleton import load_chosen_model, run_experiment, run_script
 
@@ -233,6 +234,7 @@ def build_config(options: argparse.Namespace, entities: tuple[Entity, ...]) -> L
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=read_chat(options),
     )
 
 

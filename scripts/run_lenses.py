@@ -13,7 +13,7 @@ from learned import (
     get_soft_prompt,
     get_tuned_lens,
 )
-from options import build_common_parser, natural
+from options import build_common_parser, natural, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.texts import load_texts
@@ -22,6 +22,7 @@ from patchscopes.experiments.config import FutureForm, LensesConfig
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
     texts = load_texts(options.dataset, limit=options.samples)
 
     from patchscopes.experiments import lenses
@@ -39,6 +40,7 @@ def main() -> None:
         n_checked_with_hooks=options.checked_with_hooks,
         layers=options.layers,
         seed=options.seed,
+        chat=chat,
     )
     chosen = {method.removesuffix("_patchscope") for method in options.methods}
     maps = get_tuned_lens(model, options, "tuned_lens", options.tuned_lens) if "tuned_lens" in chosen else None

@@ -4,12 +4,13 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from options import add_target_layers_option, build_common_parser, positive
+from options import add_target_layers_option, build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.questions import load_questions
 from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.model.layer_names import name_layer
 
 # What the table calls the measures of a method.
 MEASURES = {
@@ -26,6 +27,7 @@ MEASURES = {
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options, one_prompt=True)
     questions = load_questions(options.questions)
 
     from patchscopes.experiments import multi_hop
@@ -43,6 +45,7 @@ def main() -> None:
         cot_new_tokens=options.cot_new_tokens,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
     run_experiment(
         options,
@@ -117,7 +120,7 @@ def print_repaired_question(questions: list[dict]) -> None:
             text = question["patchscope"]["texts"][0]
             print(
                 f"for instance {question['combined_question']!r}: {question['vanilla']['text']!r}; patched from "
-                f"ℓ = {text['layer']} to ℓ* = {text['target_layer']}: {text['text']!r}"
+                f"ℓ = {name_layer(text['layer'])} to ℓ* = {name_layer(text['target_layer'])}: {text['text']!r}"
             )
             return
 

@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from live_grid import LiveGrid
-from options import add_layer_range_option, add_target_layers_option, build_common_parser, natural, positive
+from options import (
+    add_layer_range_option,
+    add_target_layers_option,
+    build_common_parser,
+    natural,
+    positive,
+    read_chat,
+)
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.data.questions import CUE, TwoHopQuestion, check_question, find_question, load_questions
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import MultiHopConfig
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import show_whitespace
 from patchscopes.results import Json
 
@@ -20,11 +28,12 @@ if TYPE_CHECKING:
     from patchscopes.model.lens_model import LensModel
 
 # Of `MultiHopConfig`, those that have an effect here.
-USED_OPTIONS = ("layers", "target_layers", "max_new_tokens", "cot_new_tokens", "batch_size")
+USED_OPTIONS = ("layers", "target_layers", "max_new_tokens", "cot_new_tokens", "batch_size", "chat")
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options, one_prompt=True)
     question = choose_question(options)
 
     from patchscopes.experiments.multi_hop import resolve_layer_grid
@@ -39,6 +48,7 @@ def main() -> None:
         max_new_tokens=options.max_new_tokens,
         cot_new_tokens=options.cot_new_tokens,
         batch_size=options.batch_size,
+        chat=chat,
     )
     print(show_whitespace(question.combined_question))
     run_experiment(
@@ -46,7 +56,7 @@ def main() -> None:
         "multi_hop_grid",
         lambda store, progress: time_total(lambda: fill_grid(model, question, config)),
         config={"model": options.model, "question": asdict(question)}
-        | {name: getattr(config, name) for name in USED_OPTIONS},
+        | {name: value for name, value in asdict(config).items() if name in USED_OPTIONS},
         environment=describe_environment(model),
         plot=plot_multi_hop_grid,
         print_table=print_table,
@@ -111,7 +121,7 @@ def print_table(document: dict) -> None:
     for layer, texts, solved in zip(results["layers"], patched["texts"], patched["solved"], strict=True):
         for target_layer, text, right in zip(results["target_layers"], texts, solved, strict=True):
             if right:
-                print(f"ℓ = {layer}, ℓ* = {target_layer}: {show_whitespace(text)}")
+                print(f"ℓ = {name_layer(layer)}, ℓ* = {name_layer(target_layer)}: {show_whitespace(text)}")
                 break
 
 

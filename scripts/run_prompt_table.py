@@ -13,16 +13,18 @@ from learned import (
     get_provenance,
     load_chosen_prompts,
 )
-from options import build_common_parser
+from options import build_common_parser, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.experiments.config import PromptTableConfig
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
     prompts = load_chosen_prompts(options, [options.lens])
 
     from patchscopes.experiments import prompt_table
@@ -37,6 +39,7 @@ def main() -> None:
         layers=options.layers,
         bos=options.bos,
         batch_size=options.batch_size,
+        chat=chat,
     )
     # Before anything is learned, which takes longer than to see a mistake.
     prompt_table.check_options(model, config)
@@ -105,7 +108,7 @@ def find_first_layer(layers: list[int], read: Json, place: int) -> str:
     for layer, ranks in zip(reversed(layers), reversed(read["rank"]), strict=True):
         if ranks[place] > 0:
             break
-        first = str(layer)
+        first = name_layer(layer)
     return first
 
 

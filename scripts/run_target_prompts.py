@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from learned import load_train_texts
-from options import build_common_parser, positive
+from options import build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.target_prompts import OWN_CANDIDATES, Candidate, load_candidates
@@ -17,6 +17,7 @@ from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt
 
 def main() -> None:
     options = build_parser().parse_args()
+    chat = read_chat(options)
     candidates = add_compared(load_candidates(options.prompts))
     train, texts = load_train_texts(options), load_texts(options.dataset, limit=options.samples)
 
@@ -32,6 +33,7 @@ def main() -> None:
         n_samples=options.samples,
         seed=options.seed,
         batch_size=options.batch_size,
+        chat=chat,
     )
     run_experiment(
         options,

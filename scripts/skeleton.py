@@ -11,10 +11,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.prompts import NO_CHAT, as_chat
 from patchscopes.results import ChunkStore, Json, build_document, check_writable, write_json
 
 if TYPE_CHECKING:
@@ -86,8 +88,12 @@ def show_warning(
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def load_chosen_model(options: argparse.Namespace, name: str | None = None) -> "LensModel":
-    """The model of `--model`, or of another option that names one, on the chosen device and in the chosen type."""
+def load_chosen_model(options: argparse.Namespace, name: str | None = None, *, reads_chats: bool = True) -> "LensModel":
+    """The model of `--model`, or of another option that names one, on the chosen device and in the chosen type.
+
+    Args:
+        reads_chats: whether with `--chat` this model reads some; if it has no template for them, that is told at once.
+    """
     # Before the model, which takes longer than to see that its results cannot be written.
     for path in ("output_json", "output_plot", "output", "history_file"):
         if getattr(options, path, None) is not None:
@@ -97,7 +103,10 @@ def load_chosen_model(options: argparse.Namespace, name: str | None = None) -> "
     from patchscopes.model.loading import load_model
 
     keep_freed_memory()
-    return load_model(name or options.model, device=options.device, dtype=options.dtype)
+    model = load_model(name or options.model, device=options.device, dtype=options.dtype)
+    if reads_chats and getattr(options, "chat", None) is not None:
+        as_chat(model, "x", options.system)
+    return model
 
 
 def progress_bar(description: str) -> "Progress":
@@ -129,6 +138,9 @@ def run_experiment(
     """
     from patchscopes.plots.style import save_png
 
+    if config.get("chat") == asdict(NO_CHAT):
+        # The options of earlier result files, so that their chunks can be gone on from.
+        config = {name: value for name, value in config.items() if name != "chat"}
     store = ChunkStore.beside(options.output_json, config | (inputs or {}), environment)
     if options.fresh:
         store.clear()

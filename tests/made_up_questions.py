@@ -1,9 +1,11 @@
 """Two-hop questions that a tiny random model can answer."""
 
 import re
+from collections.abc import Callable
 
 from patchscopes.data.questions import TwoHopQuestion, contains_answer
 from patchscopes.engine.unpatched import generate_after
+from patchscopes.prompts import Chat
 
 NAMES = [
     f"{kind} {animal}"
@@ -12,11 +14,16 @@ NAMES = [
 ]
 
 
-def make_questions(model, n_questions: int = 4) -> list[TwoHopQuestion]:
-    """Questions to which a tiny random model knows the "answers": whatever it says to each hop."""
+def make_questions(model, n_questions: int = 4, form: Callable[[str], str | Chat] = str) -> list[TwoHopQuestion]:
+    """Questions to which a tiny random model knows the "answers": whatever it says to each hop.
+
+    Args:
+        form: in which the model is asked.
+    """
 
     def says(prompts: list[str]) -> list[tuple[str, ...]]:
-        texts = model.tokenizer.batch_decode(generate_after(model, prompts, max_new_tokens=5), skip_special_tokens=True)
+        tokens = generate_after(model, [form(prompt) for prompt in prompts], max_new_tokens=5)
+        texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [tuple(re.findall(r"[^\W_]+", text)) for text in texts]
 
     questions = []

@@ -1,11 +1,13 @@
 """Relations that a tiny random model knows: the "object" of a subject is a word of what it says about it."""
 
 import re
+from collections.abc import Callable
 
 from made_up_questions import NAMES
 
 from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.engine.unpatched import generate_after
+from patchscopes.prompts import Chat
 
 CARRIERS = {
     "animal": ("Here comes {} at last", "He saw {}", "Once {} was there for all", "We ask: is {} in", "So {} it is"),
@@ -13,10 +15,20 @@ CARRIERS = {
 }
 
 
-def make_relation(model, name: str = "colour", prompt: str = "Colour of {}", n_samples: int = 12) -> Relation:
-    """A relation whose objects the model says within 20 tokens."""
+def make_relation(
+    model,
+    name: str = "colour",
+    prompt: str = "Colour of {}",
+    n_samples: int = 12,
+    form: Callable[[str], str | Chat] = str,
+) -> Relation:
+    """A relation whose objects the model says within 20 tokens.
+
+    Args:
+        form: in which the model is asked.
+    """
     texts = model.tokenizer.batch_decode(
-        generate_after(model, [prompt.replace("{}", name) for name in NAMES], max_new_tokens=20),
+        generate_after(model, [form(prompt.replace("{}", name)) for name in NAMES], max_new_tokens=20),
         skip_special_tokens=True,
     )
     samples = []

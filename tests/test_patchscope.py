@@ -303,8 +303,9 @@ class TestShown:
         ({"target_position": []}, "list of target positions is empty"),
         ({"target_position": ["?", 99]}, "position 99 does not exist"),
         ({"target_position": ["?", "?"]}, "'[?]' is in the text 1 times, not at -2"),
-        ({"target_prompt": [5, 6], "target_position": ["a"]}, "can be found only in a text"),
-        ({"source_prompt": [5, 6], "source_position": "a"}, "can be found only in a text"),
+        ({"target_prompt": [5, 6], "target_position": ["a"]}, "'[$]%' has no placeholder 'a'"),
+        ({"source_prompt": [5, 6], "source_position": "a"}, "'a' is not in the text; its tokens are"),
+        ({"source_prompt": [[5, 6], [7, 8]]}, "give one text at a time"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(patchscope, fields, message):

@@ -13,7 +13,7 @@ from patchscopes.engine.batching import RowSize, run_in_batches
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.layers import get_hook_name, resolve_layers
 from patchscopes.model.lens_model import LensModel
-from patchscopes.tokens import Text, resolve_position, to_token_ids
+from patchscopes.tokens import Text, check_texts, resolve_position, to_token_ids
 
 
 def extract_representation(model: LensModel, text: Text, layer: int, position: int) -> Float[Tensor, " d_model"]:
@@ -42,8 +42,9 @@ def extract_representations(
     after the last layer, not the unembedding. Hooks that the user put on the model fire.
 
     Raises:
-        PatchscopesError: a position or layer does not exist, or texts and positions differ in number.
+        PatchscopesError: a position or layer does not exist, texts and positions differ in number, or they are no list.
     """
+    check_texts(texts)
     if len(texts) != len(positions):
         raise PatchscopesError(f"{len(texts)} texts and {len(positions)} positions given; give one position per text")
     if batch_size < 1:

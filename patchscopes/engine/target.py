@@ -11,9 +11,9 @@ from patchscopes.engine.clean_run import CleanRun, record_clean_run
 from patchscopes.engine.twin import Twin
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.lens_model import LensModel
-from patchscopes.positions import find_substring_token_position, find_token_spans
+from patchscopes.positions import find_characters, find_substring_token_position
 from patchscopes.prompts import PLACEHOLDER
-from patchscopes.tokens import Text, check_is_text, decode_each_token, resolve_position, to_token_ids
+from patchscopes.tokens import Text, decode_each_token, resolve_position, to_token_ids
 
 
 class TargetPrompt:
@@ -80,7 +80,7 @@ class TargetPrompt:
 
 
 def placeholder_target(
-    model: LensModel, prompt: str, placeholder: str = PLACEHOLDER, *, occurrence: int = -1
+    model: LensModel, prompt: Text, placeholder: str = PLACEHOLDER, *, occurrence: int = -1
 ) -> TargetPrompt:
     """The prompt with i* at the last occurrence of its placeholder.
 
@@ -97,17 +97,18 @@ def placeholder_target(
     return TargetPrompt(model, prompt, last)
 
 
-def find_target_position(model: LensModel, prompt: str, word: str, *, occurrence: int = -1) -> int:
+def find_target_position(model: LensModel, prompt: Text, word: str, *, occurrence: int = -1) -> int:
     """The last token of the last occurrence of a word (or another), where a vector can be written in its place.
 
     Raises:
         PatchscopesError: the word is not in the prompt, or its last token is part of another word too.
     """
-    if not word or word not in prompt:
-        raise PatchscopesError(f"the target prompt {prompt!r} has no placeholder {word!r}; put one into it")
+    characters, spans = find_characters(model, prompt)
+    if not word or word not in characters:
+        raise PatchscopesError(f"the target prompt {characters!r} has no placeholder {word!r}; put one into it")
     position = find_substring_token_position(model, prompt, word, occurrence=occurrence)
-    start, end = find_token_spans(model, prompt)[position]
-    if prompt[start:end].strip() not in word.strip() or not prompt[:end].rstrip().endswith(word.strip()):
+    start, end = spans[position]
+    if characters[start:end].strip() not in word.strip() or not characters[:end].rstrip().endswith(word.strip()):
         raise _not_of_its_own(model, prompt, word)
     return position
 
@@ -118,7 +119,7 @@ def find_target_positions(model: LensModel, prompt: Text, places: Sequence[int |
     A word is found as by `find_target_position`; one that is given n times stands for its last n occurrences.
 
     Raises:
-        PatchscopesError: no places, a position or word that is not in the prompt, or a word of token ids.
+        PatchscopesError: no places, or a position or word that is not in the prompt.
     """
     if not places:
         raise PatchscopesError("the list of target positions is empty; give at least one position or word of T")
@@ -127,15 +128,15 @@ def find_target_positions(model: LensModel, prompt: Text, places: Sequence[int |
     for number, place in enumerate(places):
         if isinstance(place, str):
             n_from_here = list(places[number:]).count(place)
-            text = check_is_text(prompt, place)
-            positions.add(find_target_position(model, text, place, occurrence=-n_from_here))
+            positions.add(find_target_position(model, prompt, place, occurrence=-n_from_here))
         else:
             positions.add(resolve_position(n_tokens, place))
     return sorted(positions)
 
 
-def _not_of_its_own(model: LensModel, prompt: str, word: str) -> PatchscopesError:
+def _not_of_its_own(model: LensModel, prompt: Text, word: str) -> PatchscopesError:
+    characters, _ = find_characters(model, prompt)
     return PatchscopesError(
-        f"the placeholder {word!r} is not one token of its own in the target prompt {prompt!r}: its tokens are "
+        f"the placeholder {word!r} is not one token of its own in the target prompt {characters!r}: its tokens are "
         f"{decode_each_token(model, to_token_ids(model, prompt))}; choose another placeholder or put spaces around it"
     )

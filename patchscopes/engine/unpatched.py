@@ -13,7 +13,7 @@ from patchscopes.engine.generation import generate
 from patchscopes.engine.proof import Engine, choose_engine
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.model.lens_model import LensModel
-from patchscopes.tokens import Text, get_end_tokens, to_token_ids
+from patchscopes.tokens import Text, check_texts, get_end_tokens, to_token_ids
 
 
 @torch.no_grad()
@@ -32,8 +32,9 @@ def generate_after(
     end-of-sequence token is padded with it.
 
     Raises:
-        PatchscopesError: a prompt has no room for the new tokens.
+        PatchscopesError: a prompt has no room for the new tokens, or the prompts are no list.
     """
+    check_texts(prompts)
     ids = [to_token_ids(model, prompt).tolist() for prompt in prompts]
     if not ids:
         return torch.empty(0, max_new_tokens, dtype=torch.long, device=model.cfg.device)

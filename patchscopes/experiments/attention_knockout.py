@@ -13,6 +13,7 @@ import numpy as np
 from patchscopes.data.facts import Fact
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.attention_knockout_rows import (
+    check_blocks,
     choose_window,
     divide_positions,
     knock_out,
@@ -51,11 +52,12 @@ def run(
     """
     check_methods(config.methods, AttentionKnockoutConfig.METHODS)
     layers = resolve_layers(model, config.layers)
+    check_blocks(layers)
     window = choose_window(model.cfg.n_layers, config.window)
     windows = [list(find_window(layer, window, model.cfg.n_layers)) for layer in layers]
     asking = select_asking(facts)
-    known = ask_facts(model, asking, store, config.batch_size)
-    drawn = draw_known_facts(model, asking, known["found"], config.n_samples, config.seed)
+    known = ask_facts(model, asking, store, config.batch_size, config.chat)
+    drawn = draw_known_facts(model, asking, known["found"], config.n_samples, config.seed, config.chat)
     measured = measure_chunks(
         drawn, ChunkStore(store.folder / "facts"), lambda fact: measure_fact(model, fact, windows, config), progress
     )

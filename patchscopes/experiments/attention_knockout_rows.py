@@ -19,6 +19,7 @@ from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.checks import check_finite
 from patchscopes.experiments.config import AttentionKnockoutConfig
+from patchscopes.model.layers import EMBEDDING
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import Cut, Row, Write, patch_rows, patch_rows_in_batches
 
@@ -29,6 +30,19 @@ def choose_window(n_layers: int, window: int | None) -> int:
         return window
     third = max(1, n_layers // 3)
     return min(AttentionKnockoutConfig.WINDOW, third - 1 + third % 2)
+
+
+def check_blocks(layers: Sequence[int]) -> None:
+    """Refuse windows that are centred on no block.
+
+    Raises:
+        PatchscopesError: the embedding is among the layers.
+    """
+    if EMBEDDING in layers:
+        raise PatchscopesError(
+            "nothing is read where the embedding enters: windows of attention knockout are centred on blocks; leave "
+            "the embedding out of the layers"
+        )
 
 
 def divide_positions(n_tokens: int, subject: Sequence[int]) -> dict[str, tuple[int, ...]]:

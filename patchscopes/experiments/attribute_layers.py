@@ -36,11 +36,13 @@ def run(
         PatchscopesError: a layer does not exist, or the subject does not stand in S.
     """
     layers, target_layers = resolve_layer_grid(model, config)
-    target = build_attribute_target(model, relation)
-    _, position = find_subject_tokens(model, source_prompt, sample.subject)
-    states = extract_representations(model, [source_prompt], [position], layers)
+    target = build_attribute_target(model, relation, config.chat)
+    source = config.chat.of_source(source_prompt)
+    _, position = find_subject_tokens(model, source, sample.subject)
+    states = extract_representations(model, [source], [position], layers)
     methods: Json = {}
-    for method, prompt in (("in_clear", relation.fill(sample.subject)), ("unpatched", target.tokens)):
+    in_clear = config.chat.of_target(relation.fill(sample.subject))
+    for method, prompt in (("in_clear", in_clear), ("unpatched", target.tokens)):
         tokens = generate_after(model, [prompt], max_new_tokens=config.max_new_tokens)
         (text,) = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         methods[method] = {"text": text, "solved": int(contains_answer(text, sample.accepted))}

@@ -41,7 +41,7 @@ def run(model: LensModel, relation: Relation, text: str, config: AttributesConfi
     examples = draw_examples(known, config)
     lre = fit_or_load_lre(model, relation, examples, layers, progress=progress)
     lens = AffineLens(model, lre.mapping(model))
-    tokens = to_token_ids(model, text)
+    tokens = to_token_ids(model, config.chat.of_source(text))
     positions = range(len(tokens))
     states = extract_representations(model, [tokens] * len(tokens), positions, layers)
     numbers = torch.tensor(layers, device=states.device)

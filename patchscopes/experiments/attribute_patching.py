@@ -24,7 +24,8 @@ from patchscopes.experiments.attribute_samples import AttributeSample
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_generate
-from patchscopes.prompts import ATTRIBUTE_PLACEHOLDER
+from patchscopes.positions import find_end
+from patchscopes.prompts import ATTRIBUTE_PLACEHOLDER, NO_CHAT, ChatForm
 from patchscopes.results import Json
 
 # Words without a place in any of the relations, and a text around them.
@@ -32,15 +33,15 @@ UNRELATED_WORDS = ("because", "yesterday", "seven", "quickly")
 UNRELATED_TEXT = "After a while somebody in the back row said the word {}"
 
 
-def build_attribute_target(model: LensModel, relation: Relation) -> TargetPrompt:
-    """T and i*: the relation's phrase with an x in the subject's place.
+def build_attribute_target(model: LensModel, relation: Relation, chat: ChatForm = NO_CHAT) -> TargetPrompt:
+    """T and i*: the relation's phrase with an x in the subject's place, in the form that is asked for.
 
     Raises:
         PatchscopesError: the x is no token of its own in this phrase.
     """
     # The phrase may hold the letter too: "x is an example of".
     before = relation.prompt.partition(PLACE)[0].count(ATTRIBUTE_PLACEHOLDER)
-    prompt = relation.fill(ATTRIBUTE_PLACEHOLDER)
+    prompt = chat.of_target(relation.fill(ATTRIBUTE_PLACEHOLDER))
     return placeholder_target(model, prompt, ATTRIBUTE_PLACEHOLDER, occurrence=before)
 
 
@@ -179,8 +180,8 @@ def measure_controls(
     model = target.model
     tokens = generate_after(model, [target.tokens], max_new_tokens=config.max_new_tokens)
     (unpatched,) = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    prompts = [UNRELATED_TEXT.format(word) for word in UNRELATED_WORDS]
-    states = extract_representations(model, prompts, [-1] * len(prompts), layers)
+    prompts = [config.chat.of_source(UNRELATED_TEXT.format(word)) for word in UNRELATED_WORDS]
+    states = extract_representations(model, prompts, [find_end(model, prompt) for prompt in prompts], layers)
     texts = generate_patched(target, states, target_layers, config)
     unrelated = [
         find_answers(texts[number % len(texts)], sample.fact.accepted, layers, target_layers)

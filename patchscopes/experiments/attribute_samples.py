@@ -17,7 +17,8 @@ from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.model.lens_model import LensModel
-from patchscopes.positions import find_token_spans
+from patchscopes.positions import find_characters, find_end, find_token_spans
+from patchscopes.prompts import Chat
 from patchscopes.results import Json
 from patchscopes.tokens import decode_each_token, to_token_ids
 from patchscopes.words import find_whole
@@ -42,7 +43,7 @@ def find_known(model: LensModel, relation: Relation, config: AttributesConfig) -
     """What the model says about each subject in clear, and whether that is its object: the known filter."""
     tokens = generate_after(
         model,
-        [relation.fill(sample.subject) for sample in relation.samples],
+        [config.chat.of_target(relation.fill(sample.subject)) for sample in relation.samples],
         max_new_tokens=AttributesConfig.KNOWN_NEW_TOKENS,
         batch_size=config.batch_size,
     )
@@ -107,21 +108,22 @@ def find_subjects(texts: Sequence[str], subjects: Sequence[str]) -> dict[str, li
     return found
 
 
-def find_subject_tokens(model: LensModel, text: str, subject: str) -> tuple[int, int]:
+def find_subject_tokens(model: LensModel, text: str | Chat, subject: str) -> tuple[int, int]:
     """The first and the last token of the subject where it first stands in the text.
 
     Raises:
         PatchscopesError: it does not stand there.
     """
-    found = find_subject(text, subject)
+    characters, spans = find_characters(model, text)
+    found = find_subject(characters, subject)
     if found is None:
-        raise PatchscopesError(f"the subject {subject!r} does not stand in {text!r}; give a text with it")
+        raise PatchscopesError(f"the subject {subject!r} does not stand in {characters!r}; give a text with it")
     start, end = found
-    inside = [place for place, span in enumerate(find_token_spans(model, text)) if span[0] < end and span[1] > start]
+    inside = [place for place, span in enumerate(spans) if span[0] < end and span[1] > start]
     return inside[0], inside[-1]
 
 
-def take_source_prompt(model: LensModel, text: str, sample: RelationSample) -> AttributeSample:
+def take_source_prompt(model: LensModel, text: str | Chat, sample: RelationSample) -> AttributeSample:
     """The whole text as a source prompt.
 
     Raises:
@@ -132,9 +134,10 @@ def take_source_prompt(model: LensModel, text: str, sample: RelationSample) -> A
 
 
 def cut_source_prompt(
-    model: LensModel, text: str, sample: RelationSample, generator: np.random.Generator
+    model: LensModel, text: str | Chat, sample: RelationSample, generator: np.random.Generator
 ) -> AttributeSample:
-    """A window of the text of at most 20 tokens (BOS aside) that holds the subject and ends anywhere after it.
+    """A window of the text of at most 20 tokens (BOS aside, or what a chat has in front) that holds the subject and
+    ends anywhere after it.
 
     Raises:
         PatchscopesError: the subject does not stand in the text.
@@ -143,7 +146,7 @@ def cut_source_prompt(
     first, last = find_subject_tokens(model, text, sample.subject)
     n_special = next(number for number, (start, end) in enumerate(spans) if end > start)
     size = AttributesConfig.WINDOW
-    latest_end = min(len(tokens) - 1, max(last, first + size - 1))
+    latest_end = min(find_end(model, text) % len(tokens), max(last, first + size - 1))
     end = int(generator.integers(last, latest_end + 1))
     start = max(n_special, end + 1 - size)
     return AttributeSample(
@@ -163,9 +166,9 @@ def draw_samples(
     order = np.random.default_rng(config.seed).permutation(len(candidates))[: config.n_subjects]
     generator = np.random.default_rng(config.seed)
     return [
-        take_source_prompt(model, text, sample)
+        take_source_prompt(model, config.chat.of_source(text), sample)
         if sample.source_prompts
-        else cut_source_prompt(model, text, sample, generator)
+        else cut_source_prompt(model, config.chat.of_source(text), sample, generator)
         for sample in (candidates[index] for index in order)
         for text in texts[sample.subject]
     ]

@@ -106,7 +106,7 @@ def run(
     """
     check_methods(config.methods, AttributesConfig.METHODS)
     layers, target_layers = resolve_layer_grid(model, config)
-    targets = [build_attribute_target(model, relation) for relation in relations]
+    targets = [build_attribute_target(model, relation, config.chat) for relation in relations]
     # The number tells names apart that differ in signs only, or in case.
     folders = [f"{number}-" + re.sub(r"\W+", "-", one.name) for number, one in enumerate(relations, start=1)]
     tasks = [

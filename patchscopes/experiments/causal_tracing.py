@@ -57,8 +57,8 @@ def run(
     """
     check_methods(config.methods, CausalTracingConfig.METHODS)
     layers = resolve_layers(model, config.layers, CausalTracingConfig.N_LAYERS)
-    known = ask_facts(model, facts, store, config.batch_size)
-    chosen = draw_known_facts(model, facts, known["found"], config.n_samples, config.seed)
+    known = ask_facts(model, facts, store, config.batch_size, config.chat)
+    chosen = draw_known_facts(model, facts, known["found"], config.n_samples, config.seed, config.chat)
     spread = measure_spread(model, chosen)
 
     def measure(number: int) -> Json:

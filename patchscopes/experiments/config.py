@@ -6,7 +6,9 @@ from typing import ClassVar, Literal, TypeAlias
 from patchscopes.prompts import (
     DESCRIPTION_PLACEHOLDER,
     DESCRIPTION_SEPARATOR,
+    NO_CHAT,
     PLACEHOLDER,
+    ChatForm,
     build_entity_description_prompt,
     build_token_identity_prompt,
 )
@@ -27,6 +29,7 @@ class LayerReadoutConfig:
         mode: the most likely tokens, a generation, or both.
         k: how many of the most likely tokens.
         batch_size: layers at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     source_prompt: str = "Amazon's former CEO attended Oscars"
@@ -39,6 +42,7 @@ class LayerReadoutConfig:
     k: int = 5
     max_new_tokens: int = 8
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class NextTokenConfig:
     Attributes:
         layers: source layers ℓ; None for all blocks.
         batch_size: texts, and rows, at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     METHODS: ClassVar = (
@@ -65,6 +70,7 @@ class NextTokenConfig:
     layers: tuple[int, ...] | None = None
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,7 @@ class PromptTableConfig:
         layers: ℓ; None for all blocks.
         bos: with a column for the BOS token that is put in front of the prompt.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     LENSES: ClassVar = NextTokenConfig.METHODS
@@ -89,6 +96,7 @@ class PromptTableConfig:
     layers: tuple[int, ...] | None = None
     bos: bool = False
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +109,7 @@ class TargetPromptsConfig:
         n_train_samples: positions in train texts that each candidate is tried on.
         n_samples: positions in evaluation texts that the chosen prompts are scored on.
         batch_size: texts, and rows, at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     # Scored on evaluation texts: the chosen prompts, and what they are compared with.
@@ -112,6 +121,7 @@ class TargetPromptsConfig:
     n_samples: int = 400
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +131,7 @@ class FutureLensConfig:
     Attributes:
         layers: source layers ℓ; None for all blocks.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     METHODS: ClassVar = ("linear", "fixed_prompt", "learned_prompt", "token_identity")
@@ -132,6 +143,7 @@ class FutureLensConfig:
     layers: tuple[int, ...] | None = None
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 FutureForm: TypeAlias = Literal["fixed_prompt", "learned_prompt"]
@@ -146,6 +158,7 @@ class LensesConfig:
         n_checked_with_hooks: samples for which twins with T = S are also run as whole forward passes with plain hooks,
             which takes seconds each.
         layers: source layers ℓ; None for all blocks.
+        chat: in which form the model reads S and T.
     """
 
     # Those with a Patchscope twin, whose name ends in `_patchscope`.
@@ -168,6 +181,7 @@ class LensesConfig:
     n_checked_with_hooks: int = 4
     layers: tuple[int, ...] | None = None
     seed: int = 0
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +195,7 @@ class EntityConfig:
         target_layer: ℓ*: `same` (ℓ* = ℓ), `embedding`, `last` or the number of a block.
         batch_size: rows at a time; None to choose by size.
         seed: of the bootstrap; generation is greedy.
+        chat: in which form the model reads S and T.
     """
 
     target_prompt: str = build_entity_description_prompt()
@@ -191,6 +206,7 @@ class EntityConfig:
     max_new_tokens: int = 20
     batch_size: int | None = None
     seed: int = 0
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +220,7 @@ class CrossModelConfig:
         n_samples: positions for the next token.
         entity: of the descriptions. Each ℓ is described at the chosen ℓ* that is nearest at the same relative depth.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     METHODS: ClassVar = ("token_identity", "source_prompt")
@@ -221,6 +238,7 @@ class CrossModelConfig:
     entity: EntityConfig = field(default_factory=EntityConfig)
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +252,7 @@ class MultiHopConfig:
         max_new_tokens: of an answer.
         cot_new_tokens: of a chain of thought with its answer.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     UNPATCHED: ClassVar = ("vanilla", "cot")
@@ -249,6 +268,7 @@ class MultiHopConfig:
     cot_new_tokens: int = 32
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +302,7 @@ class AttributesConfig:
         n_examples: subjects that an LRE is estimated from.
         ranks: of the low-rank inverses of the causal test; those above the model's width are left out.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     METHODS: ClassVar = ("patchscope", "probe", "lre", "lre_patchscope")
@@ -302,6 +323,7 @@ class AttributesConfig:
     ranks: tuple[int, ...] = (4, 16, 64, 256)
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 # What is restored: states, what MLPs or attention add, or states while the MLPs after them stay corrupted.
@@ -321,6 +343,7 @@ class CausalTracingConfig:
         n_noise_samples: corrupted runs of each fact.
         window: consecutive blocks whose MLPs, or attention, are restored together.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     METHODS: ClassVar = ("original", "patchscope")
@@ -337,6 +360,7 @@ class CausalTracingConfig:
     window: int = 10
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +372,7 @@ class AttentionKnockoutConfig:
         window: layers of a window; None for `WINDOW`, or about a third of the layers of a shallow model.
         n_samples: facts, at most; drawn from those that the model knows.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     METHODS: ClassVar = ("original", "patchscope")
@@ -360,6 +385,7 @@ class AttentionKnockoutConfig:
     n_samples: int = 100
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +402,7 @@ class EntityResolutionConfig:
             third of the layers of a shallow model.
         max_new_tokens: of a description.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     METHODS: ClassVar = ("description", "tracing", "knockout", "lre")
@@ -391,6 +418,7 @@ class EntityResolutionConfig:
     max_new_tokens: int = 20
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,6 +442,7 @@ class LayerGridConfig:
             out at the level of `ALPHA`.
         seed: of which names are drawn, of permutations and of the bootstrap; generation is greedy.
         batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
     """
 
     MODES: ClassVar = ("quick", "targeted", "templates", "patchscope", "multi", "comprehensive")
@@ -440,3 +469,4 @@ class LayerGridConfig:
     max_new_tokens: int = 20
     seed: int = 0
     batch_size: int | None = None
+    chat: ChatForm = NO_CHAT

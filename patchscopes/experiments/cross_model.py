@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from patchscopes.alignment import Vocabularies
 from patchscopes.data.entities import Entity
 from patchscopes.data.texts import Sample, TextSet
-from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.experiments.checks import check_methods
@@ -32,7 +31,9 @@ from patchscopes.experiments.config import CrossModelConfig, EntityConfig
 from patchscopes.experiments.cross_model_prediction import METRICS, predict_next_tokens
 from patchscopes.experiments.entity import (
     CHUNK_ENTITIES,
+    build_description_target,
     collect_scores,
+    extract_names,
     fill_placeholder,
     generate_descriptions,
     generate_from_vectors,
@@ -74,11 +75,11 @@ def run(
     """
     check_methods(config.methods, CrossModelConfig.METHODS)
     pair = pair_models(source, target, config, maps)
-    drawn = sample_aligned_positions(source, target, texts, config.n_samples, config.seed)
+    drawn = sample_aligned_positions(source, target, texts, config.n_samples, config.seed, config.chat)
     vocabularies = Vocabularies.of(source, target)
-    token_identity = placeholder_target(target, build_token_identity_prompt())
+    token_identity = placeholder_target(target, config.chat.of_target(build_token_identity_prompt()))
     source_description, target_description = (
-        placeholder_target(model, config.entity.target_prompt, config.entity.placeholder) for model in (source, target)
+        build_description_target(model, config.entity) for model in (source, target)
     )
 
     def predict(samples: Sequence[Sample]) -> Json:
@@ -128,7 +129,7 @@ def _describe_entities(
     names = [entity.name for entity in entities]
     watch = StopWatch()
     with watch.time("cross_model"):
-        representations = extract_representations(pair.source, names, [-1] * len(names), pair.layers)
+        representations = extract_names(pair.source, names, pair.layers, config)
         vectors = pair.map_representations(representations, pair.diagonal)
         target_layers = [target_layer for _, target_layer in pair.diagonal]
         cross_model = generate_from_vectors(target_description, vectors, target_layers, config)

@@ -15,7 +15,7 @@ from patchscopes.experiments.checks import check_finite
 from patchscopes.experiments.chunks import StopWatch
 from patchscopes.experiments.config import CrossModelConfig
 from patchscopes.experiments.model_pair import ModelPair
-from patchscopes.experiments.sampling import AlignedPositions
+from patchscopes.experiments.sampling import AlignedPositions, form_pair
 from patchscopes.metrics import surprisal
 from patchscopes.model.layers import EMBEDDING
 from patchscopes.patch import patch_logits_in_batches
@@ -37,9 +37,10 @@ def predict_next_tokens(
     """All metrics of each method for some samples, as tables [ℓ][ℓ*], and the seconds that each step took."""
     watch = StopWatch()
     with watch.time("sources"):
+        forms = [form_pair(texts.texts[sample.text], config.chat) for sample in samples]
         source_ids, target_ids = (
-            [to_token_ids(model, texts.texts[sample.text], truncate=True) for sample in samples]
-            for model in (pair.source, pair.target)
+            [to_token_ids(model, form[role], truncate=True) for form in forms]
+            for role, model in enumerate((pair.source, pair.target))
         )
         positions = [drawn.pairs[sample.text][sample.position] for sample in samples]
         source_positions, target_positions = ([position[role] for position in positions] for role in (0, 1))

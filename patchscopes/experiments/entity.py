@@ -25,6 +25,8 @@ from patchscopes.metrics import ROUGE_TYPES, mean_with_interval, rouge
 from patchscopes.model.layers import resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import Row, Write, generate_with_relevancy, patch_generate
+from patchscopes.positions import find_end
+from patchscopes.prompts import Chat
 from patchscopes.results import ChunkStore, Json
 
 # Entities that are finished, and kept, together.
@@ -57,7 +59,7 @@ def run(
         raise PatchscopesError("no entities were given; give at least one")
     layers = resolve_layers(model, config.layers)
     target_layers = resolve_target_layers(model, layers, config.target_layer)
-    target = placeholder_target(model, config.target_prompt, config.placeholder)
+    target = build_description_target(model, config)
 
     def measure(some: Sequence[Entity]) -> Json:
         return _describe_entities(target, some, layers, target_layers, config)
@@ -120,7 +122,7 @@ def generate_with_relevancies(
     config: EntityConfig,
 ) -> list[Sequence[Continuation]]:
     """`generate_descriptions`, with the relevancy of each token."""
-    vectors = extract_representations(target.model, names, [-1] * len(names), layers)
+    vectors = extract_names(target.model, names, layers, config)
     rows = [
         Row(target=target, writes=(Write(position=target.position, layer=layer, vector=vector),))
         for of_name in vectors
@@ -156,10 +158,31 @@ def find_description_tokens(tokens: Sequence[str], separator: str) -> tuple[int,
     return (within[0], within[-1] + 1) if within else (len(tokens), len(tokens))
 
 
-def fill_placeholder(config: EntityConfig, name: str) -> str:
-    """The target prompt with a name in the place of its placeholder."""
+def build_description_target(model: LensModel, config: EntityConfig) -> TargetPrompt:
+    """T with i* at its placeholder, in the form that is asked for.
+
+    Raises:
+        PatchscopesError: as `placeholder_target`, or as `as_chat`.
+    """
+    return placeholder_target(model, config.chat.of_target(config.target_prompt), config.placeholder)
+
+
+def extract_names(
+    model: LensModel, names: Sequence[str], layers: Sequence[int], config: EntityConfig
+) -> Float[Tensor, "name layer d_model"]:
+    """The representation of each name's last token at each layer; the name alone is S, in the form that is asked for.
+
+    Raises:
+        PatchscopesError: as `as_chat`.
+    """
+    prompts = [config.chat.of_source(name) for name in names]
+    return extract_representations(model, prompts, [find_end(model, prompt) for prompt in prompts], layers)
+
+
+def fill_placeholder(config: EntityConfig, name: str) -> str | Chat:
+    """The target prompt with a name in the place of its placeholder, in the form that is asked for."""
     before, _, after = config.target_prompt.rpartition(config.placeholder)
-    return before + name + after
+    return config.chat.of_target(before + name + after)
 
 
 def generate_descriptions(
@@ -170,7 +193,7 @@ def generate_descriptions(
     config: EntityConfig,
 ) -> list[list[str]]:
     """What the model says for the representation of each name's last token at each layer."""
-    vectors = extract_representations(target.model, names, [-1] * len(names), layers)
+    vectors = extract_names(target.model, names, layers, config)
     return generate_from_vectors(target, vectors, target_layers, config)
 
 

@@ -21,14 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.data.entities import cut_description
-from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import EntityConfig
 from patchscopes.experiments.entity import (
+    build_description_target,
     collect_relevancies,
+    extract_names,
     fill_placeholder,
     find_description_tokens,
     generate_with_relevancies,
@@ -119,9 +120,9 @@ def run(
     endings = list_name_endings(name)
     layers = resolve_layers(model, config.layers)
     target_layers = resolve_target_layers(model, layers, config.target_layer)
-    target = placeholder_target(model, config.target_prompt, config.placeholder)
+    target = build_description_target(model, config)
     meanings = describe_in_clear(model, endings, config)
-    vectors = extract_representations(model, [name], [-1], layers)[0]
+    vectors = extract_names(model, [name], layers, config)[0]
     *by_layer, unpatched = score_meanings(target, vectors, target_layers, meanings, config.batch_size).tolist()
     described: list[LayerDescription] = []
     for start in progress(range(0, len(layers), LAYERS_AT_A_TIME)):

@@ -29,13 +29,14 @@ import numpy as np
 from patchscopes.data.facts import Fact
 from patchscopes.data.relations import PLACE, Relation
 from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.target import TargetPrompt, placeholder_target
+from patchscopes.engine.target import TargetPrompt
 from patchscopes.experiments.attention_knockout import select_asking
-from patchscopes.experiments.attention_knockout_rows import choose_window
+from patchscopes.experiments.attention_knockout_rows import check_blocks, choose_window
 from patchscopes.experiments.causal_tracing_states import measure_spread
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
 from patchscopes.experiments.config import EntityConfig, EntityResolutionConfig
+from patchscopes.experiments.entity import build_description_target
 from patchscopes.experiments.entity_layers import describe_in_clear
 from patchscopes.experiments.entity_resolution_changes import summarise_measure
 from patchscopes.experiments.entity_resolution_measures import (
@@ -113,12 +114,14 @@ def run(
     """
     check_methods(config.methods, EntityResolutionConfig.METHODS)
     layers = sorted(resolve_layers(model, config.layers))
+    if "knockout" in config.methods:
+        check_blocks(layers)
     asking = select_asking(facts)
-    known = ask_facts(model, asking, store, config.batch_size)
+    known = ask_facts(model, asking, store, config.batch_size, config.chat)
     examples = draw_lre_examples(asking, known["found"], config) if "lre" in config.methods else {}
     drawn = draw_measured(model, asking, known["found"], examples, config)
     subjects = list(dict.fromkeys(fact.fact.subject for fact in drawn))
-    describing = EntityConfig(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+    describing = EntityConfig(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, chat=config.chat)
     described = measure_chunks(
         [subjects] if "description" in config.methods else [],
         ChunkStore(store.folder / "in_clear"),
@@ -140,7 +143,7 @@ def run(
         layers=layers,
         window=config.window or min(EntityResolutionConfig.WINDOW, choose_window(model.cfg.n_layers, None)),
         scale=config.noise * measure_spread(model, drawn),
-        target=placeholder_target(model, describing.target_prompt, describing.placeholder),
+        target=build_description_target(model, describing),
         in_clear=in_clear,
         fit_lre=fit_lre,
     )
@@ -212,6 +215,7 @@ def draw_measured(
         [found[number] for number in numbers],
         config.n_samples,
         config.seed,
+        config.chat,
     )
 
 

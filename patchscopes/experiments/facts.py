@@ -16,8 +16,9 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.chunks import StopWatch, measure_chunks
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_first_tokens, find_token_spans
+from patchscopes.prompts import NO_CHAT, ChatForm
 from patchscopes.results import ChunkStore, Json
-from patchscopes.tokens import decode_each_token, to_token_ids
+from patchscopes.tokens import Text, decode_each_token, to_token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +37,32 @@ class KnownFact:
     answer: int
 
 
-def find_known(model: LensModel, facts: Sequence[Fact], batch_size: int | None) -> list[Json]:
+def find_known(model: LensModel, facts: Sequence[Fact], batch_size: int | None, chat: ChatForm = NO_CHAT) -> list[Json]:
     """The token that the model finds most likely after each prompt, and whether it begins the attribute."""
-    answers = find_answers(model, [fact.prompt for fact in facts], batch_size)
+    prompts = [chat.of_target(fact.prompt) for fact in facts]
+    answers = find_answers(model, prompts, batch_size)
     return [
-        {"answer": answer, "known": int(answer in find_first_tokens(model, fact.accepted).tolist())}
-        for fact, answer in zip(facts, answers, strict=True)
+        {"answer": answer, "known": int(answer in find_first_tokens(model, fact.accepted, after=prompt).tolist())}
+        for fact, prompt, answer in zip(facts, prompts, answers, strict=True)
     ]
 
 
-def ask_facts(model: LensModel, facts: Sequence[Fact], store: ChunkStore, batch_size: int | None) -> Json:
+def ask_facts(
+    model: LensModel, facts: Sequence[Fact], store: ChunkStore, batch_size: int | None, chat: ChatForm = NO_CHAT
+) -> Json:
     """Which of the facts the model knows, `found`, and the seconds that it took to ask; kept in `store`."""
 
     def ask(some: Sequence[Fact]) -> Json:
         watch = StopWatch()
         with watch.time("known"):
-            found = find_known(model, some, batch_size)
+            found = find_known(model, some, batch_size, chat)
         return {"found": found, "seconds": watch.seconds}
 
     (known,) = measure_chunks([facts], ChunkStore(store.folder / "known"), ask, iter)
     return known
 
 
-def find_answers(model: LensModel, prompts: Sequence[str], batch_size: int | None) -> list[int]:
+def find_answers(model: LensModel, prompts: Sequence[Text], batch_size: int | None) -> list[int]:
     """The token that the model finds most likely after each prompt."""
     # Generating would go on after short prompts until the longest one is read.
     last = model.cfg.n_layers - 1
@@ -73,9 +77,17 @@ def find_answers(model: LensModel, prompts: Sequence[str], batch_size: int | Non
 
 
 def draw_known_facts(
-    model: LensModel, facts: Sequence[Fact], found: Sequence[Json], n_facts: int, seed: int
+    model: LensModel,
+    facts: Sequence[Fact],
+    found: Sequence[Json],
+    n_facts: int,
+    seed: int,
+    chat: ChatForm = NO_CHAT,
 ) -> list[KnownFact]:
     """At most `n_facts` of the facts that the model knows (by what `find_known` found), drawn by the seed, in order.
+
+    Args:
+        chat: in which form the model reads the prompts.
 
     Raises:
         PatchscopesError: it knows none.
@@ -87,7 +99,7 @@ def draw_known_facts(
             f"{facts[0].prompt!r}: nothing can be said about how it knows them; give easier facts or a larger model"
         )
     drawn = sorted(np.random.default_rng(seed).permutation(known)[:n_facts].tolist())
-    return [tokenize_fact(model, facts[number], found[number]["answer"]) for number in drawn]
+    return [tokenize_fact(model, facts[number], found[number]["answer"], chat) for number in drawn]
 
 
 def describe_fact(model: LensModel, fact: KnownFact) -> Json:
@@ -101,13 +113,14 @@ def describe_fact(model: LensModel, fact: KnownFact) -> Json:
     }
 
 
-def tokenize_fact(model: LensModel, fact: Fact, answer: int) -> KnownFact:
+def tokenize_fact(model: LensModel, fact: Fact, answer: int, chat: ChatForm = NO_CHAT) -> KnownFact:
     """The fact in the model's tokens."""
     start, end = fact.span
-    spans = find_token_spans(model, fact.prompt)
+    prompt = chat.of_target(fact.prompt)
+    spans = find_token_spans(model, prompt)
     return KnownFact(
         fact=fact,
-        tokens=tuple(to_token_ids(model, fact.prompt).tolist()),
+        tokens=tuple(to_token_ids(model, prompt).tolist()),
         subject=tuple(position for position, span in enumerate(spans) if span[0] < end and span[1] > start),
         answer=answer,
     )

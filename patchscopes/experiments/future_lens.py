@@ -30,7 +30,7 @@ from patchscopes.experiments.checks import check_finite, check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import FutureLensConfig
 from patchscopes.experiments.sampling import CHUNK_SAMPLES, SampledPositions, sample_positions, summarise_samples
-from patchscopes.learned.config import N_TOKENS
+from patchscopes.learned.config import FIXED_PROMPT, N_TOKENS
 from patchscopes.learned.continuation import Continued, read_with_continuation
 from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
@@ -38,7 +38,7 @@ from patchscopes.metrics import rank
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_logits_ahead_in_batches
-from patchscopes.prompts import build_token_identity_prompt
+from patchscopes.prompts import NO_CHAT, ChatForm, build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
 
 # Representations and their layers in; logits of tokens t+1, t+2, t+3 out, batch by batch.
@@ -70,9 +70,9 @@ def run(
     Raises:
         PatchscopesError: a method or layer does not exist, or the texts have too few positions.
     """
-    readers = build_readers(model, config.methods, maps, soft_prompt, config.batch_size)
+    readers = build_readers(model, config.methods, maps, soft_prompt, config.batch_size, config.chat)
     layers = resolve_layers(model, config.layers)
-    drawn = sample_positions(model, texts, config.n_samples, config.seed, room=N_TOKENS - 1)
+    drawn = sample_positions(model, texts, config.n_samples, config.seed, room=N_TOKENS - 1, chat=config.chat)
 
     def measure(samples: Sequence[Sample]) -> Json:
         return _measure(model, drawn, samples, layers, readers)
@@ -88,8 +88,12 @@ def build_readers(
     maps: Mapping[MapKey, AffineMap] | None,
     soft_prompt: SoftPrompt | None,
     batch_size: int | None,
+    chat: ChatForm = NO_CHAT,
 ) -> dict[str, Reader]:
     """The reader of each method.
+
+    Args:
+        chat: in which form the model reads target prompts; a learned one stays as it was learned.
 
     Raises:
         PatchscopesError: a method does not exist, or lacks what it has to learn first.
@@ -102,9 +106,11 @@ def build_readers(
         elif method == "learned_prompt" and soft_prompt is not None:
             readers[method] = build_prompt_reader(soft_prompt.target(model), batch_size)
         elif method == "fixed_prompt":
-            readers[method] = build_prompt_reader(build_fixed_prompt_target(model), batch_size)
+            target = build_fixed_prompt_target(model, chat.of_target(FIXED_PROMPT))
+            readers[method] = build_prompt_reader(target, batch_size)
         elif method == "token_identity":
-            readers[method] = build_prompt_reader(placeholder_target(model, build_token_identity_prompt()), batch_size)
+            target = placeholder_target(model, chat.of_target(build_token_identity_prompt()))
+            readers[method] = build_prompt_reader(target, batch_size)
         else:
             raise PatchscopesError(f"{method} must be learned first: see scripts/train_lens.py")
     return readers

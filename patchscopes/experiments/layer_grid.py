@@ -29,6 +29,7 @@ from patchscopes.experiments.layer_grid_measures import (
 )
 from patchscopes.experiments.layer_grid_patching import Grid, build_target, describe_grid, describe_source, say_grid
 from patchscopes.model.lens_model import LensModel
+from patchscopes.prompts import NO_CHAT, ChatForm
 from patchscopes.results import ChunkStore, Json
 
 
@@ -55,7 +56,7 @@ def run(
     Raises:
         PatchscopesError: a layer does not exist, or a template does not suit the model.
     """
-    usable, left_out = divide_templates(model, templates)
+    usable, left_out = divide_templates(model, templates, config.chat)
     study = _Study(model=model, config=config, store=store, progress=progress)
     layers, target_layers = choose_layers(model, config)
     if config.mode == "comprehensive":
@@ -73,7 +74,9 @@ def run(
     return results, sum_timing([chunk for grid in grids for chunk in grid.finished])
 
 
-def divide_templates(model: LensModel, templates: Sequence[Template]) -> tuple[tuple[Template, ...], list[Json]]:
+def divide_templates(
+    model: LensModel, templates: Sequence[Template], chat: ChatForm = NO_CHAT
+) -> tuple[tuple[Template, ...], list[Json]]:
     """The templates that suit the model; and the chats that do not, each with the reason, where others are left.
 
     Raises:
@@ -82,7 +85,7 @@ def divide_templates(model: LensModel, templates: Sequence[Template]) -> tuple[t
     usable, left_out = [], []
     for template in templates:
         try:
-            build_target(model, template)
+            build_target(model, template, chat)
         except PatchscopesError as error:
             if template.family != CHAT or all(other.family == CHAT for other in templates):
                 raise
@@ -135,7 +138,9 @@ class _Study:
         measures = measure_grid(
             classes, unpatched, grid.layers, grid.target_layers, self.model.cfg.n_layers, self.config.seed
         )
-        found = describe_grid(self.model, grid) | measures | {"consistency": _compare_grids(grid, own)}
+        found = (
+            describe_grid(self.model, grid, self.config.chat) | measures | {"consistency": _compare_grids(grid, own)}
+        )
         found |= {
             "classes": own.tolist(),
             "texts": said.texts,

@@ -15,8 +15,9 @@ from patchscopes.experiments.layer_grid_choices import Source
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_generate
 from patchscopes.positions import find_substring_token_position
-from patchscopes.prompts import as_chat
+from patchscopes.prompts import NO_CHAT, Chat, ChatForm
 from patchscopes.results import ChunkStore, Json
+from patchscopes.tokens import write_out
 
 # Rows that are finished, and kept, together (those of one name at least).
 CHUNK_ROWS = 512
@@ -44,26 +45,29 @@ class Grid:
         return (*self.asked, *self.others)
 
 
-def build_text(model: LensModel, template: Template) -> str:
-    """The template as the model reads it; a chat in the model's own chat template.
+def form_template(template: Template, chat: ChatForm) -> str | Chat:
+    """The template as the model reads it; one of the family `chat` in the model's own chat template."""
+    if template.family != CHAT:
+        return chat.of_target(template.prompt)
+    return Chat(template.prompt, chat.system if template.system is None else template.system)
+
+
+def build_text(model: LensModel, template: Template, chat: ChatForm = NO_CHAT) -> str:
+    """The template as the model reads it, written out.
 
     Raises:
         PatchscopesError: as `as_chat`.
     """
-    return as_chat(model, template.prompt, template.system) if template.family == CHAT else template.prompt
+    return write_out(model, form_template(template, chat))
 
 
-def build_target(model: LensModel, template: Template) -> TargetPrompt:
+def build_target(model: LensModel, template: Template, chat: ChatForm = NO_CHAT) -> TargetPrompt:
     """The template with i* at its placeholder.
 
     Raises:
         PatchscopesError: the placeholder is no token of its own, or as `as_chat`.
     """
-    text = build_text(model, template)
-    # What a chat template says behind the prompt is no placeholder.
-    behind = text[text.rindex(template.prompt) + len(template.prompt) :]
-    occurrence = -1 - behind.count(template.placeholder)
-    return placeholder_target(model, text, template.placeholder, occurrence=occurrence)
+    return placeholder_target(model, form_template(template, chat), template.placeholder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,7 @@ def say_grid(model: LensModel, grid: Grid, config: LayerGridConfig, store: Chunk
     Raises:
         PatchscopesError: a template does not suit the model.
     """
-    targets = {template.name: build_target(model, template) for template in grid.templates}
+    targets = {template.name: build_target(model, template, config.chat) for template in grid.templates}
     n_states = max(1, CHUNK_ROWS // (len(grid.layers) * len(grid.target_layers)))
     chunks = [(template.name, some) for template in grid.templates for some in split_into_chunks(grid.states, n_states)]
 
@@ -123,8 +127,12 @@ def say_states(
 ) -> list[list[list[str]]]:
     """What the model says for the state of each name at each ℓ, written at each ℓ*: texts by name, ℓ and ℓ*."""
     model = target.model
-    positions = [find_substring_token_position(model, source.prompt, source.name, occurrence=-1) for source in sources]
-    states = extract_representations(model, [source.prompt for source in sources], positions, layers)
+    prompts = [config.chat.of_source(source.prompt) for source in sources]
+    positions = [
+        find_substring_token_position(model, prompt, source.name, occurrence=-1)
+        for prompt, source in zip(prompts, sources, strict=True)
+    ]
+    states = extract_representations(model, prompts, positions, layers)
     vectors = states.flatten(0, 1).repeat_interleave(len(target_layers), dim=0)
     tokens = patch_generate(
         target,
@@ -150,7 +158,7 @@ def say_unpatched(model: LensModel, targets: Sequence[TargetPrompt], config: Lay
     return texts
 
 
-def describe_grid(model: LensModel, grid: Grid) -> Json:
+def describe_grid(model: LensModel, grid: Grid, chat: ChatForm = NO_CHAT) -> Json:
     """What a grid is made of, for the result file."""
     return {
         "stage": grid.stage,
@@ -158,7 +166,7 @@ def describe_grid(model: LensModel, grid: Grid) -> Json:
         "target_layers": list(grid.target_layers),
         "names": [describe_source(source) for source in grid.asked],
         "others": [source.entity.name for source in grid.others],
-        "templates": [asdict(template) | {"text": build_text(model, template)} for template in grid.templates],
+        "templates": [asdict(template) | {"text": build_text(model, template, chat)} for template in grid.templates],
     }
 
 

@@ -19,10 +19,10 @@ def run(model: LensModel, config: LayerReadoutConfig) -> Json:
     """
     patchscope = Patchscope(
         model=model,
-        source_prompt=config.source_prompt,
+        source_prompt=config.chat.of_source(config.source_prompt),
         source_position=config.source_word,
         source_layers=config.layers,
-        target_prompt=config.target_prompt,
+        target_prompt=config.chat.of_target(config.target_prompt),
         target_position=config.placeholder,
         target_layers=config.target_layer,
     )

@@ -22,7 +22,7 @@ from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.checks import check_finite, check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
-from patchscopes.experiments.config import FutureForm, LensesConfig
+from patchscopes.experiments.config import LensesConfig
 from patchscopes.experiments.sampling import (
     CHUNK_SAMPLES,
     METRICS,
@@ -31,6 +31,7 @@ from patchscopes.experiments.sampling import (
     score_predictions,
     summarise_samples,
 )
+from patchscopes.learned.config import FIXED_PROMPT
 from patchscopes.learned.future_lens import SoftPrompt, build_fixed_prompt_target
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.model.layers import resolve_layers
@@ -69,7 +70,7 @@ def run(
     """
     lenses = build_lenses(model, config, maps, jacobian_maps, soft_prompt)
     layers = resolve_layers(model, config.layers)
-    drawn = sample_positions(model, texts, config.n_samples, config.seed)
+    drawn = sample_positions(model, texts, config.n_samples, config.seed, chat=config.chat)
     step = max(1, len(drawn.samples) // max(1, config.n_checked_with_hooks))
     checked = set(drawn.samples[::step][: config.n_checked_with_hooks])
 
@@ -106,9 +107,10 @@ def build_lenses(
         if method == "logit_lens":
             lenses |= _build_forms(model, method, LogitLens(model), None)
         elif method == "token_identity":
-            lenses[method] = ignore_sample(PatchscopeLens(placeholder_target(model, build_token_identity_prompt())))
+            identity = config.chat.of_target(build_token_identity_prompt())
+            lenses[method] = ignore_sample(PatchscopeLens(placeholder_target(model, identity)))
         elif method == "future_lens":
-            target = _build_future_target(model, config.future_lens, soft_prompt)
+            target = _build_future_target(model, config, soft_prompt)
             lenses[method] = ignore_sample(PatchscopeLens(target, engine="hooks"))
             lenses[f"{method}_patchscope"] = ignore_sample(PatchscopeLens(target))
         else:
@@ -131,9 +133,10 @@ def _build_forms(
     }
 
 
-def _build_future_target(model: LensModel, form: FutureForm, soft_prompt: SoftPrompt | None) -> TargetPrompt:
+def _build_future_target(model: LensModel, config: LensesConfig, soft_prompt: SoftPrompt | None) -> TargetPrompt:
+    form = config.future_lens
     if form == "fixed_prompt":
-        return build_fixed_prompt_target(model)
+        return build_fixed_prompt_target(model, config.chat.of_target(FIXED_PROMPT))
     if form == "learned_prompt" and soft_prompt is not None:
         return soft_prompt.target(model)
     raise PatchscopesError(f"the Future Lens is fixed_prompt, or learned_prompt with a prompt; got {form!r}")

@@ -34,6 +34,7 @@ from patchscopes.experiments.multi_hop_measures import count_hops_alone, summari
 from patchscopes.experiments.multi_hop_patching import can_be_patched, find_patch_positions, patch_questions
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
+from patchscopes.prompts import ChatForm
 from patchscopes.results import ChunkStore, Json
 from patchscopes.tokens import to_token_ids
 
@@ -70,7 +71,7 @@ def run(
     """
     check_methods(config.methods, MultiHopConfig.METHODS)
     layers, target_layers = resolve_layer_grid(model, config)
-    patchable = [question for question in questions if can_be_patched(model, question)]
+    patchable = [question for question in questions if can_be_patched(model, question, config.chat)]
 
     def ask(asked: Sequence[TwoHopQuestion], prompts: Sequence[str], folder: str) -> list[Json]:
         chunks, of_phase = split_into_chunks(asked, CHUNK_QUESTIONS), ChunkStore(store.folder / folder)
@@ -95,7 +96,7 @@ def run(
     asked_whole = ask(chosen, ("vanilla", "cot") if "cot" in config.methods else ("vanilla",), "unpatched")
     unpatched = [answers for chunk in asked_whole for answers in chunk["questions"]]
     # Alike questions next to each other: rows whose prompts have one length and i* are computed together.
-    order = sorted(range(len(chosen)), key=lambda number: measure_prompt(model, chosen[number]))
+    order = sorted(range(len(chosen)), key=lambda number: measure_prompt(model, chosen[number], config.chat))
     chunks = split_into_chunks(order, max(1, CHUNK_PAIRS // (len(layers) * len(target_layers))))
     patched = measure_chunks(chunks, ChunkStore(store.folder / "patched"), patch, progress)
     found_in_order = [found for chunk in patched for found in chunk["questions"]]
@@ -128,9 +129,10 @@ def resolve_layer_grid(model: LensModel, config: MultiHopConfig) -> tuple[list[i
     return layers, layers if config.target_layers is None else resolve_layers(model, config.target_layers)
 
 
-def measure_prompt(model: LensModel, question: TwoHopQuestion) -> tuple[int, int]:
+def measure_prompt(model: LensModel, question: TwoHopQuestion, chat: ChatForm) -> tuple[int, int]:
     """How many tokens the combined question has, and the position of the last one of π2."""
-    return len(to_token_ids(model, question.combined_question)), find_patch_positions(model, question)[1]
+    n_tokens = len(to_token_ids(model, chat.of_target(question.combined_question)))
+    return n_tokens, find_patch_positions(model, question, chat)[1]
 
 
 def _ask(model: LensModel, questions: Sequence[TwoHopQuestion], prompts: Sequence[str], config: MultiHopConfig) -> Json:
@@ -150,7 +152,7 @@ def ask_unpatched(
     """What the model says to one of `PROMPTS` of each question, and whether that answers it."""
     tokens = generate_after(
         model,
-        [PROMPTS[prompt](question) for question in questions],
+        [config.chat.of_target(PROMPTS[prompt](question)) for question in questions],
         max_new_tokens=config.cot_new_tokens if prompt == "cot" else config.max_new_tokens,
         batch_size=config.batch_size,
     )

@@ -32,7 +32,7 @@ def run(
     for method in MultiHopConfig.UNPATCHED:
         (unpatched[method],) = ask_unpatched(model, [question], method, config)
         show_unpatched(method, unpatched[method]["text"], bool(unpatched[method]["solved"]))
-    source, position, target = build_patching(model, "patchscope", question, question)
+    source, position, target = build_patching(model, "patchscope", question, question, config.chat)
     states = dict(zip(layers, extract_representations(model, [source], [position], layers)[0], strict=True))
     continuations, solved = [], []
     for layer in layers:

@@ -16,8 +16,9 @@ from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import Row, Write, generate_rows
 from patchscopes.positions import find_substring_token_position, find_token_spans
+from patchscopes.prompts import NO_CHAT, ChatForm
 from patchscopes.results import Json
-from patchscopes.tokens import to_token_ids
+from patchscopes.tokens import to_token_ids, write_out
 
 PLACEHOLDER = "x"
 # Continuations that are kept of each question and method.
@@ -52,7 +53,7 @@ def patch_questions(
     ]
     with watch.time("states"):
         patchings = [
-            build_patching(model, method, questions[number], unrelated[number] or questions[number])
+            build_patching(model, method, questions[number], unrelated[number] or questions[number], config.chat)
             for number, method in patched
         ]
         states = extract_representations(
@@ -80,32 +81,39 @@ def choose_pairs(method: str, layers: Sequence[int], target_layers: Sequence[int
     return [pair for pair in grid if pair[0] > pair[1]] if method == "back_patch" else grid
 
 
-def build_patching(model: LensModel, method: str, question: TwoHopQuestion, unrelated: TwoHopQuestion) -> Patching:
+def build_patching(
+    model: LensModel,
+    method: str,
+    question: TwoHopQuestion,
+    unrelated: TwoHopQuestion,
+    chat: ChatForm = NO_CHAT,
+) -> Patching:
     """S and i, and T with i*, of one patching method.
 
     Args:
         unrelated: whose representations the control writes.
+        chat: in which form the model reads S and T.
 
     Raises:
         PatchscopesError: the placeholder is no token of its own.
     """
-    query = to_token_ids(model, question.combined_question)
-    end_of_pi1, end_of_pi2 = find_patch_positions(model, question)
+    query = to_token_ids(model, chat.of_target(question.combined_question))
+    end_of_pi1, end_of_pi2 = find_patch_positions(model, question, chat)
     if method == "patchscope":
         return query, end_of_pi1, TargetPrompt(model, query, end_of_pi2)
     if method == "control":
-        end_of_unrelated, _ = find_patch_positions(model, unrelated)
-        source = to_token_ids(model, unrelated.combined_question)
+        end_of_unrelated, _ = find_patch_positions(model, unrelated, chat)
+        source = to_token_ids(model, chat.of_source(unrelated.combined_question))
         return source, end_of_unrelated, TargetPrompt(model, query, end_of_pi2)
     if method == "back_patch":
         return query, end_of_pi1, TargetPrompt(model, query, end_of_pi1)
-    hop1 = question.hop1_prompt
-    end_of_hop1 = find_substring_token_position(model, hop1, hop1.removesuffix(question.cue))
-    prompt = f"{question.hop2_prompt_prefix} {PLACEHOLDER}{question.cue}"
+    hop1 = chat.of_source(question.hop1_prompt)
+    end_of_hop1 = find_substring_token_position(model, hop1, question.hop1_prompt.removesuffix(question.cue))
+    prompt = chat.of_target(f"{question.hop2_prompt_prefix} {PLACEHOLDER}{question.cue}")
     return to_token_ids(model, hop1), end_of_hop1, placeholder_target(model, prompt, PLACEHOLDER)
 
 
-def find_patch_positions(model: LensModel, question: TwoHopQuestion) -> tuple[int, int]:
+def find_patch_positions(model: LensModel, question: TwoHopQuestion, chat: ChatForm = NO_CHAT) -> tuple[int, int]:
     """The last token of π1 and the last token of π2, in the tokens of the combined question.
 
     Raises:
@@ -113,9 +121,10 @@ def find_patch_positions(model: LensModel, question: TwoHopQuestion) -> tuple[in
     """
     text = question.combined_question
     before_cue = text[: len(text) - len(question.cue)]
-    source_position = find_substring_token_position(model, text, before_cue)
-    target_position = find_substring_token_position(model, text, question.hop2_prompt_prefix)
-    end = find_token_spans(model, text)[target_position][1]
+    form = chat.of_target(text)
+    source_position = find_substring_token_position(model, form, before_cue)
+    target_position = find_substring_token_position(model, form, question.hop2_prompt_prefix)
+    end = find_token_spans(model, form)[target_position][1]
     if text[len(question.hop2_prompt_prefix) : end].strip():
         raise PatchscopesError(
             f"{model.cfg.model_name!r} has one token for the end of {question.hop2_prompt_prefix!r} and what follows "
@@ -124,10 +133,11 @@ def find_patch_positions(model: LensModel, question: TwoHopQuestion) -> tuple[in
     return source_position, target_position
 
 
-def can_be_patched(model: LensModel, question: TwoHopQuestion) -> bool:
+def can_be_patched(model: LensModel, question: TwoHopQuestion, chat: ChatForm = NO_CHAT) -> bool:
     """Whether a token ends where π2 ends."""
+    write_out(model, chat.of_target(question.combined_question))
     try:
-        find_patch_positions(model, question)
+        find_patch_positions(model, question, chat)
     except PatchscopesError:
         return False
     return True

@@ -43,7 +43,7 @@ from patchscopes.experiments.sampling import (
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
-from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt
+from patchscopes.prompts import NO_CHAT, SIMPLESCOPE_PROMPT, ChatForm, build_token_identity_prompt
 from patchscopes.results import ChunkStore, Json
 
 
@@ -70,9 +70,9 @@ def run(
     Raises:
         PatchscopesError: as `build_lenses`, a layer does not exist, or the texts have too few positions.
     """
-    lenses = build_lenses(model, config.methods, maps or {}, prompts)
+    lenses = build_lenses(model, config.methods, maps or {}, prompts, config.chat)
     layers = resolve_layers(model, config.layers)
-    drawn = sample_positions(model, texts, config.n_samples, config.seed)
+    drawn = sample_positions(model, texts, config.n_samples, config.seed, chat=config.chat)
 
     def measure(samples: Sequence[Sample]) -> Json:
         return measure_samples(model, drawn, samples, layers, lenses, config.batch_size)
@@ -87,6 +87,7 @@ def build_lenses(
     methods: Sequence[str],
     maps: Mapping[str, Mapping[MapKey, AffineMap]],
     prompts: Sequence[PromptBand] = (),
+    chat: ChatForm = NO_CHAT,
 ) -> dict[str, Lens]:
     """The lens of each method.
 
@@ -94,6 +95,7 @@ def build_lenses(
         maps: for `tuned_lens`, `tuned_lens_kl` and `jacobian_lens`, if they are among the methods, their maps to the
             last layer.
         prompts: for `best_prompt`, if it is among them, the prompts of all layers.
+        chat: in which form the model reads target prompts.
 
     Raises:
         PatchscopesError: a method does not exist, has no maps or prompts, or those of another model.
@@ -104,11 +106,11 @@ def build_lenses(
         if method == "logit_lens":
             lenses[method] = LogitLens(model)
         elif method == "token_identity":
-            lenses[method] = PatchscopeLens(placeholder_target(model, build_token_identity_prompt()))
+            lenses[method] = PatchscopeLens(placeholder_target(model, chat.of_target(build_token_identity_prompt())))
         elif method == "simplescope":
-            lenses[method] = PatchscopeLens(placeholder_target(model, SIMPLESCOPE_PROMPT))
+            lenses[method] = PatchscopeLens(placeholder_target(model, chat.of_target(SIMPLESCOPE_PROMPT)))
         elif method == "best_prompt":
-            lenses[method] = build_best_prompt_lens(model, prompts)
+            lenses[method] = build_best_prompt_lens(model, prompts, chat)
         elif method in maps:
             lenses[method] = AffineLens(model, LayerMapping.to_last(model, maps[method]))
         else:

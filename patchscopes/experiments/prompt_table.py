@@ -6,7 +6,7 @@ position. `tabulate_prompt` is for notebooks, where the table shows itself in co
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,8 @@ from patchscopes.metrics import rank
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.plots.prompt_table_html import render_prompt_table
+from patchscopes.positions import find_token_spans
+from patchscopes.prompts import Chat
 from patchscopes.results import Json
 from patchscopes.tokens import Text, decode_each_token, has_added_bos, to_token_ids
 
@@ -76,7 +78,9 @@ def run(model: LensModel, config: PromptTableConfig, **learned: Any) -> Json:
         PatchscopesError: as `check_options` and `tabulate_prompt`.
     """
     check_options(model, config)
-    return tabulate_prompt(model, **asdict(config), **learned).results
+    options = {name: value for name, value in vars(config).items() if name not in ("prompt", "chat")}
+    prompt = config.chat.of_source(config.prompt)
+    return tabulate_prompt(model, prompt, **options, **(learned | {"chat": config.chat})).results
 
 
 def check_options(model: LensModel, config: PromptTableConfig) -> None:
@@ -86,7 +90,7 @@ def check_options(model: LensModel, config: PromptTableConfig) -> None:
         PatchscopesError: a layer does not exist, or the prompt has no token, or more than the model or a figure holds.
     """
     resolve_layers(model, config.layers)
-    n_tokens = len(find_positions(model, config.prompt, config.bos))
+    n_tokens = len(find_positions(model, config.chat.of_source(config.prompt), config.bos))
     if n_tokens > PromptTableConfig.MAX_TOKENS:
         raise PatchscopesError(
             f"the prompt has {n_tokens} tokens, and a figure shows at most {PromptTableConfig.MAX_TOKENS}: shorten it "
@@ -109,11 +113,19 @@ def check_color(color: str) -> None:
 def find_positions(model: LensModel, prompt: Text, bos: bool) -> range:
     """The positions of the prompt that have a column: BOS, where it was put in front, only if it is asked for.
 
+    Of a chat these are the prompt and what the template puts behind it, up to where the assistant goes on; what it puts
+    in front is like BOS.
+
     Raises:
         PatchscopesError: there are none, or more than the model reads.
     """
     tokens = to_token_ids(model, prompt)
-    positions = range(0 if bos or not has_added_bos(model, prompt, tokens) else 1, len(tokens))
+    if isinstance(prompt, Chat):
+        spans = find_token_spans(model, prompt)
+        n_in_front = next((number for number, (start, end) in enumerate(spans) if end > start), len(spans))
+    else:
+        n_in_front = int(has_added_bos(model, prompt, tokens))
+    positions = range(0 if bos else n_in_front, len(tokens))
     if not positions:
         raise PatchscopesError("the prompt is empty: give at least one character")
     return positions
@@ -142,7 +154,7 @@ def tabulate_prompt(
         layers: all blocks unless given.
         bos: with a column for the BOS token that is put in front of a text: the model knows nothing of the text there.
         batch_size: rows at a time; chosen by size unless given.
-        learned: what `next_token.build_lenses` asks for to make a learned lens by its name, such as `maps`.
+        learned: what `next_token.build_lenses` asks for to make a lens by its name, such as `maps`.
 
     Raises:
         PatchscopesError: the prompt has no token, or more than the model reads; a layer, lens or color does not exist;

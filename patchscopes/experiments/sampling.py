@@ -11,6 +11,7 @@ from patchscopes.alignment import align_positions
 from patchscopes.data.texts import Sample, TextSet, draw_samples
 from patchscopes.metrics import mean_with_interval, precision_at_1, surprisal
 from patchscopes.model.lens_model import LensModel
+from patchscopes.prompts import NO_CHAT, Chat, ChatForm
 from patchscopes.results import Json
 from patchscopes.tokens import to_token_ids
 
@@ -37,14 +38,30 @@ class SampledPositions:
         return [self.tokens[sample.text] for sample in samples], [sample.position for sample in samples]
 
 
-def sample_positions(model: LensModel, texts: TextSet, n_samples: int, seed: int, room: int = 0) -> SampledPositions:
+def sample_positions(
+    model: LensModel, texts: TextSet, n_samples: int, seed: int, room: int = 0, chat: ChatForm = NO_CHAT
+) -> SampledPositions:
     """Draw positions of `texts` as in the paper, with room for more tokens in the context. See `draw_samples`.
+
+    In the form of a chat the same tokens of the texts are drawn, and each text is the user's message; what follows the
+    token there, in the text and in the template, it does not see.
 
     Raises:
         PatchscopesError: the texts have fewer positions.
     """
-    tokens = [to_token_ids(model, text, truncate=True)[: model.cfg.n_ctx - room] for text in texts.texts]
-    samples = draw_samples([len(ids) for ids in tokens], texts.texts, n_samples, seed)
+    longest = model.cfg.n_ctx - room
+    forms = [chat.of_source(text) for text in texts.texts]
+    tokens = [to_token_ids(model, form, truncate=True)[:longest] for form in forms]
+    if not chat.source:
+        samples = draw_samples([len(ids) for ids in tokens], texts.texts, n_samples, seed)
+        return SampledPositions(tokens, _sort_by_text(samples))
+    in_chat = [
+        [place for alone, place in align_positions(model, model, text, form) if alone > 0 and place < longest]
+        for text, form in zip(texts.texts, forms, strict=True)
+    ]
+    # draw_samples leaves out the first position of a text, which is not among these.
+    drawn = draw_samples([1 + len(places) for places in in_chat], texts.texts, n_samples, seed)
+    samples = [Sample(sample.text, in_chat[sample.text][sample.position - 1]) for sample in drawn]
     return SampledPositions(tokens, _sort_by_text(samples))
 
 
@@ -64,15 +81,15 @@ class AlignedPositions:
 
 
 def sample_aligned_positions(
-    source: LensModel, target: LensModel, texts: TextSet, n_samples: int, seed: int
+    source: LensModel, target: LensModel, texts: TextSet, n_samples: int, seed: int, chat: ChatForm = NO_CHAT
 ) -> AlignedPositions:
-    """Draw positions of `texts` at which both models have read the same.
+    """Draw positions of `texts` at which both models have read the same; in the form of a chat, of the message.
 
     Raises:
         PatchscopesError: the texts have fewer such positions.
     """
     pairs = {
-        number: [pair for pair in align_positions(source, target, text) if min(pair) > 0]
+        number: [pair for pair in align_positions(source, target, *form_pair(text, chat)) if min(pair) > 0]
         for number, text in enumerate(texts.texts)
     }
     n_source_positions = sum(len(to_token_ids(source, text, truncate=True)) - 1 for text in texts.texts)
@@ -81,6 +98,11 @@ def sample_aligned_positions(
     samples = draw_samples(lengths, texts.texts, n_samples, seed)
     samples = [Sample(sample.text, sample.position - 1) for sample in samples]
     return AlignedPositions(_sort_by_text(samples), pairs, n_source_positions)
+
+
+def form_pair(text: str, chat: ChatForm) -> tuple[str | Chat, str | Chat]:
+    """A text as the source model reads it, and as the target model does."""
+    return chat.of_source(text), chat.of_target(text)
 
 
 def _sort_by_text(samples: Sequence[Sample]) -> list[Sample]:

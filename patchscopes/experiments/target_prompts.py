@@ -29,6 +29,7 @@ from patchscopes.experiments.target_prompts_choice import average_in_bands, choo
 from patchscopes.metrics import mean_with_interval
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
+from patchscopes.prompts import NO_CHAT, ChatForm
 from patchscopes.results import ChunkStore, Json
 
 
@@ -59,9 +60,9 @@ def run(
     check_train(train)
     layers = resolve_layers(model, config.layers, TargetPromptsConfig.N_LAYERS)
     bands = split_into_bands(layers, model.cfg.n_layers, config.n_bands)
-    targets, left_out = build_targets(model, candidates)
-    tried_on = sample_positions(model, train, config.n_train_samples, config.seed)
-    scored_on = sample_positions(model, texts, config.n_samples, config.seed)
+    targets, left_out = build_targets(model, candidates, config.chat)
+    tried_on = sample_positions(model, train, config.n_train_samples, config.seed, chat=config.chat)
+    scored_on = sample_positions(model, texts, config.n_samples, config.seed, chat=config.chat)
 
     tried = measure_chunks(
         split_into_chunks(tried_on.samples, CHUNK_SAMPLES),
@@ -72,7 +73,8 @@ def run(
     trials = tabulate(tried, [str(number) for number in range(len(targets))])
     chosen = choose_prompts(trials, bands, list(targets), number_texts(tried_on), config.seed)
 
-    lenses = build_lenses(model, TargetPromptsConfig.METHODS, {}, [choice.prompt_band for choice in chosen])
+    prompts = [choice.prompt_band for choice in chosen]
+    lenses = build_lenses(model, TargetPromptsConfig.METHODS, {}, prompts, config.chat)
     scored = measure_chunks(
         split_into_chunks(scored_on.samples, CHUNK_SAMPLES),
         ChunkStore(store.folder / "evaluation"),
@@ -92,8 +94,13 @@ def run(
     return results, sum_timing([*tried, *scored])
 
 
-def build_targets(model: LensModel, candidates: Sequence[Candidate]) -> tuple[dict[Candidate, TargetPrompt], list[str]]:
+def build_targets(
+    model: LensModel, candidates: Sequence[Candidate], chat: ChatForm = NO_CHAT
+) -> tuple[dict[Candidate, TargetPrompt], list[str]]:
     """The target prompt of each candidate, and why others cannot be used with this model.
+
+    Args:
+        chat: in which form the model reads them.
 
     Raises:
         PatchscopesError: none can.
@@ -102,7 +109,8 @@ def build_targets(model: LensModel, candidates: Sequence[Candidate]) -> tuple[di
     left_out: list[str] = []
     for candidate in candidates:
         try:
-            targets[candidate] = placeholder_target(model, candidate.prompt, candidate.placeholder)
+            prompt = chat.of_target(candidate.prompt)
+            targets[candidate] = placeholder_target(model, prompt, candidate.placeholder)
         except PatchscopesError as error:
             left_out.append(str(error))
     if not targets:

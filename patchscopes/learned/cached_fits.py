@@ -34,6 +34,7 @@ _LRE_MODULES = [
 def fit_or_load_affine_maps(
     model: LensModel,
     texts: TextSet,
+    source_layers: Sequence[int] | None = None,
     *,
     ahead: Sequence[int] = (0,),
     n_positions: int | None = None,
@@ -42,18 +43,20 @@ def fit_or_load_affine_maps(
     fresh: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> dict[MapKey, AffineMap]:
-    """`fit_affine_maps` from all layers to the last one, or what an earlier call with the same arguments left in the
-    cache folder (unless `fresh`).
+    """`fit_affine_maps` from all blocks (or other layers) to the last one, or what an earlier call with the same
+    arguments left in the cache folder (unless `fresh`).
 
     Raises:
         PatchscopesError: as `fit_affine_maps`, or the model has hooks on it.
     """
-    options = {"ahead": list(ahead), "n_positions": n_positions, "ridge": ridge, "seed": seed}
+    options: dict[str, Any] = {"ahead": list(ahead), "n_positions": n_positions, "ridge": ridge, "seed": seed}
+    if source_layers is not None:
+        options["source_layers"] = list(source_layers)
     return learn_once(
         get_cached_path("affine", [model], texts, options, _MODULES),
         load_maps,
         lambda _: fit_affine_maps(
-            model, texts, ahead=ahead, n_positions=n_positions, ridge=ridge, seed=seed, progress=progress
+            model, texts, source_layers, ahead=ahead, n_positions=n_positions, ridge=ridge, seed=seed, progress=progress
         ),
         save_maps,
         fresh=fresh,

@@ -32,7 +32,8 @@ from patchscopes.learned.training import kl_divergence, train
 from patchscopes.learned.tuned_lens import draw_at_most, split_held_out
 from patchscopes.model.layers import EMBEDDING, resolve_layers
 from patchscopes.model.lens_model import LensModel
-from patchscopes.tokens import to_token_ids
+from patchscopes.positions import find_end
+from patchscopes.tokens import Text, to_token_ids
 
 N_HELD_OUT_SAMPLES = 96
 _MODULES = ["learned/future_lens", "learned/tuned_lens", "learned/training", "learned/continuation"]
@@ -52,9 +53,9 @@ _MODULES += [
 ]
 
 
-def build_fixed_prompt_target(model: LensModel, prompt: str = FIXED_PROMPT) -> TargetPrompt:
+def build_fixed_prompt_target(model: LensModel, prompt: Text = FIXED_PROMPT) -> TargetPrompt:
     """The fixed prompt, with i* at its last token."""
-    return TargetPrompt(model, prompt, -1)
+    return TargetPrompt(model, prompt, find_end(model, prompt))
 
 
 @dataclass(frozen=True, eq=False)

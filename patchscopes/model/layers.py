@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.model.layer_names import EMBEDDING, name_layer
 from patchscopes.model.lens_model import LensModel
-
-EMBEDDING = -1
 
 
 def check_layer(model: LensModel, layer: int) -> int:
@@ -78,8 +77,8 @@ def describe_layers(layers: Sequence[int]) -> str:
     """Layers as one writes them: 0–29, or one by one."""
     numbers = list(layers)
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}–{numbers[-1]}"
-    return ", ".join("embedding" if layer == EMBEDDING else str(layer) for layer in numbers)
+        return f"{name_layer(numbers[0])}–{numbers[-1]}"
+    return ", ".join(map(name_layer, numbers))
 
 
 def find_window(layer: int, window: int, n_layers: int) -> range:

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.fonts import fit_lines, wrap_line
 from patchscopes.plots.style import (
     BLUE,
@@ -18,6 +19,7 @@ from patchscopes.plots.style import (
     CurveStyle,
     create_figure,
     draw_curve,
+    name_model,
     tidy_axis,
 )
 from patchscopes.results import Json
@@ -71,7 +73,7 @@ def name_figure(document: Json) -> str:
     results = document["results"]
     facts = "1 fact" if results["n_samples"] == 1 else f"{results['n_samples']} facts"
     return (
-        f"Attention knockout: what the last position must read, {document['environment']['model']['id']}, {facts} "
+        f"Attention knockout: what the last position must read, {name_model(document)}, {facts} "
         "that it knows\nthe probability of its own answer, its most likely token; shaded: 95 % intervals over facts"
     )
 
@@ -103,7 +105,7 @@ def draw_example(part: SubFigure, layers: list[int], window: int, example: Json)
     for place, label in enumerate(axis.get_yticklabels()):
         label.set_fontweight("bold" if place in example["subject_positions"] else "normal")
     step = -(-len(layers) // 30)
-    axis.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]], fontsize=SMALL_SIZE)
+    axis.set_xticks(range(0, len(layers), step), [name_layer(layer) for layer in layers[::step]], fontsize=SMALL_SIZE)
     axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

@@ -3,7 +3,10 @@
 from matplotlib.figure import Figure
 
 from patchscopes.data.relations import PLACE
-from patchscopes.plots.style import plot_said_by_pair
+from patchscopes.plots.style import (
+    name_model,
+    plot_said_by_pair,
+)
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
@@ -21,7 +24,7 @@ def plot_attribute_layers(document: Json) -> Figure:
     subject, answer = (shorten(show_whitespace(results[name]), 80) for name in ("subject", "object"))
     title = [
         f"“{shorten(show_whitespace(results['prompt'].replace(PLACE, 'x')), 200)}”, x: last token of {subject} in "
-        f"“{shorten(show_whitespace(results['source_prompt']), 200)}” ({document['environment']['model']['id']})",
+        f"“{shorten(show_whitespace(results['source_prompt']), 200)}” ({name_model(document)})",
         *without_patch,
         f"x patched (blue: the answer, {answer}):" if answer else "x patched (no answer given):",
     ]

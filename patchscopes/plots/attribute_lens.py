@@ -7,7 +7,13 @@ from matplotlib.figure import Figure
 
 from patchscopes.data.relations import PLACE
 from patchscopes.plots.fonts import fit_lines
-from patchscopes.plots.style import SMALL_SIZE, create_table_figure, draw_text_table, fit_column
+from patchscopes.plots.style import (
+    SMALL_SIZE,
+    create_table_figure,
+    draw_text_table,
+    fit_column,
+    name_model,
+)
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
@@ -28,7 +34,7 @@ def plot_attribute_lens(document: Json) -> Figure:
     figure, axis = create_table_figure(
         f"What the LRE of “{shorten(show_whitespace(results['prompt'].replace(PLACE, '…')), 200)}” "
         f"({shorten(show_whitespace(results['relation'].replace('_', ' ')), 80)}) reads at each token and layer, "
-        f"{document['environment']['model']['id']}",
+        f"{name_model(document)}",
         columns,
         len(layers),
     )

@@ -19,6 +19,7 @@ from patchscopes.plots.style import (
     create_figure,
     draw_curve,
     draw_layer_table,
+    name_model,
     tidy_axis,
 )
 from patchscopes.results import Json
@@ -73,7 +74,7 @@ def name_figure(document: Json) -> str:
     n_samples = sum(task["n_samples"] for task in results["tasks"].values())
     dropped = f" ({count_tasks(len(results['dropped']))} left out: too few samples)" if results["dropped"] else ""
     return (
-        f"Attributes read out of one hidden state: {document['environment']['model']['id']}, {n_samples:,} samples "
+        f"Attributes read out of one hidden state: {name_model(document)}, {n_samples:,} samples "
         f"of {count_tasks(len(results['tasks']))}{dropped}\nlines on bars: 95 % intervals over subjects"
     )
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
 
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import (
     BLACK,
@@ -23,6 +24,7 @@ from patchscopes.plots.style import (
     create_figure,
     draw_baseline,
     draw_curve,
+    name_model,
     tidy_axis,
 )
 from patchscopes.results import Json
@@ -69,7 +71,7 @@ def name_figure(document: Json) -> str:
     """The title: the model, of how many facts, how they were corrupted, and how far the two forms are apart."""
     results, config = document["results"], document["config"]
     lines = [
-        f"Causal tracing: {document['environment']['model']['id']}, {results['n_samples']} facts that it knows; noise "
+        f"Causal tracing: {name_model(document)}, {results['n_samples']} facts that it knows; noise "
         f"{config['noise']:g}σ on the subject, {config['n_noise_samples']} samples; shaded: 95 % intervals over facts"
     ]
     difference = results["largest_probability_difference"]
@@ -125,7 +127,7 @@ def draw_example(part: SubFigure, example: Json, layers: list[int], sites: list[
     shown = [*range(0, len(layers), max(1, len(layers) // 6))]
     for axis, table in zip(axes, tables, strict=True):
         axis.pcolormesh(shade.to_rgba(table))
-        axis.set_xticks([slot + 0.5 for slot in shown], [str(layers[slot]) for slot in shown])
+        axis.set_xticks([slot + 0.5 for slot in shown], [name_layer(layers[slot]) for slot in shown])
         axis.tick_params(length=0, labelsize=SMALL_SIZE)
         axis.spines[:].set_visible(False)
         axis.set_xlabel("Layer ℓ")

@@ -13,6 +13,7 @@ from patchscopes.plots.style import (
     TITLE_SIZE,
     CurveStyle,
     create_figure,
+    describe_chat,
     describe_positions,
     draw_baseline,
     draw_curve,
@@ -32,7 +33,8 @@ def plot_cross_model(document: Json) -> Figure:
     methods = [method for method in results["next_token"]["methods"] if method != "target_model_alone"]
     n_columns = len(methods) + ("entity" in results)
     figure = create_figure(
-        f"{target} reads the hidden states of {source} (f: {document['config']['mapping']}). Next token: "
+        f"{target} reads the hidden states of {source}{describe_chat(document)} (f: {document['config']['mapping']}). "
+        "Next token: "
         f"{describe_positions(document)}, against {source}'s own prediction",
         width=4.6 * n_columns + 0.6,
         height=8.4,

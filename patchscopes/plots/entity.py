@@ -17,6 +17,7 @@ from patchscopes.plots.style import (
     draw_curve,
     finish_metric_axis,
     label_source_layers,
+    name_model,
 )
 from patchscopes.results import Json
 
@@ -29,7 +30,7 @@ def plot_entity(document: Json) -> Figure:
     results = document["results"]
     figure = create_figure(
         "What the model says a name stands for, against references: "
-        f"{document['environment']['model']['id']}, shaded: 95 % intervals over entities",
+        f"{name_model(document)}, shaded: 95 % intervals over entities",
         width=11.0,
         height=4.6,
     )

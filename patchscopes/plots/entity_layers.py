@@ -5,7 +5,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from patchscopes.plots.fonts import fit_lines
-from patchscopes.plots.style import SMALL_SIZE, create_table_figure, draw_text_table, fit_column, label_source_layers
+from patchscopes.plots.style import (
+    SMALL_SIZE,
+    create_table_figure,
+    draw_text_table,
+    fit_column,
+    label_source_layers,
+    name_model,
+)
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
@@ -21,7 +28,7 @@ def plot_entity_layers(document: Json) -> Figure:
         fit_column("most alike, by ROUGE-L", readout["most_alike"], 36, "left"),
     ]
     figure, axis = create_table_figure(
-        f"“{shorten(show_whitespace(results['name']), 200)}” at each layer, {document['environment']['model']['id']}",
+        f"“{shorten(show_whitespace(results['name']), 200)}” at each layer, {name_model(document)}",
         columns,
         # The notes below the table are lines of about half a row.
         n_rows=len(layers) + len(endings) // 2 + 2,

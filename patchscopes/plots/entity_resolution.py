@@ -17,6 +17,7 @@ from patchscopes.plots.style import (
     CurveStyle,
     create_figure,
     draw_curve,
+    name_model,
     tidy_axis,
 )
 from patchscopes.plots.text import format_significant
@@ -52,7 +53,7 @@ def name_figure(document: Json) -> str:
     results = document["results"]
     facts = "1 fact" if results["n_samples"] == 1 else f"{results['n_samples']} facts"
     return (
-        f"Entity resolution: {document['environment']['model']['id']}, {facts} that it knows; shaded, and as lines: "
+        f"Entity resolution: {name_model(document)}, {facts} that it knows; shaded, and as lines: "
         "95 % intervals over facts"
     )
 

@@ -11,6 +11,7 @@ from patchscopes.plots.style import (
     describe_positions,
     draw_curve,
     finish_metric_axis,
+    name_model,
 )
 from patchscopes.results import Json
 
@@ -20,7 +21,7 @@ def plot_future_lens(document: Json) -> Figure:
     results = document["results"]
     metrics = [metric for metric in METRIC_LABELS if metric in next(iter(results["methods"].values()))]
     figure = create_figure(
-        f"The model's next tokens from the hidden state at t: {document['environment']['model']['id']}, "
+        f"The model's next tokens from the hidden state at t: {name_model(document)}, "
         f"{describe_positions(document)}, shaded: 95 % intervals",
         width=11.0,
         height=2.4 * len(metrics) + 1.2,

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.fonts import CHARACTER_WIDTH, choose_fonts, fit_lines, measure_usual
 from patchscopes.plots.style import (
     BLUE,
@@ -19,6 +20,7 @@ from patchscopes.plots.style import (
     create_figure,
     draw_baseline,
     draw_curve,
+    name_model,
     tidy_axis,
 )
 from patchscopes.plots.text import shorten, show_whitespace
@@ -71,7 +73,7 @@ def name_figure(document: Json) -> str:
         f"{shorten(show_whitespace(', '.join(source['keywords'])), 80)}"
     )
     return (
-        f"Layer grids ({document['results']['mode']}): {document['environment']['model']['id']} on {about}\n"
+        f"Layer grids ({document['results']['mode']}): {name_model(document)} on {about}\n"
         "strong: two keywords or more are said; shaded: 95 % intervals over names; framed, or with a star: stands out "
         "of chance among all pairs (or layers), and beyond the intervals of both controls"
     )
@@ -133,7 +135,7 @@ def draw_classes(axis: Axes, grid: Json) -> None:
     axis.pcolormesh(*edges, colours, rasterized=True)
     for set_ticks, numbers, middle in ((axis.set_xticks, target_layers, 0.5), (axis.set_yticks, layers, 0.0)):
         places = np.arange(0, len(numbers), -(-len(numbers) // MOST_TICKS))
-        set_ticks(places + middle, [str(numbers[place]) for place in places], fontsize=SMALL_SIZE)
+        set_ticks(places + middle, [name_layer(numbers[place]) for place in places], fontsize=SMALL_SIZE)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_ylabel("Source layer ℓ")

@@ -5,8 +5,16 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from patchscopes.plots.style import Column, create_table_figure, draw_text_table, fit_column, label_source_layers
+from patchscopes.plots.style import (
+    Column,
+    create_table_figure,
+    draw_text_table,
+    fit_column,
+    label_source_layers,
+    name_model,
+)
 from patchscopes.plots.text import shorten, show_whitespace
+from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import Json
 
 
@@ -28,10 +36,12 @@ def plot_layer_readout(document: Json) -> Figure:
         colours = np.concatenate([colours, np.ones((len(layers), 1, 4))], axis=1)
 
     word = results["source_tokens"][results["source_position"]].strip()
-    prompt = document["config"]["source_prompt"]
+    prompt, target_prompt = document["config"]["source_prompt"], document["config"]["target_prompt"]
+    is_usual = target_prompt == build_token_identity_prompt()
+    name = "token-identity Patchscope" if is_usual else f"T: “{shorten(show_whitespace(target_prompt), 100)}”"
     figure, axis = create_table_figure(
         f"What “{shorten(show_whitespace(word), 80)}” in “{shorten(show_whitespace(prompt), 400)}” says at each layer\n"
-        f"(token-identity Patchscope, {document['environment']['model']['id']})",
+        f"({name}, {name_model(document)})",
         columns,
         len(layers),
     )

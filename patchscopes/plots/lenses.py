@@ -12,6 +12,7 @@ from patchscopes.plots.style import (
     describe_positions,
     draw_curve,
     finish_metric_axis,
+    name_model,
     tidy_axis,
 )
 from patchscopes.results import Json
@@ -31,7 +32,7 @@ def plot_lenses(document: Json) -> Figure:
     form = f"Future Lens with the {document['config']['future_lens'].replace('_', ' ')}; " if has_future_lens else ""
     figure = create_figure(
         f"{NUMBERS[number]} {'lens' if number == 1 else 'lenses'} on the same hidden states: "
-        f"{environment['model']['id']} in {environment['dtype']}, {describe_positions(document)}\n"
+        f"{name_model(document)} in {environment['dtype']}, {describe_positions(document)}\n"
         f"{form}shaded: 95 % intervals",
         width=13.0,
         height=4.9,

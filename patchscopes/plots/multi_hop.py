@@ -13,6 +13,7 @@ from patchscopes.plots.style import (
     TITLE_SIZE,
     create_figure,
     draw_layer_table,
+    name_model,
     tidy_axis,
 )
 from patchscopes.results import Json
@@ -29,7 +30,7 @@ def plot_multi_hop(document: Json) -> Figure:
     """Solved questions by method and measure, and by pair (ℓ, ℓ*) of the Patchscope."""
     results = document["results"]
     figure = create_figure(
-        f"Two-hop questions whose hops {document['environment']['model']['id']} answers one by one: "
+        f"Two-hop questions whose hops {name_model(document)} answers one by one: "
         f"{results['n_samples']} of {results['n_passed']} (of {results['n_questions']} asked); lines: 95 % intervals",
         width=13.0,
         height=5.2,

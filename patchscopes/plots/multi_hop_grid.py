@@ -2,7 +2,10 @@
 
 from matplotlib.figure import Figure
 
-from patchscopes.plots.style import plot_said_by_pair
+from patchscopes.plots.style import (
+    name_model,
+    plot_said_by_pair,
+)
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 
@@ -18,7 +21,7 @@ def plot_multi_hop_grid(document: Json) -> Figure:
     ]
     answer = shorten(show_whitespace(question["hop2_answer"]), 80)
     title = [
-        f"“{shorten(show_whitespace(question['combined_question']), 400)}” ({document['environment']['model']['id']})",
+        f"“{shorten(show_whitespace(question['combined_question']), 400)}” ({name_model(document)})",
         *unpatched,
         f"Patched (blue: the answer, {answer}):" if answer else "Patched (no answer given):",
     ]

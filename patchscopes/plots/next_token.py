@@ -10,6 +10,7 @@ from patchscopes.plots.style import (
     draw_curve,
     finish_metric_axis,
     label_source_layers,
+    name_model,
 )
 from patchscopes.results import Json
 
@@ -18,7 +19,7 @@ def plot_next_token(document: Json) -> Figure:
     """Precision@1 and Surprisal over source layers, one line per method, with 95 % intervals (paper, Figure 2)."""
     results = document["results"]
     figure = create_figure(
-        f"Next-token prediction from one hidden state: {document['environment']['model']['id']}, "
+        f"Next-token prediction from one hidden state: {name_model(document)}, "
         f"{describe_positions(document)}, shaded: 95 % intervals",
         width=11.0,
         height=4.4,

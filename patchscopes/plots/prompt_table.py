@@ -13,7 +13,14 @@ from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.figure import Figure
 
 from patchscopes.plots.fonts import CHARACTER_WIDTH, Fonts, choose_fonts, measure_usual
-from patchscopes.plots.style import METHOD_STYLES, SMALL_SIZE, Column, create_figure, draw_text_table
+from patchscopes.plots.style import (
+    METHOD_STYLES,
+    SMALL_SIZE,
+    Column,
+    create_figure,
+    draw_text_table,
+    name_model,
+)
 from patchscopes.results import Json
 
 TOKENS_PER_PAGE = 12
@@ -68,7 +75,7 @@ def plot_prompt_table(document: Json) -> Figure:
     widest = max(sum(columns[place].characters for place in page) for page in pages)
     figure = create_figure(
         f"{name_lens(lens)}: the most likely next token after each token, at each layer, "
-        f"{document['environment']['model']['id']}\n"
+        f"{name_model(document)}\n"
         "first row: the model's own prediction; above it the tokens of the prompt with their positions",
         max(7.0, widest * SMALL_SIZE * CHARACTER_WIDTH + 1),
         len(pages) * (max(LABEL_HEIGHT, ROW_HEIGHT * len(rows)) + HEADINGS_HEIGHT) + TITLE_HEIGHT,

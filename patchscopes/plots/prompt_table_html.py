@@ -8,6 +8,7 @@ from jaxtyping import Float
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.prompt_table import COLOR_SCALES, OWN, iterate_tokens, make_shade, name_lens, stack_values
 from patchscopes.plots.style import choose_ink
 from patchscopes.plots.text import format_significant, shorten, show_whitespace
@@ -40,7 +41,7 @@ def render_prompt_table(results: Json, color: str, model_id: str) -> str:
     rows = [
         render_row(OWN, own["top"], own_notes, colours[-1]),
         *(
-            render_row(str(layer), read["top"][row], describe_cells(read, row), colours[row])
+            render_row(name_layer(layer), read["top"][row], describe_cells(read, row), colours[row])
             for row, layer in reversed(list(enumerate(results["layers"])))
         ),
     ]

@@ -13,8 +13,10 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from patchscopes.errors import PatchscopesWarning
+from patchscopes.model.layer_names import EMBEDDING, name_layer
 from patchscopes.plots.fonts import CHARACTER_WIDTH, choose_fonts, write_as_given
 from patchscopes.plots.text import show_whitespace
 from patchscopes.results import Json, write_atomically
@@ -70,6 +72,8 @@ TITLE_CHARACTERS_PER_INCH = 13
 MOST_TITLE_LINES = 8
 # How many signs without a font are named.
 N_NAMED_SIGNS = 5
+# Of an axis of layers, as wide as the name of its first one.
+EMBEDDING_LABEL_SHARE = 0.13
 
 
 class NotebookFigure(Figure):
@@ -128,6 +132,20 @@ def save_png(figure: Figure, path: Path) -> None:
     write_atomically(path, render_png(figure, dpi=150))
 
 
+def name_model(document: Json) -> str:
+    """The name of the model M, and which prompts were put into its chat template."""
+    return f"{document['environment']['model']['id']}{describe_chat(document)}"
+
+
+def describe_chat(document: Json) -> str:
+    """Which prompts are chats, where some are."""
+    chat = document["config"].get("chat", {})
+    prompts = [symbol for symbol, side in (("S", "source"), ("T", "target")) if chat.get(side)]
+    if not prompts:
+        return ""
+    return f" with {' and '.join(prompts)} as {'a chat' if len(prompts) == 1 else 'chats'}"
+
+
 def describe_positions(document: Json) -> str:
     """Of how many positions, texts and which data the results are."""
     results = document["results"].get("next_token", document["results"])
@@ -163,7 +181,20 @@ def draw_curve(
     if ci95 is not None:
         low, high = np.array(ci95).T
         axis.fill_between(layers, low, high, color=style.colour, alpha=0.2, linewidth=0)
-    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
+    if EMBEDDING in layers:
+        label_embedding(axis, layers)
+    elif isinstance(axis.xaxis.get_major_locator(), MaxNLocator):
+        # Else another curve of the axis has named the embedding, and the other ticks.
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
+
+
+def label_embedding(axis: Axes, layers: list[int]) -> None:
+    """Name the embedding on an axis of layers; the name takes the place of a few numbers beside it."""
+    last = max(layers)
+    free = EMBEDDING + EMBEDDING_LABEL_SHARE * (last - EMBEDDING)
+    numbers = MaxNLocator(nbins=8, integer=True, min_n_ticks=1).tick_values(0, max(0, last))
+    ticks = [EMBEDDING, *(int(number) for number in numbers if free < number <= last)]
+    axis.set_xticks(ticks, [name_layer(tick) for tick in ticks])
 
 
 def draw_baseline(axis: Axes, value: float, style: CurveStyle) -> None:
@@ -251,7 +282,8 @@ def draw_text_table(
     for tick, column in zip(axis.xaxis.get_major_ticks(), columns, strict=True):
         for label in (tick.label1, tick.label2):
             label.set_horizontalalignment(column.align)
-    axis.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=SMALL_SIZE + 1)
+    names = [layer if isinstance(layer, str) else name_layer(layer) for layer in layers]
+    axis.set_yticks(range(len(layers)), names, fontsize=SMALL_SIZE + 1)
     if headings == "top":
         axis.xaxis.tick_top()
     axis.tick_params(length=0)
@@ -267,7 +299,7 @@ def plot_said_by_pair(
 ) -> tuple[Figure, Axes]:
     """A table of what the model says at each (ℓ, ℓ*), the answers marked, under the lines of a title."""
     fontsize = 7
-    columns = [Column(str(layer), 24) for layer in target_layers]
+    columns = [Column(name_layer(layer), 24) for layer in target_layers]
     figure, axis = create_table_figure("\n".join(title), columns, len(layers) + 2, fontsize=fontsize, align="left")
     cells = [[text.strip() for text in of_layer] for of_layer in texts]
     colours = matplotlib.colormaps["Blues"](np.array(solved) / 2)
@@ -287,7 +319,8 @@ def draw_layer_table(
     """A heat map over source and target layers with its values, which go from 0 to `high`."""
     colours = matplotlib.colormaps[colormap](table / max(high, 1e-9))
     cells = [[f"{value:.2f}" if high <= 1 else f"{value:.1f}" for value in values] for values in table]
-    columns = [Column(str(layer), characters=5) for layer in target_layers]
+    names = map(name_layer, target_layers)
+    columns = [Column(name, characters=max(5, len(name) + 1)) for name in names]
     draw_text_table(axis, layers, columns, cells, colours, fontsize=7, headings="bottom")
     axis.set_xlabel("Target layer ℓ*")
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.fonts import fit_lines
 from patchscopes.plots.style import (
     BLACK,
@@ -23,6 +24,7 @@ from patchscopes.plots.style import (
     draw_curve,
     finish_metric_axis,
     label_source_layers,
+    name_model,
     tidy_axis,
 )
 from patchscopes.results import Json
@@ -51,7 +53,7 @@ def name_figure(document: Json) -> str:
     """The title: the model, and on what the prompts were chosen and scored."""
     train = document["results"]["train"]
     return (
-        f"Which target prompt reads the next token best: {document['environment']['model']['id']}. Chosen on "
+        f"Which target prompt reads the next token best: {name_model(document)}. Chosen on "
         f"{train['n_samples']} positions in {train['n_texts']} train texts,\nscored on "
         f"{describe_positions(document)} that no choice saw; shaded: 95 % intervals over texts"
     )
@@ -111,7 +113,7 @@ def draw_candidates(part: SubFigure, results: Json, shown: Sequence[int]) -> Non
     frame_chosen(axis, results, shown)
     names = fit_lines([candidates[number]["prompt"] for number in shown], PROMPT_CHARACTERS, 7)
     axis.set_yticks(np.arange(len(shown)) + 0.5, names, fontsize=7)
-    axis.set_xticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers], fontsize=SMALL_SIZE)
+    axis.set_xticks(np.arange(len(layers)) + 0.5, [name_layer(layer) for layer in layers], fontsize=SMALL_SIZE)
     axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

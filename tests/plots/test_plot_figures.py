@@ -159,6 +159,28 @@ def test_other_options_are_drawn_too(name, change):
     check_texts(plot(document))
 
 
+@pytest.mark.parametrize(
+    ("name", "sides", "named"),
+    [
+        ("fig1", ("source", "target"), "with S and T as chats"),
+        ("fig2", ("source",), "with S as a chat"),
+        ("lenses", ("target",), "with T as a chat"),
+        ("cross_model", ("source", "target"), "with S and T as chats"),
+        ("multi_hop_example", ("source", "target"), "with S and T as chats"),
+    ],
+)
+def test_titles_say_which_prompts_are_chats(name, sides, named):
+    document = load(name)
+    document["config"]["chat"] = {side: side in sides for side in ("source", "target")} | {"system": None}
+    assert named in " ".join(check_texts(plot(document))).replace("\n", " ")
+
+
+def test_ones_own_target_prompt_is_named():
+    document = load("fig1")
+    document["config"]["target_prompt"] = "say $x$: ?"
+    assert "T: “say $x$: ?”" in " ".join(check_texts(plot(document)))
+
+
 def test_a_figure_shows_itself_in_a_notebook():
     figure = plot(load("fig2"))
     assert isinstance(figure, Figure)

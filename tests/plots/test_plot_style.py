@@ -5,7 +5,7 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import pytest
-from drawn_figures import draw
+from drawn_figures import check_texts, draw
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import FillBetweenPolyCollection
@@ -54,6 +54,17 @@ class TestCurves:
         draw_curve(axis, [0, 1], [0.1, 0.2], None, replace(STYLE, line="", marker="x", marker_size=7))
         (line,) = axis.lines
         assert (line.get_linestyle(), line.get_marker(), line.get_markersize()) == ("None", "x", 7)
+
+    @pytest.mark.parametrize("layers", [[-1], [-1, 0], [-1, 3], list(range(-1, 30)), [2, -1, 60]])
+    def test_the_embedding_has_its_name(self, axis, layers):
+        draw_curve(axis, layers, [0.5] * len(layers), None, STYLE)
+        draw_curve(axis, layers, [0.3] * len(layers), None, STYLE)
+        labels = dict(zip(axis.get_xticks(), [label.get_text() for label in axis.get_xticklabels()], strict=True))
+        assert labels.pop(-1) == "embedding"
+        assert all(name == str(int(place)) for place, name in labels.items())
+        # Where there are others, some of them are named too.
+        assert bool(labels) == (len(layers) > 1)
+        check_texts(axis.get_figure())
 
     @pytest.mark.parametrize("n_layers", [1, 2, 3, 30])
     def test_layers_are_whole_numbers(self, axis, n_layers):
@@ -123,6 +134,13 @@ class TestTables:
         assert [shown[7.5, row] for row in range(3)] == ["0.25", "1.00", "0.12"]
         assert [label.get_text() for label in axis.get_xticklabels()] == ["5", "9"]
         assert (axis.get_xlabel(), axis.get_ylabel()) == ("Target layer ℓ*", "Source layer ℓ")
+
+    def test_the_embedding_has_its_name(self):
+        axis = create_figure("", 7.0, 3.0).subplots()
+        draw_layer_table(axis, np.zeros((2, 3)), [-1, 4], [-1, 0, 9], colormap="viridis", high=0.0)
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["embedding", "4"]
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["embedding", "0", "9"]
+        check_texts(axis.get_figure())
 
     def test_a_table_of_zeros(self, axis):
         draw_layer_table(axis, np.zeros((1, 1)), [0], [0], colormap="viridis", high=0.0)

@@ -70,6 +70,10 @@ def test_an_unknown_option_is_refused_at_once(script):
     [
         ("run_fig2.py", ["--model", "lama-3-8b"], "did you mean 'llama-3-8b'"),
         ("run_fig2.py", ["--layers", "5-2"], "expected layers like"),
+        ("run_fig2.py", ["--chat", "sources"], "expected source, target or both, got 'sources'"),
+        ("run_fig2.py", ["--system", "Hush."], "--system is the system message of a chat; give --chat too"),
+        ("run_multi_hop.py", ["--chat", "target"], "S and T are the same prompt here"),
+        ("run_causal_tracing.py", ["--chat", "source"], "S and T are the same prompt here"),
         ("run_fig2.py", ["--samples", "0"], "at least 1"),
         ("run_fig2.py", ["--dtype", "int8"], "invalid choice: 'int8'"),
         ("run_fig2.py", ["--methods", "magic"], "expected some of logit_lens,tuned_lens,"),
@@ -129,7 +133,10 @@ class TestParsers:
         assert layer_list("all") is None
         assert layer_list("0,4,8") == (0, 4, 8)
         assert layer_list("0-3,7") == (0, 1, 2, 3, 7)
-        for wrong in ("", "a", "3-", "-1", "4,4", "2-1"):
+        assert layer_list("embedding") == layer_list("EMBEDDING") == layer_list("-1") == (-1,)
+        assert layer_list("embedding,0,4-6") == layer_list("-1, 0, 4-6") == (-1, 0, 4, 5, 6)
+        assert layer_list("embedding-2") == layer_list("-1-2") == (-1, 0, 1, 2)
+        for wrong in ("", "a", "3-", "-2", "4,4", "2-1", "0-embedding", "embedding,-1", "embedding-", "all,embedding"):
             with pytest.raises(ArgumentTypeError):
                 layer_list(wrong)
 
