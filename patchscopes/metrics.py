@@ -67,16 +67,21 @@ def _get_rouge_scorer() -> Any:
     return RougeScorer(ROUGE_TYPES, tokenizer=WordTokenizer())
 
 
-def rouge(text: str, reference: str) -> dict[str, dict[str, float]]:
-    """ROUGE-1 and ROUGE-L of a text against a reference (Lin 2004), as the package rouge-score computes them.
+def rouge(text: str, *references: str) -> dict[str, dict[str, float]]:
+    """ROUGE-1 and ROUGE-L of a text against references (Lin 2004), as the package rouge-score computes them.
 
     Words (see `patchscopes.words`) are compared in lower case and without stemming. Of scripts without spaces each
-    letter counts as one.
+    letter counts as one. Of several references the one with the highest F1 counts, for each type its own.
 
     Returns:
         by type: `precision`, `recall` and `f1`.
+
+    Raises:
+        PatchscopesError: no reference.
     """
-    scores = _get_rouge_scorer().score(reference, text)
+    if not references:
+        raise PatchscopesError("ROUGE compares with references, and none was given; give at least one")
+    scores = _get_rouge_scorer().score_multi(references, text)
     return {
         kind: {"precision": float(score.precision), "recall": float(score.recall), "f1": float(score.fmeasure)}
         for kind, score in scores.items()

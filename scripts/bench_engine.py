@@ -5,14 +5,14 @@ from dataclasses import asdict
 
 from options import build_common_parser, positive
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
+from texts import load_chosen_texts
 
-from patchscopes.data.texts import load_texts
 from patchscopes.experiments.config import BenchmarkConfig
 
 
 def main() -> None:
     options = build_parser().parse_args()
-    texts = load_texts(options.dataset, limit=options.samples)
+    texts = load_chosen_texts(options, limit=options.samples)
 
     import torch
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from options import existing_file, positive
 from skeleton import progress_bar
+from texts import load_chosen_texts
 
 from patchscopes.data.target_prompts import PromptBand, load_best_prompts
-from patchscopes.data.texts import TextSet, load_texts
+from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import N_TOKENS, SOFT_PROMPT_TRAINING, JacobianLensConfig, TrainingConfig
 from patchscopes.model.layer_names import EMBEDDING
@@ -71,7 +72,7 @@ def describe_prompts(prompts: tuple[PromptBand, ...]) -> dict[str, Any]:
 
 def load_train_texts(options: argparse.Namespace) -> TextSet:
     """The texts to learn from: never those that are evaluated on."""
-    return load_texts(options.dataset, "train", limit=STREAMED_TRAIN_TEXTS)
+    return load_chosen_texts(options, "train", limit=STREAMED_TRAIN_TEXTS)
 
 
 def choose_mapped_layers(model: "LensModel", options: argparse.Namespace) -> list[int] | None:

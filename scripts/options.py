@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from texts import add_text_options
+
 from patchscopes.data.files import expand_home
-from patchscopes.data.texts import PASSAGES, STREAMED
+from patchscopes.data.texts import PASSAGES
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.layer_names import parse_layer
 from patchscopes.model.registry import EMBEDDED_MODEL, resolve_hub_id
@@ -42,7 +44,7 @@ def build_common_parser(
     ignored = f"Accepted and without effect here: {', '.join(f'--{name}' for name in unused)}." if unused else None
     parser = argparse.ArgumentParser(description=description, epilog=ignored, allow_abbrev=False)
     add_model_options(parser, models)
-    data = add_data_options(parser, dataset)
+    data = add_data_options(parser, dataset, reads_texts="dataset" not in unused)
     data.add_argument(
         "--samples",
         "--num-samples",
@@ -117,16 +119,16 @@ def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = 
     )
 
 
-def add_data_options(parser: argparse.ArgumentParser, default: str = PASSAGES) -> argparse._ArgumentGroup:
-    """Which texts, and the seed."""
-    embedded = ", ".join(dict.fromkeys((default, PASSAGES)))
+def add_data_options(
+    parser: argparse.ArgumentParser, default: str = PASSAGES, *, reads_texts: bool = True
+) -> argparse._ArgumentGroup:
+    """Which texts, and the seed.
+
+    Args:
+        reads_texts: whether the script has a use for them.
+    """
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset",
-        default=default,
-        help=f"{embedded} (embedded), {', '.join(STREAMED)} (streamed from the hub), or a .txt, .jsonl, .csv or "
-        ".parquet file (default: %(default)s)",
-    )
+    add_text_options(data, default, reads_texts=reads_texts)
     data.add_argument("--seed", type=natural, default=0, help="of all random draws (default: %(default)s)")
     return data
 
@@ -303,7 +305,7 @@ def file_name(suffix: str) -> Callable[[str], Path]:
     """A parser of file names that end in `suffix`."""
 
     def parse(text: str) -> Path:
-        if Path(text).suffix != suffix:
+        if Path(text).suffix.lower() != suffix:
             raise argparse.ArgumentTypeError(f"expected the name of a {suffix} file, got {text!r}")
         return Path(text)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from options import add_target_layers_option, at_least, build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
+from texts import load_chosen_texts
 
+from patchscopes.data.files import get_suffix
 from patchscopes.data.relations import CARRIERS, Relation, find_relation_files, load_carriers, load_relations
-from patchscopes.data.texts import TextSet, load_texts
+from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.model.layer_names import name_layer
@@ -32,7 +34,7 @@ def main() -> None:
         draw_attribute_lens(parser, options, chat, relations)
         return
     carriers = load_carriers()
-    texts = load_source_texts(options.dataset, carriers)
+    texts = load_source_texts(options, carriers)
 
     from patchscopes.experiments import attributes
     from patchscopes.model.environment import describe_environment
@@ -122,16 +124,16 @@ def read_config(options: argparse.Namespace, chat: ChatForm) -> AttributesConfig
     )
 
 
-def load_source_texts(name: str, carriers: dict[str, tuple[str, ...]]) -> TextSet:
+def load_source_texts(options: argparse.Namespace, carriers: dict[str, tuple[str, ...]]) -> TextSet:
     """The texts that source prompts are cut from; the carriers themselves, with the subjects' places in them."""
-    if name == CARRIERS:
+    if options.dataset == CARRIERS:
         return TextSet(CARRIERS, "evaluation", tuple(sentence for of_kind in carriers.values() for sentence in of_kind))
-    return load_texts(name, limit=STREAMED_TEXTS)
+    return load_chosen_texts(options, limit=STREAMED_TEXTS)
 
 
 def print_what_is_left_out(files: list[Path], relations: tuple[Relation, ...]) -> None:
     """What is not taken from files as it stands there."""
-    if any(path.suffix != ".json" for path in files):
+    if any(get_suffix(path) != ".json" for path in files):
         print(
             "tables: position_source and position_target are not read, since they count another model's tokens; the "
             "subject is found in prompt_source, and the x in prompt_target"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from learned import describe_learned, get_provenance, load_train_texts
 from options import add_target_layers_option, build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, progress_bar, run_experiment, run_script
+from texts import load_chosen_texts
 
 from patchscopes.data.entities import load_entities
 from patchscopes.data.files import DATA_FOLDER
-from patchscopes.data.texts import load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import CrossModelConfig, EntityConfig
 from patchscopes.model.layer_names import name_layer
@@ -29,7 +29,7 @@ def main() -> None:
     options = build_parser().parse_args()
     chat = read_chat(options)
     target_name = choose_target_model(options)
-    texts = load_texts(options.dataset, limit=options.samples)
+    texts = load_chosen_texts(options, limit=options.samples)
     entities = load_entities(options.entities)[: options.entity_samples]
 
     from patchscopes.experiments import cross_model

@@ -59,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         default=DATA_FOLDER / "entities.json",
-        help="JSON or CSV file with `entity` and `reference`, and perhaps `kind` and `popularity` "
-        "(default: data/entities.json); --samples takes the first N",
+        help="JSON or CSV file with `entity` and `reference` (or several `references`, of which the best counts), and "
+        "perhaps `kind` and `popularity` (default: data/entities.json); --samples takes the first N",
     )
     add_target_layer_option(group, EntityConfig.target_layer)
     return parser

@@ -15,8 +15,8 @@ from learned import (
 )
 from options import build_common_parser, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
+from texts import load_chosen_texts
 
-from patchscopes.data.texts import load_texts
 from patchscopes.experiments.config import NextTokenConfig
 from patchscopes.model.layer_names import name_layer
 
@@ -24,7 +24,7 @@ from patchscopes.model.layer_names import name_layer
 def main() -> None:
     options = build_parser().parse_args()
     chat = read_chat(options)
-    texts = load_texts(options.dataset, limit=options.samples)
+    texts = load_chosen_texts(options, limit=options.samples)
     prompts = load_chosen_prompts(options, options.methods)
 
     from patchscopes.experiments import next_token

@@ -15,15 +15,15 @@ from learned import (
 )
 from options import build_common_parser, natural, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
+from texts import load_chosen_texts
 
-from patchscopes.data.texts import load_texts
 from patchscopes.experiments.config import FutureForm, LensesConfig
 
 
 def main() -> None:
     options = build_parser().parse_args()
     chat = read_chat(options)
-    texts = load_texts(options.dataset, limit=options.samples)
+    texts = load_chosen_texts(options, limit=options.samples)
 
     from patchscopes.experiments import lenses
     from patchscopes.model.environment import describe_environment

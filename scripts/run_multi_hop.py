@@ -12,6 +12,7 @@ from patchscopes.data.questions import load_questions
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.model.layer_names import name_layer
 
+OWN_QUESTIONS = DATA_FOLDER / "multihop_examples.json"
 # What the table calls the measures of a method.
 MEASURES = {
     "accuracy": "",
@@ -29,6 +30,9 @@ def main() -> None:
     options = build_parser().parse_args()
     chat = read_chat(options, one_prompt=True)
     questions = load_questions(options.questions)
+    if options.questions != OWN_QUESTIONS:
+        print(f"{len(questions)} questions; the first is asked {questions[0].combined_question!r}", end="")
+        print(f" and patched as {questions[0].query!r}")
 
     from patchscopes.experiments import multi_hop
     from patchscopes.model.environment import describe_environment
@@ -73,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
         "questions",
         type=Path,
         nargs="?",
-        default=DATA_FOLDER / "multihop_examples.json",
-        help="JSON file of two-hop questions (default: data/multihop_examples.json)",
+        default=OWN_QUESTIONS,
+        help="JSON file or table of two-hop questions (default: data/multihop_examples.json)",
     )
     add_target_layers_option(
         group, f"(of both, `all` takes {MultiHopConfig.N_LAYERS} at equal distances unless there is --full-grid)"
@@ -93,9 +97,10 @@ def build_parser() -> argparse.ArgumentParser:
 def print_table(document: dict) -> None:
     """The three measures of each method, with their intervals, and one repaired question."""
     results = document["results"]
-    if results["n_unpatchable"]:
+    if results["unpatchable"]:
+        first = results["unpatchable"][0]
         print(
-            f"left out: {results['n_unpatchable']} questions in which no token of this model ends with the first part"
+            f"left out: {results['n_unpatchable']} questions that cannot be patched; {first['id']}: {first['reason']}"
         )
     print(
         f"{results['n_passed']} of {results['n_questions']} questions have both hops answered one by one; "

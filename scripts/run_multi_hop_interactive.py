@@ -10,14 +10,13 @@ from options import (
     add_layer_range_option,
     add_target_layers_option,
     build_common_parser,
-    natural,
     positive,
     read_chat,
 )
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
-from patchscopes.data.files import DATA_FOLDER
-from patchscopes.data.questions import CUE, TwoHopQuestion, check_question, find_question, load_questions
+from patchscopes.data.files import DATA_FOLDER, PLACE
+from patchscopes.data.questions import CUE, TwoHopQuestion, build_question, find_question, load_questions
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.model.layer_names import name_layer
@@ -75,11 +74,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--questions",
         type=Path,
         default=DATA_FOLDER / "multihop_examples.json",
-        help="JSON file of two-hop questions (default: data/multihop_examples.json)",
+        help="JSON file or table of two-hop questions (default: data/multihop_examples.json)",
     )
-    group.add_argument("--example-id", type=natural, default=0, metavar="ID", help="one of them (default: %(default)s)")
-    group.add_argument("--hop2", metavar="TEXT", help="or in your own words: 'The official currency of'")
+    group.add_argument(
+        "--example-id", default="0", metavar="ID", help="one of them: its id, or its number from 0 on (default: 0)"
+    )
+    group.add_argument(
+        "--hop2",
+        metavar="TEXT",
+        help="or in your own words: 'The official currency of'; {} in it is the place of the first hop if that is not "
+        "its end",
+    )
     group.add_argument("--hop1", metavar="TEXT", help="... 'the country whose capital is Tokyo'")
+    group.add_argument("--cue", metavar="TEXT", help=f"... what asks for the answer at its end (default: {CUE!r})")
     group.add_argument("--answer", default="", metavar="TEXT", help="... 'yen' (answers with it are marked)")
     add_layer_range_option(group)
     add_target_layers_option(group, "(default: some at equal distances)")
@@ -94,16 +101,18 @@ def choose_question(options: argparse.Namespace) -> TwoHopQuestion:
     hop1, hop2 = ((hop or "").strip() for hop in (options.hop1, options.hop2))
     if not hop1 or not hop2:
         raise PatchscopesError("a question in your own words needs both --hop2 and --hop1, each with some words")
-    hop1 = hop1.removesuffix(CUE)
-    question = TwoHopQuestion(
+    cue = CUE if options.cue is None else options.cue
+    hop2 = hop2 if PLACE in hop2 else f"{hop2} {PLACE}"
+    return build_question(
+        "--hop2, --hop1, --answer",
         id=0,
-        hop1_prompt=f"{hop1[0].upper()}{hop1[1:]}{CUE}",
+        hop1_prompt=hop1[0].upper() + hop1[1:],
         hop1_answer="",
-        hop2_prompt_prefix=hop2,
+        hop2_prompt=hop2,
         hop2_answer=options.answer,
-        combined_question=f"{hop2} {hop1}{CUE}",
+        combined_question=hop2.removesuffix(cue).replace(PLACE, hop1.removesuffix(cue)),
+        cue=options.cue,
     )
-    return check_question(question, "--hop2, --hop1, --answer")
 
 
 def fill_grid(model: "LensModel", question: TwoHopQuestion, config: MultiHopConfig) -> Json:

@@ -7,9 +7,9 @@ from pathlib import Path
 from learned import load_train_texts
 from options import build_common_parser, positive, read_chat
 from skeleton import load_chosen_model, run_experiment, run_script
+from texts import load_chosen_texts
 
 from patchscopes.data.target_prompts import OWN_CANDIDATES, Candidate, load_candidates
-from patchscopes.data.texts import load_texts
 from patchscopes.experiments.config import TargetPromptsConfig
 from patchscopes.plots.text import show_whitespace
 from patchscopes.prompts import SIMPLESCOPE_PROMPT, build_token_identity_prompt
@@ -19,7 +19,7 @@ def main() -> None:
     options = build_parser().parse_args()
     chat = read_chat(options)
     candidates = add_compared(load_candidates(options.prompts))
-    train, texts = load_train_texts(options), load_texts(options.dataset, limit=options.samples)
+    train, texts = load_train_texts(options), load_chosen_texts(options, limit=options.samples)
 
     from patchscopes.experiments import target_prompts
     from patchscopes.model.environment import describe_environment, describe_texts

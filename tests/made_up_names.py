@@ -23,12 +23,12 @@ def make_names(model, n_names: int = 8) -> tuple[Entity, ...]:
     """Names with two keywords each, which their states at the last layer make the model say in the first template."""
     target = build_target(model, TEMPLATES[0])
     last = model.cfg.n_layers - 1
-    sources = [build_source(Entity(name=name, reference="made up")) for name in NAMES]
+    sources = [build_source(Entity(name=name, references=("made up",))) for name in NAMES]
     texts = say_states(target, sources, [last], [0], LayerGridConfig(max_new_tokens=12))
     entities = []
     for source, text in zip(sources, texts, strict=True):
         words = tuple(dict.fromkeys(re.findall(r"[^\W\d_]+", text[0][0])))
-        entity = Entity(name=source.name, reference="made up", keywords=words[:2])
+        entity = Entity(name=source.name, references=("made up",), keywords=words[:2])
         if len(select_keywords(entity)) == 2 and len(find_keywords(text[0][0], words[:2])) == 2:
             entities.append(entity)
     assert len(entities) >= n_names

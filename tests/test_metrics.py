@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.metrics import mean_with_interval, paired_t_test, precision_at_1, rank, surprisal
+from patchscopes.metrics import mean_with_interval, paired_t_test, precision_at_1, rank, rouge, surprisal
 
 FINAL_LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
 
@@ -33,6 +33,21 @@ def test_the_models_own_token_has_the_lowest_surprisal():
     own = surprisal(logits.argmax(dim=-1), logits)
     for token in range(20):
         assert (own <= surprisal(torch.full((50,), token), logits)).all()
+
+
+class TestRougeOfSeveralReferences:
+    @settings(max_examples=25)
+    @given(st.lists(st.text("abc ", max_size=12), min_size=1, max_size=4), st.text("abc ", max_size=12))
+    def test_each_type_has_the_scores_of_its_best_one(self, references, text):
+        alone = [rouge(text, reference) for reference in references]
+        for kind, scores in rouge(text, *references).items():
+            assert scores == max((one[kind] for one in alone), key=lambda of: of["f1"])
+
+    def test_by_hand(self):
+        scores = rouge("president of Ghana", "leader of Ghana from 2009", "president of the state")
+        assert scores["rouge1"]["f1"] == pytest.approx(2 * 2 / 3 * 2 / 4 / (2 / 3 + 2 / 4))
+        with pytest.raises(PatchscopesError, match="give at least one"):
+            rouge("president of Ghana")
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.integers(0, 5))

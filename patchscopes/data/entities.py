@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchscopes.data.files import UNSPECIFIED, read_rows
+from patchscopes.data.files import ROW_SUFFIXES, UNSPECIFIED, read_fields
 from patchscopes.data.questions import contains_answer
 from patchscopes.errors import PatchscopesError
 from patchscopes.prompts import DESCRIPTION_SEPARATOR
 from patchscopes.words import fold_signs
-
-# Between keywords in a cell of a table.
-KEYWORD_SEPARATOR = ";"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +17,7 @@ class Entity:
     """A name and what it stands for.
 
     Attributes:
-        reference: one line that describes it.
+        references: lines that describe it; of a score against them, the best counts.
         kind: person, place, …
         popularity: well_known, little_known, or any other groups to report apart.
         keywords: words or short names that say something true of it, and are none of its own name: who says the name
@@ -28,50 +25,50 @@ class Entity:
     """
 
     name: str
-    reference: str
+    references: tuple[str, ...] = ()
     kind: str = UNSPECIFIED
     popularity: str = UNSPECIFIED
     keywords: tuple[str, ...] = ()
 
 
 def load_entities(path: Path) -> tuple[Entity, ...]:
-    """The entities of a JSON file (a list of objects) or a CSV file.
+    """The entities of a file of any of `ROW_SUFFIXES`.
 
-    Each row has `entity` and `reference`, and may have `kind`, `popularity` and `keywords` (a list of strings; in a CSV
-    file one cell, with semicolons between them).
+    Each row has `entity` and `reference` or `references`, and may have `kind`, `popularity` and `keywords`.
+    `references` and `keywords` are lists of strings; in a table one cell, with semicolons between them.
 
     Raises:
         PatchscopesError: no such file, or a bad row (the message names it).
     """
-    rows = read_rows(path, (".json", ".csv"), "entities")
-    if path.suffix == ".csv":
-        rows = ((_parse_cells(row), place) for row, place in rows)
+    rows = read_fields(path, ROW_SUFFIXES, "entities", lists=("references", "keywords"))
     entities = tuple(_parse_entity(row, place) for row, place in rows)
     if not entities:
         raise PatchscopesError(f"{path} has no entities")
     return entities
 
 
-def _parse_cells(row: dict[str, str]) -> dict[str, Any]:
-    """A row of a table in the form of one of a JSON file. Empty cells are those that are not there."""
-    fields: dict[str, Any] = {name: cell for name, cell in row.items() if cell}
-    if "keywords" in fields:
-        fields["keywords"] = [part for part in fields["keywords"].split(KEYWORD_SEPARATOR) if part.strip()]
-    return fields
-
-
 def _parse_entity(row: Any, place: str) -> Entity:
     fields = dict(row) if isinstance(row, dict) else {}
-    texts = [fields.get("entity"), fields.get("reference")]
-    groups = [fields.get("kind", UNSPECIFIED), fields.get("popularity", UNSPECIFIED)]
-    if not all(isinstance(text, str) and text.strip() for text in [*texts, *groups]):
+    references = fields.get("references", [])
+    references = [*([fields["reference"]] if "reference" in fields else []), *_as_list(references)]
+    texts = [fields.get("entity"), fields.get("kind", UNSPECIFIED), fields.get("popularity", UNSPECIFIED)]
+    if not references or not all(isinstance(text, str) and text.strip() for text in [*texts, *references]):
         raise PatchscopesError(
-            f"{place}: expected the strings `entity` and `reference`, and perhaps `kind` and `popularity`, got "
-            f"{str(row)[:120]}"
+            f"{place}: expected the strings `entity` and `reference` (or a list of strings, `references`), and perhaps "
+            f"`kind` and `popularity`, got {str(row)[:120]}"
         )
-    name, reference, kind, popularity = (text.strip() for text in [*texts, *groups])
-    keywords = _parse_keywords(fields.get("keywords", []), name, place)
-    return Entity(name=name, reference=reference, kind=kind, popularity=popularity, keywords=keywords)
+    name, kind, popularity = (str(text).strip() for text in texts)
+    return Entity(
+        name=name,
+        references=tuple(dict.fromkeys(reference.strip() for reference in references)),
+        kind=kind,
+        popularity=popularity,
+        keywords=_parse_keywords(fields.get("keywords", []), name, place),
+    )
+
+
+def _as_list(references: Any) -> list[Any]:
+    return references if isinstance(references, list) else [references]
 
 
 def _parse_keywords(keywords: Any, name: str, place: str) -> tuple[str, ...]:

@@ -5,11 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from patchscopes.data.files import UNSPECIFIED, holds_object, read_rows
-from patchscopes.data.relations import PLACE, Relation, find_relation_files, find_subject, load_relations
+from patchscopes.data.files import PLACE, ROW_SUFFIXES, UNSPECIFIED, get_suffix, holds_object, read_fields
+from patchscopes.data.relations import Relation, find_relation_files, find_subject, load_relations
 from patchscopes.errors import PatchscopesError
-
-SUFFIXES = (".json", ".csv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ def load_own_facts(*relations: str) -> tuple[Fact, ...]:
 
 
 def load_facts(path: Path) -> tuple[Fact, ...]:
-    """The facts of a .json file (a list of objects) or a .csv file with `prompt`, `subject` and `attribute`.
+    """The facts of a file of any of `ROW_SUFFIXES` with `prompt`, `subject` and `attribute`.
 
     The facts that Meng et al. 2022 (arXiv 2202.05262) publish are in this form. A prompt is whole, or has `{}` in the
     place of the subject; other fields are not read. A prompt that is given again with the same subject keeps its first
@@ -74,9 +72,9 @@ def load_facts(path: Path) -> tuple[Fact, ...]:
     Raises:
         PatchscopesError: no such file, no facts, or a bad row (the message names it).
     """
-    if path.suffix == ".json" and holds_object(path, "facts"):
+    if get_suffix(path) == ".json" and holds_object(path, "facts"):
         return convert_relations(load_relations([path]))
-    facts = _merge(_parse_fact(row, place) for row, place in read_rows(path, SUFFIXES, "facts"))
+    facts = _merge(_parse_fact(row, place) for row, place in read_fields(path, ROW_SUFFIXES, "facts"))
     if not facts:
         raise PatchscopesError(f"{path} has no facts; give rows with a `prompt`, its `subject` and the `attribute`")
     return facts

@@ -6,13 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from patchscopes.data.files import DATA_FOLDER, UNSPECIFIED, read_object, read_rows
+from patchscopes.data.files import DATA_FOLDER, PLACE, UNSPECIFIED, get_suffix, read_object, read_rows
 from patchscopes.data.questions import CUE, contains_answer
 from patchscopes.errors import PatchscopesError
 from patchscopes.words import find_whole, is_whole
-
-# Where the subject stands in a relation's prompt, and in a carrier sentence.
-PLACE = "{}"
 
 RELATIONS_FOLDER = DATA_FOLDER / "relations"
 # The name under which carrier sentences stand in for a data set.
@@ -104,7 +101,7 @@ def load_relations(paths: Sequence[Path]) -> tuple[Relation, ...]:
     files: dict[str, Path] = {}
     relations: list[Relation] = []
     for path in paths:
-        for relation in (_read_relation_file(path),) if path.suffix == ".json" else _read_sample_table(path):
+        for relation in (_read_relation_file(path),) if get_suffix(path) == ".json" else _read_sample_table(path):
             if relation.name in files:
                 raise PatchscopesError(
                     f"{path}: another relation is called {relation.name!r} already, in {files[relation.name]}; give "

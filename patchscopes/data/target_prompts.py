@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchscopes.data.files import DATA_FOLDER, UNSPECIFIED, read_object, read_rows
+from patchscopes.data.files import DATA_FOLDER, ROW_SUFFIXES, UNSPECIFIED, get_suffix, read_fields, read_object
 from patchscopes.errors import PatchscopesError
 from patchscopes.prompts import PLACEHOLDER
 
 OWN_CANDIDATES = DATA_FOLDER / "target_prompts.json"
-SUFFIXES = (".json", ".csv", ".txt")
+SUFFIXES = (*ROW_SUFFIXES, ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class PromptBand:
 
 
 def load_candidates(path: Path = OWN_CANDIDATES) -> tuple[Candidate, ...]:
-    """The target prompts of a .json file (a list of objects), a .csv file or a .txt file, each once.
+    """The target prompts of a file of any of `SUFFIXES`, each once.
 
     Rows have a `prompt`, and may have its `placeholder` (`?` unless given) and a `family`. A .txt file has a prompt
     with the placeholder `?` on each line; lines of nothing but spaces are left out.
@@ -51,12 +51,9 @@ def load_candidates(path: Path = OWN_CANDIDATES) -> tuple[Candidate, ...]:
     Raises:
         PatchscopesError: no such file, no prompts, or a bad row (the message names it).
     """
-    rows = read_rows(path, SUFFIXES, "target prompts")
-    if path.suffix == ".txt":
+    rows = read_fields(path, SUFFIXES, "target prompts")
+    if get_suffix(path) == ".txt":
         rows = (({"prompt": row["text"]}, place) for row, place in rows if row["text"].strip())
-    elif path.suffix == ".csv":
-        # Empty cells are those that are not there.
-        rows = (({name: cell for name, cell in row.items() if cell}, place) for row, place in rows)
     candidates: dict[tuple[str, str], Candidate] = {}
     for candidate in (_parse_candidate(row, place) for row, place in rows):
         candidates.setdefault((candidate.prompt, candidate.placeholder), candidate)

@@ -2,7 +2,7 @@
 
 The source prompt is the entity's name. The representation of its last token at each layer is written over the
 placeholder of the entity-description prompt, and the model goes on with a description of what it finds there, which is
-compared with a reference by ROUGE. Two baselines frame it: the name itself in the placeholder's place (as well as this
+compared with references by ROUGE. Two baselines frame it: the name itself in the placeholder's place (as well as this
 model can do), and the placeholder left as it is (what is said about nothing). How much of each token is due to the
 representation, and not to the prompt, is its relevancy.
 """
@@ -219,23 +219,24 @@ def collect_scores(entity: Entity, generations: Mapping[str, Sequence[str]], sep
     """An entity with the generations of each method and their scores."""
     return {
         "entity": entity.name,
-        "reference": entity.reference,
+        "references": list(entity.references),
         "kind": entity.kind,
         "popularity": entity.popularity,
         "methods": {
-            method: score_generations(of_method, entity.reference, separator)
+            method: score_generations(of_method, entity.references, separator)
             for method, of_method in generations.items()
         },
     }
 
 
-def score_generations(generations: Sequence[str], reference: str, separator: str) -> Json:
-    """The generations, their descriptions, and the scores of both, one list entry per generation."""
+def score_generations(generations: Sequence[str], references: Sequence[str], separator: str) -> Json:
+    """The generations, their descriptions, and the scores of both (of several references the best), one list entry per
+    generation."""
     texts = {
         "generation": list(generations),
         "description": [cut_description(generation, separator) for generation in generations],
     }
-    scores = {what: [rouge(text, reference) for text in texts[what]] for what in SCORED}
+    scores = {what: [rouge(text, *references) for text in texts[what]] for what in SCORED}
     return texts | {
         f"{kind}_{score}_of_{what}": [of_text[kind][score] for of_text in scores[what]]
         for what in SCORED

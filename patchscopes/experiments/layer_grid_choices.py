@@ -118,7 +118,7 @@ def choose_source(entities: Sequence[Entity], config: LayerGridConfig) -> Source
             f"no name of the file stands in the source prompt {prompt!r}; say what counts as known of it with "
             "--keywords, and with --name which words of a sentence are the name"
         )
-    entity, part = found or (Entity(name=about, reference=""), about)
+    entity, part = found or (Entity(name=about), about)
     name = config.name or part
     source = build_source(replace(entity, keywords=config.keywords or entity.keywords), prompt, name)
     if len(source.keywords) < 2:

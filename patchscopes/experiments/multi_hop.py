@@ -1,10 +1,11 @@
 """Multi-hop reasoning (paper, section 5): a question of two hops that fails alone, repaired by patching.
 
 The query is [π2][π1], "The official currency of" + "the country whose capital is Tokyo", and a word that asks for the
-answer, " is". Only questions are counted whose hops the model answers one by one. The methods:
+answer, " is"; or [π1][π2] in languages that say it so. A question may be asked in other words; what is patched is the
+query. Only questions are counted whose hops the model answers one by one. The methods:
 
-* `vanilla`: the query as it is;
-* `cot`: the query after "Let's think step by step." (Kojima et al. 2022), with room for more tokens;
+* `vanilla`: the question as it is;
+* `cot`: the question after "Let's think step by step." (Kojima et al. 2022), with room for more tokens;
 * `patchscope`: the paper's. Source = target = the query; the representation of the last token of π1 at layer ℓ is
   written over the last token of π2 at layer ℓ*;
 * `control`: the same with the representation of another question's π1, about something else and often of another kind.
@@ -31,7 +32,7 @@ from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.experiments.multi_hop_measures import count_hops_alone, summarise_methods
-from patchscopes.experiments.multi_hop_patching import can_be_patched, find_patch_positions, patch_questions
+from patchscopes.experiments.multi_hop_patching import find_obstacle, find_patch_positions, patch_questions
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.prompts import ChatForm
@@ -67,11 +68,15 @@ def run(
         the `results` and the `timing` of the result file.
 
     Raises:
-        PatchscopesError: a method or layer does not exist, or the model answers both hops of no question.
+        PatchscopesError: a method or layer does not exist, no question can be patched, or the model answers both hops
+            of none.
     """
     check_methods(config.methods, MultiHopConfig.METHODS)
     layers, target_layers = resolve_layer_grid(model, config)
-    patchable = [question for question in questions if can_be_patched(model, question, config.chat)]
+    obstacles = [find_obstacle(model, question, config.methods, config.chat) for question in questions]
+    patchable = [question for question, obstacle in zip(questions, obstacles, strict=True) if obstacle is None]
+    if questions and not patchable:
+        raise PatchscopesError(f"none of the {len(questions)} questions can be patched; of the first, {obstacles[0]}")
 
     def ask(asked: Sequence[TwoHopQuestion], prompts: Sequence[str], folder: str) -> list[Json]:
         chunks, of_phase = split_into_chunks(asked, CHUNK_QUESTIONS), ChunkStore(store.folder / folder)
@@ -110,6 +115,11 @@ def run(
         "target_layers": target_layers,
         "n_questions": len(questions),
         "n_unpatchable": len(questions) - len(patchable),
+        "unpatchable": [
+            {"id": question.id, "reason": obstacle}
+            for question, obstacle in zip(questions, obstacles, strict=True)
+            if obstacle is not None
+        ],
         "n_passed": len(passed),
         "n_samples": len(drawn),
         "hops_alone": count_hops_alone(patchable, hops),
@@ -130,8 +140,8 @@ def resolve_layer_grid(model: LensModel, config: MultiHopConfig) -> tuple[list[i
 
 
 def measure_prompt(model: LensModel, question: TwoHopQuestion, chat: ChatForm) -> tuple[int, int]:
-    """How many tokens the combined question has, and the position of the last one of π2."""
-    n_tokens = len(to_token_ids(model, chat.of_target(question.combined_question)))
+    """How many tokens the query has, and the position of the last one of π2."""
+    n_tokens = len(to_token_ids(model, chat.of_target(question.query)))
     return n_tokens, find_patch_positions(model, question, chat)[1]
 
 
@@ -178,4 +188,4 @@ def draw_unrelated(question: TwoHopQuestion, questions: Sequence[TwoHopQuestion]
         )
     ]
     candidates = [other for other in unlike if other.category != question.category] or unlike
-    return candidates[np.random.default_rng([seed, question.id]).integers(len(candidates))] if candidates else None
+    return candidates[np.random.default_rng([seed, question.number]).integers(len(candidates))] if candidates else None

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from patchscopes.data.files import PLACE
 from patchscopes.data.questions import TwoHopQuestion, contains_answer
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
@@ -15,8 +16,8 @@ from patchscopes.experiments.chunks import StopWatch
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import Row, Write, generate_rows
-from patchscopes.positions import find_substring_token_position, find_token_spans
-from patchscopes.prompts import NO_CHAT, ChatForm
+from patchscopes.positions import find_characters
+from patchscopes.prompts import NO_CHAT, Chat, ChatForm
 from patchscopes.results import Json
 from patchscopes.tokens import to_token_ids, write_out
 
@@ -95,52 +96,76 @@ def build_patching(
         chat: in which form the model reads S and T.
 
     Raises:
-        PatchscopesError: the placeholder is no token of its own.
+        PatchscopesError: the placeholder is no token of its own, or no token ends where π1 or π2 ends.
     """
-    query = to_token_ids(model, chat.of_target(question.combined_question))
+    query = to_token_ids(model, chat.of_target(question.query))
     end_of_pi1, end_of_pi2 = find_patch_positions(model, question, chat)
     if method == "patchscope":
         return query, end_of_pi1, TargetPrompt(model, query, end_of_pi2)
     if method == "control":
         end_of_unrelated, _ = find_patch_positions(model, unrelated, chat)
-        source = to_token_ids(model, chat.of_source(unrelated.combined_question))
+        source = to_token_ids(model, chat.of_source(unrelated.query))
         return source, end_of_unrelated, TargetPrompt(model, query, end_of_pi2)
     if method == "back_patch":
         return query, end_of_pi1, TargetPrompt(model, query, end_of_pi1)
     hop1 = chat.of_source(question.hop1_prompt)
-    end_of_hop1 = find_substring_token_position(model, hop1, question.hop1_prompt.removesuffix(question.cue))
-    prompt = chat.of_target(f"{question.hop2_prompt_prefix} {PLACEHOLDER}{question.cue}")
-    return to_token_ids(model, hop1), end_of_hop1, placeholder_target(model, prompt, PLACEHOLDER)
+    (end_of_hop1,) = _find_last_tokens(model, hop1, len(question.hop1_prompt) - len(question.cue))
+    # Its place in the prompt, where π2 has an x of its own behind it.
+    occurrence = question.pi2.partition(PLACE)[0].count(PLACEHOLDER)
+    prompt = chat.of_target(question.ask_hop2(PLACEHOLDER))
+    target = placeholder_target(model, prompt, PLACEHOLDER, occurrence=occurrence)
+    return to_token_ids(model, hop1), end_of_hop1, target
 
 
 def find_patch_positions(model: LensModel, question: TwoHopQuestion, chat: ChatForm = NO_CHAT) -> tuple[int, int]:
-    """The last token of π1 and the last token of π2, in the tokens of the combined question.
+    """The last token of π1 and the last token of π2, in the tokens of the query.
 
     Raises:
-        PatchscopesError: the model has one token for the end of π2 and the beginning of π1.
+        PatchscopesError: the model has one token for the end of π1 or π2 and what follows.
     """
-    text = question.combined_question
-    before_cue = text[: len(text) - len(question.cue)]
-    form = chat.of_target(text)
-    source_position = find_substring_token_position(model, form, before_cue)
-    target_position = find_substring_token_position(model, form, question.hop2_prompt_prefix)
-    end = find_token_spans(model, form)[target_position][1]
-    if text[len(question.hop2_prompt_prefix) : end].strip():
-        raise PatchscopesError(
-            f"{model.cfg.model_name!r} has one token for the end of {question.hop2_prompt_prefix!r} and what follows "
-            f"in {text!r}; write the question so that a word ends there"
-        )
-    return source_position, target_position
+    query = chat.of_target(question.query)
+    end_of_pi1, end_of_pi2 = _find_last_tokens(model, query, question.pi1_end, question.pi2_end)
+    return end_of_pi1, end_of_pi2
 
 
-def can_be_patched(model: LensModel, question: TwoHopQuestion, chat: ChatForm = NO_CHAT) -> bool:
-    """Whether a token ends where π2 ends."""
-    write_out(model, chat.of_target(question.combined_question))
+def _find_last_tokens(model: LensModel, text: str | Chat, *ends: int) -> list[int]:
+    """For each of some numbers of characters, the last token of the text (of a chat: its prompt) up to there."""
+    characters, spans = find_characters(model, text)
+    positions = []
+    for end in ends:
+        # Special tokens stand for no characters.
+        position = max(number for number, (start, stop) in enumerate(spans) if start < min(end, stop))
+        if characters[end : spans[position][1]].strip():
+            raise PatchscopesError(
+                f"{model.cfg.model_name!r} has one token for the end of {characters[:end]!r} and what follows in "
+                f"{characters!r}; write the question so that a word ends there"
+            )
+        positions.append(position)
+    return positions
+
+
+def find_obstacle(
+    model: LensModel, question: TwoHopQuestion, methods: Sequence[str], chat: ChatForm = NO_CHAT
+) -> str | None:
+    """Why a question cannot be patched with this model by all of these methods; None if it can.
+
+    Raises:
+        PatchscopesError: the model has no chat template, and one is asked for.
+    """
+    # What no question can be blamed for.
+    write_out(model, chat.of_target(question.query))
     try:
         find_patch_positions(model, question, chat)
-    except PatchscopesError:
-        return False
-    return True
+        if "placeholder" in methods:
+            build_patching(model, "placeholder", question, question, chat)
+    except PatchscopesError as error:
+        return str(error)
+    return None
+
+
+def can_be_patched(model: LensModel, question: TwoHopQuestion) -> bool:
+    """Whether a question can be patched with this model by every method."""
+    return find_obstacle(model, question, MultiHopConfig.PATCHED) is None
 
 
 def build_rows(

@@ -90,7 +90,7 @@ class TestCandidates:
             ("a.csv", "text\na ?\n", "line 2: expected the string `prompt`"),
             ("a.json", '{"prompt": "?"}', "expected a list of objects"),
             ("a.json", "[{]", "line 1: not JSON"),
-            ("a.md", "?", "expected a .json or .csv or .txt file of target prompts"),
+            ("a.md", "?", "expected a .json or .* or .txt file of target prompts"),
         ],
     )
     def test_bad_files_are_named(self, tmp_path, name, text, message):

@@ -4,6 +4,8 @@ import json
 import re
 from itertools import permutations, product
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,8 +76,17 @@ class TestFiles:
         assert min(map(kinds.count, set(kinds))) >= 14
         assert popularity.count("well_known") == popularity.count("little_known")
         for one in entities:
-            assert one.name.lower() not in one.reference.lower()
             assert ":" not in one.name
+            # The well known ones also have a short description as encyclopedias have it.
+            assert len(set(one.references)) == (2 if one.popularity == "well_known" else 1)
+
+    def test_references_of_the_library_say_no_word_of_the_name(self):
+        """So repeating the name earns no score."""
+        small = {"a", "and", "in", "of", "the"}
+        for one in load_entities(DATA_FOLDER / "entities.json"):
+            name, *references = (set(re.findall(r"\w+", text.casefold())) for text in (one.name, *one.references))
+            assert not any((name - small) & words for words in references), one
+            assert all(3 <= len(reference.split()) <= 12 for reference in one.references), one
 
     def test_keywords_of_the_library_say_what_the_name_does_not(self):
         """No word of a keyword is one of the name or an inflection of one, and no keyword says another one again."""
@@ -106,6 +117,38 @@ class TestFiles:
         assert load_entities(tmp_path / "a.csv") == (diana, oslo)
         assert diana.keywords == ("British", "royal")
         assert (oslo.popularity, oslo.keywords) == ("unspecified", ())
+
+    def test_several_references(self, tmp_path):
+        """In every format, beside or in place of the one reference; each counts once."""
+        (tmp_path / "a.csv").write_text(
+            "entity;reference;references\nOslo;city;capital of Norway\n"
+            'Bergen;;"port in Norway; city"\nTromsø;city;\n;;\n'
+        )
+        oslo = {"entity": "Oslo", "reference": "city", "references": ["capital of Norway", " city "]}
+        bergen = {"entity": "Bergen", "references": ["port in Norway", "city"]}
+        rows = [oslo, bergen, {"entity": "Tromsø", "references": "city"}]
+        (tmp_path / "a.json").write_text(json.dumps(rows))
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        pyarrow.parquet.write_table(
+            pyarrow.table(
+                {
+                    "entity": ["Oslo", "Bergen", "Tromsø"],
+                    "reference": ["city", None, "city"],
+                    "references": [["capital of Norway"], ["port in Norway", "city"], None],
+                }
+            ),
+            tmp_path / "a.parquet",
+        )
+        expected = [("city", "capital of Norway"), ("port in Norway", "city"), ("city",)]
+        for suffix in ("csv", "json", "jsonl", "parquet"):
+            assert [one.references for one in load_entities(tmp_path / f"a.{suffix}")] == expected
+
+    @pytest.mark.parametrize("references", [[], ["city", 3], ["city", " "], None, 3])
+    def test_bad_references_are_named(self, tmp_path, references):
+        row = {"entity": "Oslo", "references": references}
+        (tmp_path / "a.json").write_text(json.dumps([row]))
+        with pytest.raises(PatchscopesError, match="item 1: expected the strings `entity` and `reference` .or a list"):
+            load_entities(tmp_path / "a.json")
 
     @pytest.mark.parametrize(
         ("keywords", "message"),
@@ -151,7 +194,7 @@ class TestFiles:
             ("a.json", "[]", "has no entities"),
             ("a.csv", "entity,reference\na,b\nc\n", "a.csv, line 3: expected"),
             ("a.csv", "name,reference\na,b\n", "line 2: expected"),
-            ("a.txt", "a", r"expected a .json or .csv file"),
+            ("a.txt", "a", "expected a .json or .jsonl or .csv or .tsv or .parquet file of entities"),
         ],
     )
     def test_a_bad_row_is_named(self, tmp_path, name, content, message):

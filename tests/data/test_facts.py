@@ -80,7 +80,7 @@ class TestFiles:
             ("facts.json", "{}", "expected a string `name`"),
             ("facts.json", "3", "expected a list of objects"),
             ("facts.json", "[{]", "line 1: not JSON"),
-            ("facts.txt", "a", "expected a .json or .csv file of facts"),
+            ("facts.txt", "a", " or .csv or .tsv or .parquet file of facts"),
         ],
     )
     def test_bad_files_are_named(self, tmp_path, name, text, message):

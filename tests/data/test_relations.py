@@ -398,7 +398,7 @@ class TestTables:
             ("bad.tsv", "subject\tobject\na\tb\n", "line 2: expected a `prompt_target`"),
             ("bad.tsv", "subject\tobject\na\n", "line 2: expected 2 cells, as many as the header has, got 1"),
             ("bad.csv", "subject,object\n\na,b,c\n", "line 3: expected 2 cells, as many as the header has, got 3"),
-            ("bad.tsv", "subject\n" + "x" * 140_000, "line 2: not TSV"),
+            ("bad.tsv", "subject\n" + "x" * 140_000, "line 2: expected a `prompt_target`"),
             (
                 "bad.tsv",
                 f"subject\tobject\tprompt_source\tprompt_target\na\ta\ta\t{TARGET}\n",

@@ -31,8 +31,8 @@ EVALUATION = TextSet(
     "made up", "evaluation", tuple(f"In {n} years {n * 31 % 57} birds sang, {MIXED}" for n in range(9))
 )
 ENTITIES = [
-    Entity(name="Syria", reference="Country in the Middle East", kind="place", popularity="well_known"),
-    Entity(name="東京", reference="capital of Japan", kind="place", popularity="well_known"),
+    Entity(name="Syria", references=("Country in the Middle East",), kind="place", popularity="well_known"),
+    Entity(name="東京", references=("capital of Japan",), kind="place", popularity="well_known"),
 ]
 CONFIG = CrossModelConfig(
     n_samples=40, layers=(0, 2, 3), target_layers=(0, 2), entity=EntityConfig(max_new_tokens=4), seed=1

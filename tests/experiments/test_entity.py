@@ -25,7 +25,7 @@ from patchscopes.prompts import build_entity_description_prompt
 from patchscopes.results import ChunkStore
 
 ENTITIES = tuple(
-    Entity(name=name, reference=f"a kind of {name[::-1]}", popularity=popularity)
+    Entity(name=name, references=(f"a kind of {name[::-1]}",), popularity=popularity)
     for name, popularity in (
         ("big dog", "well_known"),
         ("Reykjavík", "little_known"),
@@ -123,7 +123,9 @@ class TestExperiment:
             assert described["entity"] == one.name
             of = described["methods"]["patchscope"]
             assert of["description"] == [cut_description(text) for text in of["generation"]]
-            assert of["rouge1_recall_of_generation"][2] == rouge(of["generation"][2], one.reference)["rouge1"]["recall"]
+            assert (
+                of["rouge1_recall_of_generation"][2] == rouge(of["generation"][2], *one.references)["rouge1"]["recall"]
+            )
         assert len({described["methods"]["unpatched"]["generation"][0] for described in results["entities"]}) == 1
 
     def test_is_the_plain_computation(self, llama, tmp_path):
@@ -137,7 +139,10 @@ class TestExperiment:
 
     def test_relevancy_is_of_the_tokens_of_the_description(self, smollm, tmp_path):
         config = EntityConfig(layers=(2, 29), max_new_tokens=12)
-        entities = [Entity(name="Reykjavík", reference="a city"), Entity(name="Barack Obama", reference="a man")]
+        entities = [
+            Entity(name="Reykjavík", references=("a city",)),
+            Entity(name="Barack Obama", references=("a man",)),
+        ]
         results, _ = self.run(smollm, tmp_path, config, entities)
         for described, one in zip(results["entities"], entities, strict=True):
             of = described["methods"]["patchscope"]

@@ -10,12 +10,12 @@ from patchscopes.experiments.config import LayerGridConfig
 from patchscopes.experiments.layer_grid_choices import choose_names, choose_source, choose_templates, find_name
 
 NAMES = (
-    Entity(name="Albert Einstein", reference="", keywords=("physicist", "German", "Einstein")),
-    Entity(name="Marie Curie", reference="", keywords=("physicist", "radium", "German")),
-    Entity(name="Cold War", reference="", keywords=("Soviet", "nuclear")),
-    Entity(name="Great War", reference="", keywords=("1914",)),
-    Entity(name="Amazon River", reference="", keywords=("Brazil", "Andes")),
-    Entity(name="lion", reference="", keywords=("cat", "Africa")),
+    Entity(name="Albert Einstein", keywords=("physicist", "German", "Einstein")),
+    Entity(name="Marie Curie", keywords=("physicist", "radium", "German")),
+    Entity(name="Cold War", keywords=("Soviet", "nuclear")),
+    Entity(name="Great War", keywords=("1914",)),
+    Entity(name="Amazon River", keywords=("Brazil", "Andes")),
+    Entity(name="lion", keywords=("cat", "Africa")),
 )
 
 
@@ -43,7 +43,7 @@ class TestFindName:
 
     def test_several_names(self):
         with pytest.raises(PatchscopesError, match="may be about 'Cold War', 'Open War'; write the whole name"):
-            find_name((*NAMES, Entity(name="Open War", reference="")), "Cold War, Open War")
+            find_name((*NAMES, Entity(name="Open War")), "Cold War, Open War")
 
 
 class TestSource:

@@ -97,7 +97,6 @@ class TestKeywordsOfAName:
     def test_an_echo_of_the_name_is_no_knowledge(self):
         entity = Entity(
             name="Diana, Princess of Wales",
-            reference="",
             keywords=("princess", "WALES", "Princess Diana", "Prince of Wales", "royal", "royal", "of"),
         )
         kept = select_keywords(entity)
@@ -105,9 +104,9 @@ class TestKeywordsOfAName:
         assert CLASSES[classify(entity.name, kept)] == "failed"
 
     def test_nor_is_a_part_of_it_where_no_spaces_stand(self):
-        entity = Entity(name="東京タワー", reference="", keywords=("東京", "電波塔", "赤"))
+        entity = Entity(name="東京タワー", keywords=("東京", "電波塔", "赤"))
         assert select_keywords(entity) == ("電波塔", "赤")
 
     def test_an_echo_with_a_word_more_is_failed_still(self):
-        entity = Entity(name="Amazon River", reference="", keywords=("river", "Brazil", "rainforest"))
+        entity = Entity(name="Amazon River", keywords=("river", "Brazil", "rainforest"))
         assert CLASSES[classify("Amazon River, the river Amazon", select_keywords(entity))] == "failed"

@@ -8,7 +8,7 @@ import torch
 from made_up_questions import make_questions
 
 from patchscopes.data.files import DATA_FOLDER
-from patchscopes.data.questions import contains_answer, load_questions
+from patchscopes.data.questions import build_question, contains_answer, load_questions
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
@@ -19,6 +19,7 @@ from patchscopes.experiments.multi_hop_measures import summarise_methods
 from patchscopes.experiments.multi_hop_patching import (
     build_patching,
     build_rows,
+    find_obstacle,
     find_patch_positions,
     generate_until_answered,
     patch_questions,
@@ -42,41 +43,74 @@ class TestPositions:
 
         for question in QUESTIONS:
             source_position, target_position = find_patch_positions(model, question)
-            ids = to_token_ids(model, question.combined_question)
-            assert read(ids[: target_position + 1]) == question.hop2_prompt_prefix
+            ids = to_token_ids(model, question.query)
+            assert read(ids[: target_position + 1]) == question.pi2.removesuffix(" {}")
             assert read(ids[: source_position + 1]) == question.combined_question.removesuffix(" is")
 
     def test_a_tokenizer_that_merges_words_is_right_or_refused(self, models_by_tokenizer):
         model = models_by_tokenizer["sentencepiece_like"]
         n_refused = 0
         for question in QUESTIONS[::5]:
-            ids = to_token_ids(model, question.combined_question)
+            ids = to_token_ids(model, question.query)
             try:
                 _, position = find_patch_positions(model, question)
             except PatchscopesError:
                 n_refused += 1
                 continue
-            assert model.tokenizer.decode(ids[: position + 1]).endswith(question.hop2_prompt_prefix)
+            assert model.tokenizer.decode(ids[: position + 1]).endswith(question.pi2.removesuffix(" {}"))
         assert 0 < n_refused < len(QUESTIONS[::5])
 
     def test_without_a_cue_it_is_the_last_token(self, smollm):
-        question = replace(TOKYO, combined_question="The official currency of the capital Tokyo")
-        ids = to_token_ids(smollm, question.combined_question)
+        question = replace(TOKYO, cue="")
+        ids = to_token_ids(smollm, question.query)
         assert find_patch_positions(smollm, question)[0] == len(ids) - 1
 
     def test_a_token_across_the_seam_is_refused(self, smollm):
-        question = replace(
-            TOKYO, hop2_prompt_prefix="The official cur", combined_question="The official currency of it is"
-        )
+        question = replace(TOKYO, pi2="The official cur{}", pi1="rency of it")
         with pytest.raises(PatchscopesError, match="has one token for the end of 'The official cur'"):
             find_patch_positions(smollm, question)
+
+    def test_where_the_first_hop_comes_first(self, smollm):
+        """Both ends are where the query says, and so is the placeholder."""
+        question = build_question(
+            "here",
+            id=0,
+            hop1_prompt="the country whose capital is Tokyo",
+            hop1_answer="Japan",
+            hop2_prompt="{}'s taxes and currency is",
+            hop2_answer="yen",
+        )
+        ids = to_token_ids(smollm, question.query)
+        source_position, target_position = find_patch_positions(smollm, question)
+        assert smollm.tokenizer.decode(ids[source_position]) == " Tokyo"
+        assert smollm.tokenizer.decode(ids[target_position]) == " currency"
+        # Not the x of "taxes".
+        _, _, target = build_patching(smollm, "placeholder", question, question)
+        assert smollm.tokenizer.decode(target.tokens[: target.position + 1], skip_special_tokens=True) == "x"
+
+    @pytest.mark.parametrize("tokenizer_kind", ["byte_level", "embedded"])
+    def test_languages_without_spaces(self, tokenizer_kind, models_by_tokenizer, smollm):
+        """A token ends where π1 and π2 end, or the question is left out and the reason given."""
+        model = smollm if tokenizer_kind == "embedded" else models_by_tokenizer[tokenizer_kind]
+        for hop1, hop2, cue in (("首都是东京的国家", "{}的货币", "是"), ("東京が首都の国", "{}の通貨", "は")):
+            question = build_question(
+                "here", id=0, hop1_prompt=hop1, hop1_answer="", hop2_prompt=hop2, hop2_answer="", cue=cue
+            )
+            ids = to_token_ids(model, question.query)
+            obstacle = find_obstacle(model, question, ("patchscope",))
+            if obstacle is not None:
+                assert "has one token for the end of" in obstacle
+                continue
+            ends = find_patch_positions(model, question)
+            read = [model.tokenizer.decode(ids[: end + 1], skip_special_tokens=True).strip() for end in ends]
+            assert read == [hop1, hop1 + hop2.removeprefix("{}")]
 
 
 class TestExperiment:
     def test_rows_of_several_questions_equal_each_alone_with_plain_hooks(self, llama):
         asked = make_questions(llama)[:3]
         # One that is longer than the others.
-        asked[1] = replace(asked[1], combined_question=asked[1].combined_question.replace("the", "one and the"))
+        asked[1] = replace(asked[1], pi1=asked[1].pi1.replace("the", "one and the"))
         pairs = [(layer, target_layer) for layer in CONFIG.layers for target_layer in CONFIG.target_layers]
         rows, expected = [], []
         for question, other in zip(asked, reversed(asked), strict=True):
@@ -101,7 +135,7 @@ class TestExperiment:
 
     def test_questions_together_find_what_each_finds_alone(self, llama):
         asked = make_questions(llama, 5)
-        asked[3] = replace(asked[3], combined_question=asked[3].combined_question.replace("the", "one and the"))
+        asked[3] = replace(asked[3], pi1=asked[3].pi1.replace("the", "one and the"))
         unrelated = [*asked[1:4], None, asked[0]]
         grid = CONFIG.layers, CONFIG.target_layers, CONFIG
         together = patch_questions(llama, asked, unrelated, *grid)["questions"]
@@ -187,7 +221,26 @@ class TestExperiment:
         monkeypatch.setattr(multi_hop_patching, "find_patch_positions", refusing)
         results, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path))
         assert (results["n_questions"], results["n_unpatchable"]) == (8, 1)
+        assert results["unpatchable"] == [{"id": questions[0].id, "reason": "one token across the seam"}]
         assert all(one["id"] != questions[0].id for one in results["questions"])
+
+    def test_questions_in_other_words_and_with_names_for_ids(self, llama, tmp_path):
+        """Vanilla asks the question, the query is patched; names for ids draw as well as numbers."""
+        questions = [
+            replace(one, id=f"example_{one.id:03}", combined_question=f"It is said that {one.combined_question}")
+            for one in make_questions(llama, 8)
+        ]
+        results, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path))
+        by_id = {question.id: question for question in questions}
+        for answered in results["questions"]:
+            one, other = by_id[answered["id"]], by_id[answered["control_id"]]
+            said = generate_after(llama, [one.combined_question], max_new_tokens=5)
+            assert answered["vanilla"]["text"] == llama.tokenizer.decode(said[0], skip_special_tokens=True)
+            as_query = replace(one, combined_question=one.query)
+            (found,) = patch_questions(llama, [as_query], [other], CONFIG.layers, CONFIG.target_layers, CONFIG)[
+                "questions"
+            ]
+            assert {method: answered[method] for method in MultiHopConfig.PATCHED} == found["methods"]
 
     @pytest.mark.parametrize("phase", ["hops", "unpatched", "patched"])
     def test_an_interrupted_run_goes_on(self, llama, tmp_path, monkeypatch, phase):
@@ -226,7 +279,7 @@ class TestExperiment:
         assert multi_hop.draw_unrelated(QUESTIONS[0], QUESTIONS[:4], seed=0) in QUESTIONS[1:4]
         assert multi_hop.draw_unrelated(QUESTIONS[0], QUESTIONS[:1], seed=0) is None
 
-    def test_mistakes(self, llama, tmp_path):
+    def test_mistakes(self, llama, smollm, tmp_path):
         store = ChunkStore(tmp_path)
         with pytest.raises(PatchscopesError, match="no method is called 'guess'"):
             multi_hop.run(llama, make_questions(llama), MultiHopConfig(methods=("guess",)), store)
@@ -234,6 +287,11 @@ class TestExperiment:
             multi_hop.run(llama, make_questions(llama), MultiHopConfig(target_layers=(9,)), store)
         with pytest.raises(PatchscopesError, match="answers both hops of none of the 5 questions"):
             multi_hop.run(llama, QUESTIONS[:5], MultiHopConfig(max_new_tokens=2), store)
+        joined = [replace(question, pi2="cur{}", pi1="rency") for question in QUESTIONS[:2]]
+        with pytest.raises(
+            PatchscopesError, match="none of the 2 questions can be patched; of the first, .* one token"
+        ):
+            multi_hop.run(smollm, joined, MultiHopConfig(), store)
 
 
 class TestMeasures:

@@ -20,7 +20,7 @@ from options import (
     target_layer,
 )
 
-SHARED = ("layer_grid_tables", "learned", "live_grid", "options", "skeleton")
+SHARED = ("layer_grid_tables", "learned", "live_grid", "options", "skeleton", "texts")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if path.stem not in SHARED)
 HEAVY = ("torch", "transformer_lens", "transformers", "matplotlib", "datasets")
 # Runs a script as `python SCRIPT OPTIONS` does, then says how it ended and which of the heavy packages it imported.
@@ -83,7 +83,7 @@ def test_an_unknown_option_is_refused_at_once(script):
         ("run_fig2.py", ["--methods", "best_prompt"], "best_prompt needs --best-prompt FILE; write one with"),
         ("run_fig2.py", ["--best-prompt", "no.json"], "there is no file no.json; write one with"),
         ("run_target_prompts.py", ["nowhere.txt"], "there is no file nowhere.txt"),
-        ("run_target_prompts.py", ["prompts.docx"], "expected a .json or .csv or .txt file of target prompts"),
+        ("run_target_prompts.py", ["prompts.docx"], " or .csv or .tsv or .parquet or .txt file of target prompts"),
         ("run_target_prompts.py", ["--bands", "0"], "expected a whole number of at least 1"),
         ("demo_fig1.py", ["--mode", "guess"], "invalid choice: 'guess'"),
         ("demo_fig1.py", ["--target-layer", "first"], "expected same, embedding, last or a number"),

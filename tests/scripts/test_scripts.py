@@ -395,6 +395,7 @@ def questions(model_folder, tmp_path_factory):
     rows = []
     for question in make_questions(load_model(str(model_folder)), 6):
         row = {name: getattr(question, name) for name in ("id", "category", *TEXT_FIELDS)}
+        row["hop2_prompt_prefix"] = question.pi2.removesuffix(" {}")
         rows.append(row | {"aliases": {"hop2_answer": list(question.hop2_aliases)}})
     path.write_text(json.dumps(rows))
     return path
@@ -410,6 +411,7 @@ class TestMultiHop:
         assert (results["layers"], results["target_layers"]) == ([0, 1, 2, 3], [0, 1, 3])
         assert results["n_samples"] == 3
         assert "held-out" in done.stdout
+        assert "6 questions; the first is asked 'Colour of the " in done.stdout
         again = script("run_multi_hop.py", *arguments, "--target-layers", "0-1,3", *output)
         assert again.returncode == 0
         assert read(tmp_path / "out.json")["results"] == results
@@ -420,6 +422,7 @@ class TestMultiHop:
             ["--example-id", 0],
             ["--hop2", "Colour of", "--hop1", "the DOG"],
             ["--hop2", "A", "--hop1", "B", "--answer", "q"],
+            ["--hop2", "{}的货币", "--hop1", "首都是东京的国家", "--cue", "是"],
         ],
     )
     def test_one_question(self, question, model_folder, tmp_path, output):
@@ -618,7 +621,7 @@ def name_files(word_folder, tmp_path_factory):
     """Names that the tiny model "knows", and templates."""
     folder = tmp_path_factory.mktemp("names")
     entities = [
-        {"entity": one.name, "reference": one.reference, "keywords": one.keywords}
+        {"entity": one.name, "references": one.references, "keywords": one.keywords}
         for one in make_names(load_model(str(word_folder)), 6)
     ]
     (folder / "names.json").write_text(json.dumps(entities))
@@ -729,7 +732,7 @@ def test_a_wrong_option_as_the_user_sees_it():
         ("run_entity.py", ["nowhere.json"], "there is no file nowhere.json"),
         ("run_entity_interactive.py", [""], "the name is empty"),
         ("run_causal_tracing.py", ["nowhere.json"], "there is no file nowhere.json"),
-        ("run_causal_tracing.py", ["facts.txt"], "expected a .json or .csv file of facts"),
+        ("run_causal_tracing.py", ["facts.txt"], " or .csv or .tsv or .parquet file of facts"),
         ("run_causal_tracing.py", ["--noise", "-1"], "expected a number of at least 0"),
         ("run_causal_tracing.py", ["--methods", "guess"], "expected some of original,patchscope"),
         ("run_entity_resolution.py", ["nowhere.json"], "there is no file nowhere.json"),
