@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyNumber, to_number
 from patchscopes.model.lens_model import LensModel
 
 Text: TypeAlias = str | Sequence[int] | Int[Tensor, "..."]
@@ -67,12 +68,13 @@ def check_is_text(prompt: Text, word: str) -> str:
     return prompt
 
 
-def resolve_position(n_tokens: int, position: int) -> int:
+def resolve_position(n_tokens: int, position: AnyNumber) -> int:
     """A position counted from the start; negative ones count from the end.
 
     Raises:
-        PatchscopesError: the text has no such token.
+        PatchscopesError: the text has no such token, or it is not one number.
     """
+    position = to_number(position, "a position")
     if not -n_tokens <= position < n_tokens:
         raise PatchscopesError(f"position {position} does not exist in a text of {n_tokens} tokens (BOS included)")
     return position % n_tokens

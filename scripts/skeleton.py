@@ -60,13 +60,20 @@ def show_warning(
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def load_chosen_model(options: argparse.Namespace, name: str | None = None) -> "LensModel":
-    """The model of `--model`, or of another option that names one, on the chosen device and in the chosen type."""
+def load_chosen_model(options: argparse.Namespace, name: str | None = None, revision: str | None = None) -> "LensModel":
+    """The model of `--model` and `--revision`, or of other options that name one, loaded in the chosen way."""
     from patchscopes.engine.memory import keep_freed_memory
     from patchscopes.model.loading import load_model
 
     keep_freed_memory()
-    return load_model(name or options.model, device=options.device, dtype=options.dtype)
+    return load_model(
+        name or options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=revision if name else options.revision,
+        trust_remote_code=options.trust_remote_code,
+        quantization=options.quantization,
+    )
 
 
 def progress_bar(description: str) -> "Progress":
