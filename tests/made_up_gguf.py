@@ -57,7 +57,7 @@ def write_gguf(path: Path, model: transformers.PreTrainedModel, quantised: bool 
         kind = gguf.GGMLQuantizationType.Q8_0
         written = gguf.quants.quantize(values, kind) if quantised and values.ndim == 2 else values
         raw = kind if quantised and values.ndim == 2 else None
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")) + name[name.rindex(".") :], written, raw_dtype=raw)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), written, raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,6 +7,7 @@ GGUF files (`gguf`).
 import hashlib
 import importlib.util
 import os
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.model.registry import EMBEDDED_MODEL, SECOND_MODEL
 
 # How reading a file that is cut off, or of a kind that is not known, fails.
-UNREADABLE = (AttributeError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
+UNREADABLE = (AttributeError, LookupError, NotImplementedError, OSError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,15 +32,16 @@ def describe_environment(model: LensModel, texts: TextSet | None = None) -> Json
 def describe_model(model: LensModel) -> Json:
     """Which model it is: its name and weights, the commit if it comes from the hub, and how its weights are quantised
     if they are."""
-    config = getattr(getattr(model, "original_model", None), "config", None)
     described = {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)}
-    commit = getattr(config, "_commit_hash", None)
+    commit = getattr(model.cfg, "hub_commit", None)
     if commit is not None:
         described["hub_commit"] = commit
+    config = getattr(getattr(model, "original_model", None), "config", None)
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
+        settings = quantised if isinstance(quantised, dict) else quantised.to_dict()
         described["quantization"] = {
-            name: value for name, value in quantised.to_dict().items() if isinstance(value, bool | int | float | str)
+            name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)
         }
     return described
 

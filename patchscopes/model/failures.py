@@ -7,8 +7,9 @@ from patchscopes.model.registry import EMBEDDED_MODEL
 from patchscopes.model.sources import Source, find_namesake
 
 
-def explain_failure(name: str, source: Source, error: Exception) -> str:
+def explain_failure(name: str, source: Source, error: Exception, revision: str | None = None) -> str:
     """One sentence on why a model could not be loaded, and what to do."""
+    shown = repr(name) if revision is None else f"{name!r} (revision {revision!r})"
     if isinstance(error, PatchscopesError):
         return str(error)
     causes: list[BaseException] = [error]
@@ -25,7 +26,7 @@ def explain_failure(name: str, source: Source, error: Exception) -> str:
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return f"{name!r} is gated: accept its licence at {page}, then log in with `hf auth login`"
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
-        return f"{name!r} has no such revision: those that it has are at {page}/tree/main ({reason})"
+        return f"{name!r} has no revision {revision!r}: those that it has are at {page}/tree/main"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"the hub has no model {source.place!r} that you may see: check the name, or log in with `hf auth login`"
     if "Could not determine supported architecture" in str(error):
@@ -43,7 +44,7 @@ def explain_failure(name: str, source: Source, error: Exception) -> str:
     if isinstance(error, OSError):
         folder = find_namesake(name)
         return (
-            f"{name!r} could not be fetched from the hub and is not in its local cache: check the network connection, "
+            f"{shown} could not be fetched from the hub and is not in its local cache: check the network connection, "
             f"give the path of a folder that holds the model{f' (./{folder} is one)' if folder else ''}, or use the "
             f"embedded model {EMBEDDED_MODEL!r} ({reason})"
         )

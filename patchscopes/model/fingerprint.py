@@ -1,7 +1,7 @@
 """A fingerprint of a model's weights."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,13 +26,25 @@ def weights_sha256(model: LensModel) -> str:
     return digest.hexdigest()
 
 
-def _list_weights(model: LensModel) -> Iterable[tuple[str, Tensor]]:
-    """The weights by name.
-
-    Of quantised ones the state that would be saved: the scales are no parameters, and on some processors the numbers
-    lie in another order once the model has run.
-    """
+def _list_weights(model: LensModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights by name; of quantised ones the scales too, which are no parameters."""
+    yield from model.named_parameters()
     hf_model: Any = getattr(model, "original_model", None)
     if not getattr(hf_model, "is_quantized", False):
-        return model.named_parameters()
-    return [(name, value) for name, value in hf_model.state_dict().items() if isinstance(value, Tensor)]
+        return
+    yield from hf_model.named_buffers()
+    for name, module in hf_model.named_modules():
+        # Of bitsandbytes: in 4 bits, and in 8 bits once the model has run, and before.
+        weight = getattr(module, "weight", None)
+        quantised = getattr(weight, "quant_state", None)
+        nested = getattr(quantised, "state2", None)
+        found = {
+            "absmax": getattr(quantised, "absmax", None),
+            "offset": getattr(quantised, "offset", None),
+            "absmax2": getattr(nested, "absmax", None),
+            "SCB": getattr(weight, "SCB", None),
+            "state.SCB": getattr(getattr(module, "state", None), "SCB", None),
+        }
+        for kind, scales in found.items():
+            if isinstance(scales, Tensor):
+                yield f"{name}.{kind.removeprefix('state.')}", scales

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -32,9 +33,9 @@ from patchscopes.model.embedded import unpack_embedded_model
 from patchscopes.model.failures import explain_failure
 from patchscopes.model.gguf import unpack_gguf
 from patchscopes.model.registry import EMBEDDED_MODEL
-from patchscopes.model.sources import Source, find_base_source, find_namesake, find_source
+from patchscopes.model.sources import ADAPTER_FILE, CONFIG_FILE, Source, find_base_source, find_namesake, find_source
 
-Quantization: TypeAlias = Literal["8bit", "4bit"]
+QUANTIZATIONS = ("8bit", "4bit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class _Request:
     dtype: torch.dtype
     revision: str | None
     trust_remote_code: bool
-    quantization: Quantization | None
+    quantization: str | None
 
 
 def load_model(
@@ -57,7 +58,7 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    quantization: Quantization | None = None,
+    quantization: str | None = None,
 ) -> TransformerBridge:
     """Load a model into TransformerLens, with its raw weights, in eval mode and with gradients off.
 
@@ -74,7 +75,7 @@ def load_model(
         tokenizer: use this tokenizer; with `hf_model` and without it, the one of the model's own name or path.
         revision: a branch, tag or commit of the hub.
         trust_remote_code: run the code that comes with a model whose family transformers does not have. Read it first.
-        quantization: keep the weights in 8 or 4 bits (bitsandbytes); what is computed is of type `dtype`.
+        quantization: `"8bit"` or `"4bit"`: keep the weights in so many bits (bitsandbytes), and compute in `dtype`.
 
     Raises:
         PatchscopesError: the model cannot be had, or is no causal decoder; the message says what to do.
@@ -108,12 +109,23 @@ def load_model(
         if model.tokenizer is not None and not model.tokenizer("x", add_special_tokens=False)["input_ids"]:
             raise ValueError("its tokenizer knows no text")
     except (ImportError, OSError, SafetensorError, ValueError) as error:
-        raise PatchscopesError(explain_failure(name, source, error)) from error
+        raise PatchscopesError(explain_failure(name, source, error, revision)) from error
     finally:
         if progress_bars:
             transformers_logging.enable_progress_bar()
     model.cfg.model_name = source.place if source.kind == "embedded" else name
+    if source.kind == "hub":
+        model.cfg.hub_commit = _find_commit(source.place, revision)
     return _finish(model)
+
+
+def _find_commit(hub_id: str, revision: str | None) -> str | None:
+    """The commit that files of the hub were loaded from, or None if the cache does not tell."""
+    for file in (CONFIG_FILE, ADAPTER_FILE):
+        path = try_to_load_from_cache(hub_id, file, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent.name
+    return None
 
 
 def _check_request(name: str, source: Source, request: _Request) -> None:
@@ -132,10 +144,8 @@ def _check_request(name: str, source: Source, request: _Request) -> None:
         )
     if request.quantization is None:
         return
-    if request.quantization not in get_args(Quantization):
-        raise PatchscopesError(
-            f"quantization must be {' or '.join(get_args(Quantization))}, got {request.quantization!r}"
-        )
+    if request.quantization not in QUANTIZATIONS:
+        raise PatchscopesError(f"quantization must be {' or '.join(QUANTIZATIONS)}, got {request.quantization!r}")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise PatchscopesError(
             "weights are quantised by the package bitsandbytes: run `pip install 'patchscopes[quantization]'`"
@@ -238,6 +248,11 @@ def _wrap(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
     """A bridge around a model of Hugging Face."""
     # Models made from a configuration do not carry the name by which TransformerLens finds their family.
     hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
+    for module in hf_model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On some CPUs bitsandbytes lays 4-bit weights out anew when they first run: no gradient passes them any
+            # more, and they cannot be saved.
+            module.support_avx512bf16_for_cpu = False
     parameter = next(hf_model.parameters())
     with save_for_reloading(tokenizer) as reloadable:
         return TransformerBridge.boot_transformers(

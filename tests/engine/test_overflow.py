@@ -48,7 +48,9 @@ def build_rows(model, vector):
 def overflowing(tokenizer):
     """In block 2."""
     hf_model = make_hf_model("llama")
-    hf_model.get_submodule("model.layers.2.mlp.down_proj").weight.data.mul_(20000)
+    mlp = hf_model.get_submodule("model.layers.2.mlp")
+    mlp.up_proj.weight.data.mul_(8)
+    mlp.down_proj.weight.data.mul_(60000)
     return load_model(hf_model=hf_model, tokenizer=tokenizer, dtype="float16")
 
 

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from conftest import make_hf_model
+from test_quantization import make_wide_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patchscopes.errors import PatchscopesError
@@ -181,8 +182,19 @@ class TestRefused:
             load_model(str(tmp_path))
 
 
-def test_weights_of_quantised_and_adapted_models_differ(base, tmp_path):
-    adapt(base, peft.LoraConfig(**LORA, target_modules=["v_proj"])).save_pretrained(tmp_path)
-    kinds = [(folder, bits) for folder in (base, tmp_path) for bits in (None, "8bit", "4bit")]
-    found = {weights_sha256(load_model(str(folder), quantization=bits)) for folder, bits in kinds}
-    assert len(found) == len(kinds)
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_an_adapter_is_merged_into_quantised_weights_too(tokenizer, tmp_path, bits):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_wide_model().save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    adapted = adapt(base, peft.LoraConfig(**LORA, target_modules=["v_proj", "down_proj"]))
+    adapted.save_pretrained(adapter)
+    expected = adapted(TOKENS).logits
+    model = load_model(str(adapter), quantization=bits)
+    assert {parameter.dtype for parameter in model.parameters()} >= {torch.int8 if bits == "8bit" else torch.uint8}
+    apart = [
+        torch.nn.functional.cosine_similarity(one(TOKENS), expected, dim=-1).mean()
+        for one in (model, load_model(str(base)))
+    ]
+    assert apart[0] > apart[1] + 0.1
+    assert weights_sha256(model) != weights_sha256(load_model(str(base), quantization=bits))

@@ -228,7 +228,9 @@ class TestRevisions:
             check_model(made.source_model, load_model("owner/tiny", revision="step1000"))
 
     def test_one_that_is_not_there(self, hub):
-        with pytest.raises(PatchscopesError, match="'owner/tiny'.* no-such") as error:
+        with pytest.raises(
+            PatchscopesError, match=r"'owner/tiny' \(revision 'no-such'\) could not be fetched"
+        ) as error:
             load_model("owner/tiny", revision="no-such")
         assert "\n" not in str(error.value)
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from conftest import make_hf_model
+from conftest import CONFIGS, make_hf_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from patchscopes.engine.jacobian import compute_jacobians
 from patchscopes.engine.proof import find_fast_engine_failure
 from patchscopes.errors import PatchscopesError
 from patchscopes.model import loading
@@ -16,10 +18,22 @@ PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 STORED = {"8bit": torch.int8, "4bit": torch.uint8}
 
 
+def make_wide_model(seed: int = 0):
+    """One of which every matrix is wide enough for 4 bits: bitsandbytes scales 64 numbers together."""
+    torch.manual_seed(seed)
+    config = CONFIGS["llama"]()
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
+    hf_model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in hf_model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(6)
+    return hf_model
+
+
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    make_hf_model("llama").save_pretrained(folder)
+    make_wide_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -51,11 +65,23 @@ def test_a_fingerprint_knows_the_scales_and_not_how_a_processor_keeps_them(folde
     assert (
         weights_sha256(model) == before == weights_sha256(load_model(str(folder), quantization=bits, dtype="bfloat16"))
     )
-    twice = make_hf_model("llama")
+    twice = make_wide_model()
     twice.get_submodule("model.layers.1.mlp.down_proj").weight.data.mul_(2)
     twice.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert weights_sha256(load_model(str(tmp_path), quantization=bits, dtype="bfloat16")) != before
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_gradients_pass_through_quantised_weights(folder, bits):
+    """On some CPUs bitsandbytes would lose them, all but those along the residual stream, without a word."""
+    model, whole = load_model(str(folder), quantization=bits), load_model(str(folder))
+    found, expected = (compute_jacobians(one, "a big dog", 3, [0, 2]).jacobians.flatten(1) for one in (model, whole))
+    identity = torch.eye(model.cfg.d_model).flatten()
+    alike = torch.nn.functional.cosine_similarity
+    assert (alike(found - identity, expected - identity) > (0.9 if bits == "8bit" else 0.4)).all()
+    by_hooks = compute_jacobians(model, "a big dog", 3, [0, 2], engine="hooks").jacobians.flatten(1)
+    assert (alike(found, by_hooks) > 0.99).all()
 
 
 def test_the_environment_says_so(folder):
@@ -65,8 +91,6 @@ def test_the_environment_says_so(folder):
 
 
 def test_a_folder_that_was_saved_quantised(folder, tmp_path, tokenizer):
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
     config = BitsAndBytesConfig(load_in_8bit=True)
     AutoModelForCausalLM.from_pretrained(folder, quantization_config=config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

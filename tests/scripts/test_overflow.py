@@ -26,10 +26,11 @@ SCRIPTS = {
 }
 
 
-def save_overflowing(folder, tokenizer, module: str) -> None:
-    """A tiny model of which one product is larger than float16 can say, and not than float32."""
+def save_overflowing(folder, tokenizer, *modules: str) -> None:
+    """A tiny model in which products are larger than float16 can say, and not than float32."""
     hf_model = make_hf_model("llama")
-    hf_model.get_submodule(module).weight.data.mul_(20000)
+    for module in modules:
+        hf_model.get_submodule(module).weight.data.mul_(60000 if "up_proj" not in module else 8)
     hf_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -37,7 +38,7 @@ def save_overflowing(folder, tokenizer, module: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("overflowing")
-    save_overflowing(folder, tokenizer, "model.layers.1.mlp.down_proj")
+    save_overflowing(folder, tokenizer, "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj")
     return folder
 
 
