@@ -31,7 +31,7 @@ from patchscopes.engine.rows import Cut, Row, Write
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
-from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, AnyVector, AnyVectors, to_rows
+from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, AnyVector, AnyVectors, to_rows, to_tensor
 from patchscopes.model.layers import EMBEDDING, check_layer
 from patchscopes.tokens import Text, decode_each_token, get_end_tokens
 
@@ -215,7 +215,7 @@ def run_with_patch(
         PatchscopesError: the position or layer does not exist, or the vector is not as wide as the model.
     """
     target = TargetPrompt(model, target_text, target_position)
-    vectors, layers = _check_rows(target, [source_vec], [layer])
+    vectors, layers = _check_rows(target, to_tensor(source_vec)[None], [layer])
     writing = hooks.build_writing_hooks(target.position, vectors, layers)
     logits = target.model.run_with_hooks(target.tokens[None], fwd_hooks=writing)
     return check_finite(logits, target.model.cfg.dtype, "logits")
@@ -238,7 +238,9 @@ def generate_with_patch(
         PatchscopesError: as for `run_with_patch`.
     """
     target = TargetPrompt(model, target_text, target_position)
-    rows = patch_generate(target, [source_vec], [layer], max_new_tokens=max_new_tokens, temperature=temperature)
+    rows = patch_generate(
+        target, to_tensor(source_vec)[None], [layer], max_new_tokens=max_new_tokens, temperature=temperature
+    )
     tokens = rows[0]
     ended = torch.isin(tokens, get_end_tokens(target.model)).nonzero()
     if len(ended) > 0:

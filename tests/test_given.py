@@ -136,7 +136,7 @@ class TestVectors:
         cut = Cut(query=5, keys=(3, 4), layers=(1, 2))
         expected = patch_rows([Row(target=target, writes=(Write(position=3, layer=1, vector=vector),), cuts=(cut,))])
         write = Write(position=np.int64(3), layer=torch.tensor(1), vector=vector.numpy())
-        cut = Cut(query=np.int64(5), keys=range(3, 5), layers=np.array([1, 2]))
+        cut = Cut(query=np.int64(5), keys=range(3, 5), layers=[np.int64(1), 2])
         torch.testing.assert_close(patch_rows([Row(target=target, writes=[write], cuts=[cut])]), expected)
 
     @pytest.mark.parametrize(

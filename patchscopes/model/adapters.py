@@ -65,7 +65,8 @@ def load_adapter(
     """
     from peft import PeftModel
 
-    if tokenizer is not None and len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+    embeddings: Any = base.get_input_embeddings()
+    if tokenizer is not None and len(tokenizer) > len(embeddings.weight):
         base.resize_token_embeddings(len(tokenizer))
     return merge_adapters(PeftModel.from_pretrained(base, folder, revision=revision))
 

@@ -188,7 +188,7 @@ def _load_hf_model(source: Source, request: _Request) -> tuple[PreTrainedModel, 
         base_name, base_revision = read_base(source.place, request.revision)
         base_source = _unpack(find_base_source(base_name), request)
         base, base_tokenizer = _load_hf_model(base_source, replace(request, revision=base_revision))
-        tokenizer = load_own_tokenizer(source.place, **remote)
+        tokenizer = load_own_tokenizer(source.place, request.revision, request.trust_remote_code)
         return load_adapter(base, source.place, tokenizer, request.revision), tokenizer or base_tokenizer
     quantised = None
     if request.quantization is not None:
@@ -252,7 +252,7 @@ def _wrap(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On some CPUs bitsandbytes lays 4-bit weights out anew when they first run: no gradient passes them any
             # more, and they cannot be saved.
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
     parameter = next(hf_model.parameters())
     with save_for_reloading(tokenizer) as reloadable:
         return TransformerBridge.boot_transformers(

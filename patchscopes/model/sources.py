@@ -82,9 +82,10 @@ def _look_into_folder(folder: Path) -> Source | None:
     Raises:
         PatchscopesError: it holds several GGUF files and nothing that says which.
     """
-    for file, kind in ((ADAPTER_FILE, "adapter"), (CONFIG_FILE, "folder")):
-        if (folder / file).is_file():
-            return Source(kind=kind, place=str(folder))
+    if (folder / ADAPTER_FILE).is_file():
+        return Source(kind="adapter", place=str(folder))
+    if (folder / CONFIG_FILE).is_file():
+        return Source(kind="folder", place=str(folder))
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == GGUF_SUFFIX)
     if len(files) > 1:
         raise PatchscopesError(

@@ -13,7 +13,14 @@ SCRIPTS = {
     "run_lenses.py": [[]],
     "run_entity.py": [[]],
     "run_entity_interactive.py": [["Oslo"]],
-    "run_attributes.py": [[], ["--attribute-lens", "She flew from Japan to Brazil, and drove on to Peru"]],
+    "run_attributes.py": [
+        [],
+        [
+            ROOT / "data/relations/capital.json",
+            "--attribute-lens",
+            "She flew from Japan to Brazil, and drove on to Peru",
+        ],
+    ],
     "run_attributes_interactive.py": [["Canada", "--relation", "capital"]],
     "run_causal_tracing.py": [[]],
     "run_attention_knockout.py": [[]],
@@ -42,6 +49,13 @@ def folder(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(f"line {number} says something about dogs" for number in range(20)))
+    return path
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -57,15 +71,17 @@ def test_every_script_is_here():
 @pytest.mark.parametrize(
     ("name", "arguments"), [(name, arguments) for name, runs in SCRIPTS.items() for arguments in runs]
 )
-def test_it_is_one_line(folder, tmp_path, name, arguments):
+def test_it_is_one_line(folder, texts, tmp_path, name, arguments):
     output = ["--output-json", tmp_path / "out.json", "--output-plot", tmp_path / "out.png"]
     if name == "train_lens.py":
         output = ["--output", tmp_path / "out.safetensors"]
     if name == "run_layer_grid.py":
         output += ["--history-file", tmp_path / "runs.jsonl"]
+    if name == "bench_engine.py":
+        arguments = ["--dataset", texts]
     done = script(name, *arguments, "--model", folder, "--dtype", "float16", *output)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert [line[:7] for line in done.stderr.splitlines()].count("error: ") == 1
     assert "overflow in float16" in done.stderr
     assert "use float32 or bfloat16" in done.stderr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -78,7 +94,7 @@ def test_two_models(folder, tmp_path):
     assert "use float32 or bfloat16" in done.stderr
 
 
-@pytest.mark.parametrize(("module", "name"), [("lm_head", "demo_fig1.py"), ("model.embed_tokens", "demo_fig1.py")])
+@pytest.mark.parametrize(("module", "name"), [("lm_head", "demo_fig1.py"), ("model.norm", "run_entity.py")])
 def test_wherever_it_happens(tokenizer, tmp_path, module, name):
     save_overflowing(tmp_path, tokenizer, module)
     output = ["--output-json", tmp_path / "out.json", "--output-plot", tmp_path / "out.png"]
