@@ -27,9 +27,9 @@ from patchscopes.engine.proof import Engine
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, AnyVectors, to_lens_model, to_rows
 from patchscopes.learned.mappings import LayerMapping
 from patchscopes.model.layers import describe_layers
-from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_logits
 from patchscopes.prompts import NO_CHAT, ChatForm
 from patchscopes.tokens import Text
@@ -42,11 +42,9 @@ Lens: TypeAlias = Callable[[Float[Tensor, "row d_model"], Int[Tensor, " row"]], 
 class LogitLens:
     """The Logit Lens (nostalgebraist 2020) in its original form."""
 
-    model: LensModel
+    model: AnyModel
 
-    def __call__(
-        self, representations: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row d_vocab"]:
+    def __call__(self, representations: AnyVectors, layers: AnyNumbers) -> Float[Tensor, "row d_vocab"]:
         """Unembed the representations as they are."""
         return logit_lens(self.model, representations)
 
@@ -60,15 +58,14 @@ class AffineLens:
     later token, the linear form of the Future Lens (Pal et al. 2023).
     """
 
-    model: LensModel
+    model: AnyModel
     mapping: LayerMapping
 
     @torch.no_grad()
-    def __call__(
-        self, representations: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row d_vocab"]:
+    def __call__(self, representations: AnyVectors, layers: AnyNumbers) -> Float[Tensor, "row d_vocab"]:
         """Map each row by its layer's map, and unembed."""
-        return logit_lens(self.model, self.mapping(representations, layers))
+        model = to_lens_model(self.model)
+        return logit_lens(model, self.mapping(*to_rows(model, representations, layers)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,25 +85,24 @@ class PatchscopeLens:
     engine: Engine = "auto"
 
     @torch.no_grad()
-    def __call__(
-        self, representations: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row d_vocab"]:
+    def __call__(self, representations: AnyVectors, layers: AnyNumbers) -> Float[Tensor, "row d_vocab"]:
         """The logits after T, for each row."""
-        vectors = representations if self.mapping is None else self.mapping(representations, layers)
-        target_layers = layers if self.target_layer is None else torch.full_like(layers, self.target_layer)
+        rows, row_layers = to_rows(self.target.model, representations, layers)
+        vectors = rows if self.mapping is None else self.mapping(rows, row_layers)
+        target_layers = row_layers if self.target_layer is None else torch.full_like(row_layers, self.target_layer)
         return patch_logits(self.target, vectors, target_layers, engine=self.engine)
 
 
 def source_patchscope(
-    model: LensModel, source: Text, position: int, mapping: LayerMapping | None = None, *, engine: Engine = "auto"
+    model: AnyModel, source: Text, position: AnyNumber, mapping: LayerMapping | None = None, *, engine: Engine = "auto"
 ) -> PatchscopeLens:
     """The Patchscope that is the Logit Lens, or with a mapping an affine lens: T = S, i* = i, ℓ* = last.
 
     Tokens of S after i have no part in the answer, so T ends with token i.
     """
     uncut = TargetPrompt(model, source, position)
-    target = TargetPrompt(model, uncut.tokens[: uncut.position + 1], -1)
-    return PatchscopeLens(target, model.cfg.n_layers - 1, mapping, engine)
+    target = TargetPrompt(uncut.model, uncut.tokens[: uncut.position + 1], -1)
+    return PatchscopeLens(target, target.model.cfg.n_layers - 1, mapping, engine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,19 +116,18 @@ class BestPromptLens:
     targets: Sequence[TargetPrompt]
 
     @torch.no_grad()
-    def __call__(
-        self, representations: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row d_vocab"]:
+    def __call__(self, representations: AnyVectors, layers: AnyNumbers) -> Float[Tensor, "row d_vocab"]:
         """The logits after each row's own T; rows that share it are computed together."""
+        vectors, numbers = to_rows(self.targets[0].model, representations, layers)
         rows_of: dict[TargetPrompt, list[int]] = {}
-        for row, layer in enumerate(layers.tolist()):
+        for row, layer in enumerate(numbers.tolist()):
             rows_of.setdefault(self.targets[max(0, layer)], []).append(row)
-        logits = [patch_logits(target, representations[rows], layers[rows]) for target, rows in rows_of.items()]
-        order = torch.tensor([row for rows in rows_of.values() for row in rows], device=representations.device)
+        logits = [patch_logits(target, vectors[rows], numbers[rows]) for target, rows in rows_of.items()]
+        order = torch.tensor([row for rows in rows_of.values() for row in rows], device=vectors.device)
         return torch.cat(logits)[order.argsort()]
 
 
-def build_best_prompt_lens(model: LensModel, bands: Sequence[PromptBand], chat: ChatForm = NO_CHAT) -> BestPromptLens:
+def build_best_prompt_lens(model: AnyModel, bands: Sequence[PromptBand], chat: ChatForm = NO_CHAT) -> BestPromptLens:
     """The lens that reads each layer with the prompt of its band.
 
     Args:
@@ -142,6 +137,7 @@ def build_best_prompt_lens(model: LensModel, bands: Sequence[PromptBand], chat: 
         PatchscopesError: the bands are not all blocks of the model one after the other, or a placeholder is not one
             token of its own in this model.
     """
+    model = to_lens_model(model)
     blocks = [block for band in bands for block in range(band.first, band.last + 1)]
     if blocks != list(range(model.cfg.n_layers)):
         raise PatchscopesError(

@@ -14,7 +14,7 @@ once it has been proved to do what hooks do on this model, and otherwise warns a
 TransformerLens 3 always runs on hooks: the fast engine takes a bridge's Hugging Face model apart, and it has none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ from patchscopes.engine import fast, hooks
 from patchscopes.engine.batching import check_length, get_row_size, rows_per_batch, run_in_batches
 from patchscopes.engine.extract import extract_representation, extract_representations
 from patchscopes.engine.generation import Stop, concatenate_logits, find_most_likely, generate, number_rows
+from patchscopes.engine.overflow import check_finite
 from patchscopes.engine.proof import Engine, choose_engine
 from patchscopes.engine.relevancy import generate_with_relevancy, score_tokens
 from patchscopes.engine.row_patching import generate_rows, patch_rows, patch_rows_in_batches
@@ -31,8 +32,8 @@ from patchscopes.engine.rows import Cut, Row, Write
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, AnyVector, AnyVectors, to_rows, to_tensor
 from patchscopes.model.layers import EMBEDDING, check_layer
-from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import Text, decode_each_token, get_end_tokens
 
 __all__ = [
@@ -63,8 +64,8 @@ __all__ = [
 @torch.no_grad()
 def patch_logits(
     target: TargetPrompt,
-    vectors: Float[Tensor, "row d_model"],
-    layers: Sequence[int] | Int[Tensor, " row"],
+    vectors: AnyVectors,
+    layers: AnyNumbers,
     *,
     engine: Engine = "auto",
     batch_size: int | None = None,
@@ -73,7 +74,7 @@ def patch_logits(
 
     Args:
         target: the prompt T and the position i*.
-        vectors: what to write over the representation of token i*, one row each.
+        vectors: what to write over the representation of token i*, one row each; also of NumPy, or in lists.
         layers: the target layer ℓ* of each row, in any order and mix; `EMBEDDING` is what enters block 0.
         engine: `"hooks"` runs the whole prompt through the whole model, and every hook that the user put on the
             model fires. `"fast"` shares what rows have in common; it runs the model's own modules without the
@@ -86,7 +87,8 @@ def patch_logits(
     Raises:
         PatchscopesError: shapes or layers do not fit the model, or `engine="fast"` cannot run this model.
     """
-    out, n_done = vectors.new_empty(0, target.model.cfg.d_vocab), 0
+    cfg = target.model.cfg
+    out, n_done = torch.empty(0, cfg.d_vocab, dtype=cfg.dtype, device=cfg.device), 0
     for logits in patch_logits_in_batches(target, vectors, layers, engine=engine, batch_size=batch_size):
         if n_done == 0:
             # All of it at once: where it does not fit, smaller batches would not help.
@@ -98,8 +100,8 @@ def patch_logits(
 
 def patch_logits_in_batches(
     target: TargetPrompt,
-    vectors: Float[Tensor, "row d_model"],
-    layers: Sequence[int] | Int[Tensor, " row"],
+    vectors: AnyVectors,
+    layers: AnyNumbers,
     *,
     engine: Engine = "auto",
     batch_size: int | None = None,
@@ -120,8 +122,8 @@ def patch_logits_in_batches(
 
 def patch_logits_ahead_in_batches(
     target: TargetPrompt,
-    vectors: Float[Tensor, "row d_model"],
-    layers: Sequence[int] | Int[Tensor, " row"],
+    vectors: AnyVectors,
+    layers: AnyNumbers,
     n_tokens: int,
     *,
     engine: Engine = "auto",
@@ -153,8 +155,8 @@ def patch_logits_ahead_in_batches(
 @torch.no_grad()
 def patch_generate(
     target: TargetPrompt,
-    vectors: Float[Tensor, "row d_model"],
-    layers: Sequence[int] | Int[Tensor, " row"],
+    vectors: AnyVectors,
+    layers: AnyNumbers,
     *,
     max_new_tokens: int = 20,
     temperature: float = 0.0,
@@ -202,11 +204,11 @@ def patch_generate(
 
 @torch.no_grad()
 def run_with_patch(
-    model: LensModel,
+    model: AnyModel,
     target_text: Text,
-    target_position: int,
-    source_vec: Float[Tensor, " d_model"],
-    layer: int = EMBEDDING,
+    target_position: AnyNumber,
+    source_vec: AnyVector,
+    layer: AnyNumber = EMBEDDING,
 ) -> Float[Tensor, "1 pos d_vocab"]:
     """Logits at every position of the target prompt, with `source_vec` written at (`target_position`, `layer`).
 
@@ -214,19 +216,19 @@ def run_with_patch(
         PatchscopesError: the position or layer does not exist, or the vector is not as wide as the model.
     """
     target = TargetPrompt(model, target_text, target_position)
-    vectors, layers = _check_rows(target, source_vec[None], [layer])
-    return model.run_with_hooks(
-        target.tokens[None], fwd_hooks=hooks.build_writing_hooks(target.position, vectors, layers)
-    )
+    vectors, layers = _check_rows(target, to_tensor(source_vec)[None], [layer])
+    writing = hooks.build_writing_hooks(target.position, vectors, layers)
+    logits = target.model.run_with_hooks(target.tokens[None], fwd_hooks=writing)
+    return check_finite(logits, target.model.cfg.dtype, "logits")
 
 
 def generate_with_patch(
-    model: LensModel,
+    model: AnyModel,
     target_text: Text,
-    target_position: int,
-    source_vec: Float[Tensor, " d_model"],
+    target_position: AnyNumber,
+    source_vec: AnyVector,
     max_new_tokens: int = 5,
-    layer: int = EMBEDDING,
+    layer: AnyNumber = EMBEDDING,
     temperature: float = 0.0,
 ) -> tuple[list[str], Int[Tensor, " new_token"]]:
     """Continue the target prompt with `source_vec` written at (`target_position`, `layer`).
@@ -237,29 +239,27 @@ def generate_with_patch(
         PatchscopesError: as for `run_with_patch`.
     """
     target = TargetPrompt(model, target_text, target_position)
-    rows = patch_generate(target, source_vec[None], [layer], max_new_tokens=max_new_tokens, temperature=temperature)
+    rows = patch_generate(
+        target, to_tensor(source_vec)[None], [layer], max_new_tokens=max_new_tokens, temperature=temperature
+    )
     tokens = rows[0]
-    ended = torch.isin(tokens, get_end_tokens(model)).nonzero()
+    ended = torch.isin(tokens, get_end_tokens(target.model)).nonzero()
     if len(ended) > 0:
         tokens = tokens[: int(ended[0]) + 1]
-    return decode_each_token(model, tokens), tokens
+    return decode_each_token(target.model, tokens), tokens
 
 
 def _check_rows(
-    target: TargetPrompt, vectors: Float[Tensor, "row d_model"], layers: Sequence[int] | Int[Tensor, " row"]
+    target: TargetPrompt, vectors: AnyVectors, layers: AnyNumbers
 ) -> tuple[Float[Tensor, "row d_model"], Int[Tensor, " row"]]:
     """Vectors and layers on the model's device, if they fit the model and each other."""
     cfg = target.model.cfg
-    if vectors.ndim != 2 or vectors.shape[1] != cfg.d_model:
+    rows, numbers = to_rows(target.model, vectors, layers)
+    if rows.shape[1] != cfg.d_model:
         raise PatchscopesError(
-            f"vectors must be [row, d_model] with d_model = {cfg.d_model}, got shape {tuple(vectors.shape)}"
+            f"vectors must be [row, d_model] with d_model = {cfg.d_model}, got shape {tuple(rows.shape)}"
         )
-    layers = torch.as_tensor(layers, device=cfg.device)
-    if len(layers) > 0 and layers.is_floating_point():
-        raise PatchscopesError(f"layers must be whole numbers, got {layers.dtype}")
-    layers = layers.long()
-    if layers.shape != vectors.shape[:1]:
-        raise PatchscopesError(f"{vectors.shape[0]} vectors need as many layers, got {tuple(layers.shape)}")
-    for layer in layers.unique().tolist():
+    check_finite(rows, rows.dtype, "vectors")
+    for layer in numbers.unique().tolist():
         check_layer(target.model, layer)
-    return vectors.to(cfg.device), layers
+    return rows, numbers

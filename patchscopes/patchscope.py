@@ -20,9 +20,9 @@ from patchscopes.engine.proof import Engine
 from patchscopes.engine.relevancy import Continuation, describe_relevancy, generate_with_relevancy
 from patchscopes.engine.target import TargetPrompt, find_target_positions
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, to_lens_model
 from patchscopes.learned.mappings import LayerMapping, RepresentationMapping, Scaling, norm_matched
 from patchscopes.model.layers import describe_layers, resolve_layers, resolve_target_layers
-from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import Row, Write, generate_rows, patch_generate, patch_logits, patch_rows
 from patchscopes.positions import find_substring_token_position
 from patchscopes.tokens import (
@@ -67,16 +67,19 @@ class Patchscope:
     """
 
     source_prompt: Text
-    source_position: int | str = -1
-    model: LensModel
-    source_layers: Sequence[int] | int | None = None
+    source_position: AnyNumber | str = -1
+    model: AnyModel
+    source_layers: AnyNumbers | None = None
     target_prompt: Text | None = None
-    target_position: int | str | Sequence[int | str] | None = None
+    target_position: AnyNumbers | str | Sequence[int | str] | None = None
     mapping: RepresentationMapping | Sequence[RepresentationMapping] | None = None
-    target_model: LensModel | None = None
-    target_layers: str | int | Sequence[int] = "same"
+    target_model: AnyModel | None = None
+    target_layers: str | AnyNumbers = "same"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", to_lens_model(self.model))
+        if self.target_model is not None:
+            object.__setattr__(self, "target_model", to_lens_model(self.target_model))
         # What is wrong is said now, and not when the model runs.
         _, target_model = self.source, self.target.model
         pairs = list(zip(self.resolved_source_layers, self.resolved_target_layers, strict=True))
@@ -261,8 +264,6 @@ class Patchscope:
         places = self.target_position
         if places is None:
             places = align_position(self.model, model, prompt, self.source[1]) if self.target_prompt is None else -1
-        if isinstance(places, int | str):
-            places = [places]
         return [TargetPrompt(model, prompt, position) for position in find_target_positions(model, prompt, places)]
 
     @torch.no_grad()

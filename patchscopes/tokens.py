@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyNumber, to_number
 from patchscopes.model.lens_model import LensModel
 from patchscopes.prompts import Chat, as_chat
 
@@ -139,12 +140,13 @@ def has_added_bos(model: LensModel, text: Text, tokens: Int[Tensor, " pos"]) -> 
     return n_read > n_written
 
 
-def resolve_position(n_tokens: int, position: int) -> int:
+def resolve_position(n_tokens: int, position: AnyNumber) -> int:
     """A position counted from the start; negative ones count from the end.
 
     Raises:
-        PatchscopesError: the text has no such token.
+        PatchscopesError: the text has no such token, or it is not one number.
     """
+    position = to_number(position, "a position")
     if not -n_tokens <= position < n_tokens:
         raise PatchscopesError(f"position {position} does not exist in a text of {n_tokens} tokens (BOS included)")
     return position % n_tokens

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from texts import add_text_options
 
-from patchscopes.data.files import expand_home
 from patchscopes.data.texts import PASSAGES
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.layer_names import parse_layer
-from patchscopes.model.registry import EMBEDDED_MODEL, resolve_hub_id
+from patchscopes.model.registry import EMBEDDED_MODEL
+from patchscopes.model.sources import find_source
 from patchscopes.prompts import ChatForm
 
 FIGURES = Path(__file__).parent.parent / "figures"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+QUANTIZATIONS = ("8bit", "4bit")
 
 
 def build_common_parser(
@@ -108,7 +109,11 @@ def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = 
             f"--{name}",
             type=model_name,
             default=EMBEDDED_MODEL,
-            help="alias (scripts/list_models.py prints them), hub id or local folder (default: %(default)s)",
+            help="alias (scripts/list_models.py prints them), hub id, local folder (of a model or an adapter) or .gguf "
+            "file (default: %(default)s)",
+        )
+        model.add_argument(
+            f"--{name.replace('model', 'revision')}", help=f"branch, tag or commit of --{name} on the hub"
         )
     model.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
     model.add_argument(
@@ -116,6 +121,12 @@ def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = 
         choices=DTYPES,
         metavar="DTYPE",
         help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)",
+    )
+    model.add_argument(
+        "--quantization", choices=QUANTIZATIONS, help="keep the weights in so many bits (default: as they are)"
+    )
+    model.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that comes with a model; read it first"
     )
 
 
@@ -238,12 +249,11 @@ def add_noise_options(group: argparse._ArgumentGroup, *, noise: float, n_noise_s
 
 
 def model_name(text: str) -> str:
-    """An alias, a hub id or a local folder; whether the hub has it, only the hub knows."""
-    if not expand_home(text).is_dir():
-        try:
-            resolve_hub_id(text)
-        except PatchscopesError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+    """What stands for a model; whether the hub has it, only the hub knows."""
+    try:
+        find_source(text)
+    except PatchscopesError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 

@@ -38,8 +38,8 @@ def main() -> None:
     from patchscopes.plots.cross_model import plot_cross_model
 
     # The one that may not be there first.
-    target = load_chosen_model(options, target_name, reads_chats=chat.target)
-    source = load_chosen_model(options, options.source_model)
+    target = load_chosen_model(options, target_name, options.target_revision, reads_chats=chat.target)
+    source = load_chosen_model(options, options.source_model, options.source_revision)
     config = CrossModelConfig(
         methods=options.methods,
         n_samples=options.samples,

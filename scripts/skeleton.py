@@ -88,8 +88,10 @@ def show_warning(
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def load_chosen_model(options: argparse.Namespace, name: str | None = None, *, reads_chats: bool = True) -> "LensModel":
-    """The model of `--model`, or of another option that names one, on the chosen device and in the chosen type.
+def load_chosen_model(
+    options: argparse.Namespace, name: str | None = None, revision: str | None = None, *, reads_chats: bool = True
+) -> "LensModel":
+    """The model of `--model` and `--revision`, or of other options that name one, loaded in the chosen way.
 
     Args:
         reads_chats: whether with `--chat` this model reads some; if it has no template for them, that is told at once.
@@ -103,7 +105,14 @@ def load_chosen_model(options: argparse.Namespace, name: str | None = None, *, r
     from patchscopes.model.loading import load_model
 
     keep_freed_memory()
-    model = load_model(name or options.model, device=options.device, dtype=options.dtype)
+    model = load_model(
+        name or options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=revision if name else options.revision,
+        trust_remote_code=options.trust_remote_code,
+        quantization=options.quantization,
+    )
     if reads_chats and getattr(options, "chat", None) is not None:
         as_chat(model, "x", options.system)
     return model

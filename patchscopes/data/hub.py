@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from patchscopes.data.files import ROW_SUFFIXES, get_suffix
+from patchscopes.data.files import ROW_SUFFIXES, expand_home, get_suffix
 from patchscopes.errors import PatchscopesError
 
 # Data sets that have a name of their own here: repository and configuration.
@@ -27,8 +27,8 @@ def find_repository(name: str) -> tuple[str, str | None] | None:
         return STREAMED[name]
     # First as a whole, since Windows has colons in paths.
     for repository, _, configuration in ((name, "", ""), name.rpartition(":")):
-        if repository and Path(repository).expanduser().is_dir():
-            return str(Path(repository).expanduser()), configuration or None
+        if repository and expand_home(repository).is_dir():
+            return str(expand_home(repository)), configuration or None
     repository, _, configuration = name.partition(":")
     is_file = Path(name).is_file() or get_suffix(Path(name)) in (".txt", *ROW_SUFFIXES)
     if is_file or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):

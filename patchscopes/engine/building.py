@@ -16,6 +16,7 @@ from patchscopes.engine.clean_run import record_clean_run
 from patchscopes.engine.prefix import SHARED_PREFIX_ATTENTION, cache_in_use
 from patchscopes.engine.twin import Twin, block_forwards
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import BRIDGE
 from patchscopes.model.lens_model import LensModel
 
 # How the forward of an unknown family can refuse our cache or the arguments recorded from another call.
@@ -64,6 +65,8 @@ def build_twin(model: Any, shares_prefix: bool) -> Twin:
                 # The bridge gives some blocks (Falcon's) a forward of their own.
                 twin_module.forward = MethodType(forward.__func__, twin_module)
             rebind_accelerate_hook(twin_module)
+            # Twins are kept as long as their bridge is.
+            vars(twin_module).pop(BRIDGE, None)
         return copies[id(module)]
 
     causal_lm = copy_module(bridged)

@@ -10,13 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.engine.batching import RowSize, run_in_batches
+from patchscopes.engine.overflow import check_finite
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, to_lens_model, to_numbers
 from patchscopes.model.layers import get_hook_name, resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import Text, check_texts, resolve_position, to_token_ids
 
 
-def extract_representation(model: LensModel, text: Text, layer: int, position: int) -> Float[Tensor, " d_model"]:
+def extract_representation(
+    model: AnyModel, text: Text, layer: AnyNumber, position: AnyNumber
+) -> Float[Tensor, " d_model"]:
     """The representation of one token of one text at one layer. See `extract_representations`."""
     return extract_representations(model, [text], [position], [layer])[0, 0]
 
@@ -27,14 +31,16 @@ class _LastLayerRead(Exception):
 
 @torch.no_grad()
 def extract_representations(
-    model: LensModel,
-    texts: Sequence[Text],
-    positions: Sequence[int],
-    layers: Sequence[int] | None = None,
+    model: AnyModel,
+    texts: Sequence[Text] | str,
+    positions: AnyNumbers,
+    layers: AnyNumbers | None = None,
     *,
     batch_size: int = 32,
 ) -> Float[Tensor, "text layer d_model"]:
     """The representations of token `positions[t]` of `texts[t]` at each of `layers` (all blocks unless given).
+
+    One text stands for itself at each of the positions.
 
     Texts of different lengths share a batch of `batch_size` (halved, with a warning, where it is out of memory); a text
     given several times (with different positions)
@@ -42,8 +48,12 @@ def extract_representations(
     after the last layer, not the unembedding. Hooks that the user put on the model fire.
 
     Raises:
-        PatchscopesError: a position or layer does not exist, texts and positions differ in number, or they are no list.
+        PatchscopesError: a position or layer does not exist, texts and positions differ in number, or states hold NaN
+            or infinity, as where float16 overflows.
     """
+    model, positions = to_lens_model(model), to_numbers(positions, "positions")
+    if isinstance(texts, str):
+        texts = [texts] * len(positions)
     check_texts(texts)
     if len(texts) != len(positions):
         raise PatchscopesError(f"{len(texts)} texts and {len(positions)} positions given; give one position per text")
@@ -72,7 +82,7 @@ def extract_representations(
         row = RowSize(run=len(runs[batch[-1]]), unembedded=0)
         parts = run_in_batches(model, len(batch), partial(read, batch), row=row, batch_size=len(batch))
         for _, (indices, states) in parts:
-            out[indices] = states
+            out[indices] = check_finite(states, model.cfg.dtype)
     return out
 
 

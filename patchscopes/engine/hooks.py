@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.engine.generation import Advance, LogitsInParts
+from patchscopes.engine.overflow import check_finite
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.model.layers import EMBEDDING, check_layer, get_hook_name
 
@@ -58,12 +59,16 @@ def last_logits(
     vectors: Float[Tensor, "row d_model"],
     layers: Int[Tensor, " row"],
 ) -> Float[Tensor, "row d_vocab"]:
-    """A full forward pass over whole sequences that start with the target prompt, patched at (i*, its layer)."""
+    """A full forward pass over whole sequences that start with the target prompt, patched at (i*, its layer).
 
+    Raises:
+        Overflow: logits hold NaN or infinity.
+    """
     fwd_hooks = build_writing_hooks(target.position, vectors, layers)
     if target.soft_prompt is not None:
         fwd_hooks = [(get_hook_name(EMBEDDING), build_soft_prompt_hook(target.soft_prompt)), *fwd_hooks]
-    return target.model.run_with_hooks(sequences, fwd_hooks=fwd_hooks)[:, -1]
+    logits = target.model.run_with_hooks(sequences, fwd_hooks=fwd_hooks)[:, -1]
+    return check_finite(logits, target.model.cfg.dtype, "logits")
 
 
 def build_soft_prompt_hook(soft_prompt: Float[Tensor, "soft d_model"]) -> Callable[..., Tensor]:

@@ -19,6 +19,7 @@ from patchscopes.engine.batching import RowSize, run_in_batches
 from patchscopes.engine.building import get_twin
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.hooks import build_writing_hooks
+from patchscopes.engine.overflow import check_finite
 from patchscopes.engine.prefix import cache_in_use
 from patchscopes.engine.proof import Engine, choose_engine
 from patchscopes.engine.target import TargetPrompt
@@ -59,8 +60,8 @@ def compute_jacobians(
             `"auto"` chooses as `patch_logits` does.
 
     Raises:
-        PatchscopesError: the position or a layer does not exist, no layer is given, or `engine="fast"` cannot run this
-            model.
+        PatchscopesError: the position or a layer does not exist, no layer is given, `engine="fast"` cannot run this
+            model, or states or Jacobians hold NaN or infinity.
     """
     layers = resolve_layers(model, layers)
     if not layers:
@@ -70,7 +71,10 @@ def compute_jacobians(
         target = TargetPrompt(model, prompt, position)
         compute = _compute_in_one_pass if choose_engine(target, engine) == "fast" else _compute_with_hooks
         with torch.enable_grad():
-            return compute(target, layers)
+            found = compute(target, layers)
+    check_finite(found.output, model.cfg.dtype)
+    check_finite(found.jacobians, model.cfg.dtype, "Jacobians")
+    return found
 
 
 def _compute_in_one_pass(target: TargetPrompt, layers: Sequence[int]) -> Jacobians:

@@ -16,6 +16,7 @@ from patchscopes.engine import fast
 from patchscopes.engine.building import REFUSALS, get_twin, use_family_attention
 from patchscopes.engine.checking import Difference, get_tolerance, supervise_blocks
 from patchscopes.engine.generation import concatenate_logits
+from patchscopes.engine.overflow import Overflow
 from patchscopes.engine.reference import Reference, build_trials, measure_error, record_reference
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import block_forwards
@@ -78,6 +79,9 @@ def prove(target: TargetPrompt) -> str | None:
 
     What the proof does not see: windows and rotary angles that change with more tokens than it runs; and in 16 bit,
     what changes less of a block's result than rounding may.
+
+    Raises:
+        Overflow: the unpatched states of the target's tokens hold NaN or infinity.
     """
     try:
         twin = get_twin(target.model)
@@ -86,6 +90,8 @@ def prove(target: TargetPrompt) -> str | None:
         if failure is not None and twin.shares_prefix:
             use_family_attention(target.model)
             failure = compare(references)
+    except Overflow:
+        raise
     except PatchscopesError as error:
         return str(error)
     return failure

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchscopes.engine.generation import Advance, LogitsInParts
+from patchscopes.engine.overflow import check_finite
 from patchscopes.engine.rows import Placement, Row, check_keys_left, place_cuts, place_writes
 from patchscopes.engine.sublayers import check_plain_hooks, get_added_hook_name, get_scores_hook_name
 from patchscopes.model.layers import EMBEDDING, get_hook_name
@@ -34,11 +35,16 @@ def start_generation(rows: Sequence[Row]) -> tuple[LogitsInParts, Advance]:
 
 
 def _last_logits(rows: Sequence[Row], sequences: Int[Tensor, "row pos"]) -> Float[Tensor, "row d_vocab"]:
-    """A full forward pass over whole sequences that start with the rows' target prompts."""
+    """A full forward pass over whole sequences that start with the rows' target prompts.
+
+    Raises:
+        Overflow: logits hold NaN or infinity.
+    """
     model = rows[0].target.model
     for feature in sorted(frozenset().union(*(row.features for row in rows))):
         check_plain_hooks(model, feature)
-    return model.run_with_hooks(sequences, fwd_hooks=[*build_soft_prompt_hooks(rows), *build_row_hooks(rows)])[:, -1]
+    logits = model.run_with_hooks(sequences, fwd_hooks=[*build_soft_prompt_hooks(rows), *build_row_hooks(rows)])[:, -1]
+    return check_finite(logits, model.cfg.dtype, "logits")
 
 
 def build_row_hooks(rows: Sequence[Row]) -> list[FwdHook]:

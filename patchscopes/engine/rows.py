@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyNumber, AnyVector, to_number, to_numbers, to_tensor
 from patchscopes.model.layers import EMBEDDING, check_layer
 from patchscopes.model.lens_model import LensModel
 
@@ -36,10 +37,15 @@ class Write:
         site: the residual stream, or what the attention or the MLP of the block adds to it.
     """
 
-    position: int
-    layer: int
-    vector: Float[Tensor, " d_model"]
+    position: AnyNumber
+    layer: AnyNumber
+    vector: AnyVector
     site: Site = "resid"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "position", to_number(self.position, "a position"))
+        object.__setattr__(self, "layer", to_number(self.layer, "a layer"))
+        object.__setattr__(self, "vector", to_tensor(self.vector))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +57,14 @@ class Cut:
         layers: blocks.
     """
 
-    query: int
-    keys: tuple[int, ...]
-    layers: tuple[int, ...]
+    query: AnyNumber
+    keys: Sequence[int]
+    layers: Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "query", to_number(self.query, "a query"))
+        object.__setattr__(self, "keys", tuple(to_numbers(self.keys, "keys")))
+        object.__setattr__(self, "layers", tuple(to_numbers(self.layers, "layers")))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,8 +82,8 @@ class Row:
     """
 
     target: TargetPrompt
-    writes: tuple[Write, ...] = ()
-    cuts: tuple[Cut, ...] = ()
+    writes: Sequence[Write] = ()
+    cuts: Sequence[Cut] = ()
 
     def __post_init__(self) -> None:
         for write in self.writes:

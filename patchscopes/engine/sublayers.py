@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchscopes.engine.overflow import check_finite
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.layers import EMBEDDING, get_hook_name
 from patchscopes.model.lens_model import LensModel
 
 # Whether hooks do what they say, of a residual's norm: far above rounding, far below what anything else would give.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def get_added_hook_name(layer: int, site: str) -> str:
@@ -62,7 +63,7 @@ def _try_writing(model: LensModel) -> str | None:
 
     def read(layer: int) -> Callable[..., None]:
         def hook_function(residual: Float[Tensor, "row pos d_model"], hook: Any) -> None:
-            residuals[layer] = residual[0, 1].float().cpu()
+            residuals[layer] = check_finite(residual[0, 1], model.cfg.dtype).float().cpu()
 
         return hook_function
 
@@ -114,7 +115,10 @@ def _try_cutting(model: LensModel) -> str | None:
     def read_second_token(cutting: bool) -> list[Tensor]:
         residuals: list[Tensor] = []
         hooks: list[tuple[str, Callable[..., Any]]] = [
-            (get_hook_name(layer), lambda residual, hook: residuals.append(residual[:, 1].float().cpu()))
+            (
+                get_hook_name(layer),
+                lambda residual, hook: residuals.append(check_finite(residual[:, 1], model.cfg.dtype).float().cpu()),
+            )
             for layer in layers
         ]
         if cutting:

@@ -10,6 +10,7 @@ from patchscopes.engine.building import get_twin
 from patchscopes.engine.clean_run import CleanRun, record_clean_run
 from patchscopes.engine.twin import Twin
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, to_lens_model, to_numbers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_characters, find_substring_token_position
 from patchscopes.prompts import PLACEHOLDER
@@ -34,21 +35,21 @@ class TargetPrompt:
 
     def __init__(
         self,
-        model: LensModel,
+        model: AnyModel,
         text: Text,
-        position: int = -1,
+        position: AnyNumber = -1,
         *,
         soft_prompt: Float[Tensor, "pos d_model"] | None = None,
     ) -> None:
-        self.model = model
-        self.tokens = to_token_ids(model, text)
+        self.model: LensModel = to_lens_model(model)
+        self.tokens = to_token_ids(self.model, text)
         self.position = resolve_position(len(self.tokens), position)
         self.soft_prompt = soft_prompt
         self._clean_run: tuple[Twin, CleanRun] | None = None
-        if soft_prompt is not None and soft_prompt.shape != (len(self.tokens), model.cfg.d_model):
+        if soft_prompt is not None and soft_prompt.shape != (len(self.tokens), self.model.cfg.d_model):
             raise PatchscopesError(
-                f"the soft prompt is {tuple(soft_prompt.shape)}, expected one vector of width {model.cfg.d_model} for "
-                f"each of the prompt's {len(self.tokens)} tokens"
+                f"the soft prompt is {tuple(soft_prompt.shape)}, expected one vector of width {self.model.cfg.d_model} "
+                f"for each of the prompt's {len(self.tokens)} tokens"
             )
 
     @property
@@ -80,7 +81,7 @@ class TargetPrompt:
 
 
 def placeholder_target(
-    model: LensModel, prompt: Text, placeholder: str = PLACEHOLDER, *, occurrence: int = -1
+    model: AnyModel, prompt: Text, placeholder: str = PLACEHOLDER, *, occurrence: int = -1
 ) -> TargetPrompt:
     """The prompt with i* at the last occurrence of its placeholder.
 
@@ -90,6 +91,7 @@ def placeholder_target(
     Raises:
         PatchscopesError: the placeholder is not in the prompt, or not one token of its own there.
     """
+    model = to_lens_model(model)
     last = find_target_position(model, prompt, placeholder, occurrence=occurrence)
     first = find_substring_token_position(model, prompt, placeholder, last=False, occurrence=occurrence)
     if first != last:
@@ -113,14 +115,20 @@ def find_target_position(model: LensModel, prompt: Text, word: str, *, occurrenc
     return position
 
 
-def find_target_positions(model: LensModel, prompt: Text, places: Sequence[int | str]) -> list[int]:
+def find_target_positions(model: LensModel, prompt: Text, places: AnyNumbers | str | Sequence[int | str]) -> list[int]:
     """Positions of the prompt, from the first to the last, each given as a number (negative: from the end) or a word.
+
+    One alone may be given as itself.
 
     A word is found as by `find_target_position`; one that is given n times stands for its last n occurrences.
 
     Raises:
         PatchscopesError: no places, or a position or word that is not in the prompt.
     """
+    if isinstance(places, str):
+        places = [places]
+    elif not isinstance(places, Sequence) or not any(isinstance(place, str) for place in places):
+        places = to_numbers(places, "target positions")
     if not places:
         raise PatchscopesError("the list of target positions is empty; give at least one position or word of T")
     n_tokens = len(to_token_ids(model, prompt))

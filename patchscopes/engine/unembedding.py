@@ -7,18 +7,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.engine.building import get_twin
+from patchscopes.engine.overflow import check_finite
 from patchscopes.engine.twin import Twin, block_forwards, wrap_hidden_states
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyModel, AnyVectors, to_lens_model, to_tensor
 from patchscopes.model.lens_model import LensModel
 
 
 @torch.no_grad()
-def logit_lens(model: LensModel, representations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+def logit_lens(
+    model: AnyModel, representations: Float[Tensor, "*batch d_model"] | AnyVectors
+) -> Float[Tensor, "*batch d_vocab"]:
     """Read a representation of any layer as if it were the last one's: final norm, then unembedding.
 
     The logit lens (nostalgebraist 2020). Applied to the last layer it gives the model's own prediction, output
     scaling or capping included. Hooks on the model do not fire.
+
+    Raises:
+        PatchscopesError: the representations or logits hold NaN or infinity, as where float16 overflows.
     """
+    model = to_lens_model(model)
+    representations = to_tensor(representations, model.cfg.dtype)
     rows = representations.reshape(-1, representations.shape[-1])
     return unembed_rows(model, rows).reshape(*representations.shape[:-1], -1)
 
@@ -33,20 +42,24 @@ def unembed_rows(model: LensModel, rows: Float[Tensor, "row d_model"]) -> Float[
 
 def _plain_unembed(model: Any, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
     """The same from TransformerLens's own modules, for a HookedTransformer or a family that has no twin."""
-    residual = rows[:, None]
+    residual = check_finite(rows, model.cfg.dtype)[:, None]
     # A HookedTransformer may be made without norms.
     if hasattr(model, "ln_final"):
         residual = model.ln_final(residual)
     logits = model.unembed(residual)[:, 0]
     cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
+    return _check_logits(cap * torch.tanh(logits / cap) if cap > 0 else logits)
 
 
 def unembed(twin: Twin, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
     """Final norm, unembedding and any output scaling or capping, by the family's own forward.
 
     The blocks hand the residual through, so nothing of what the family does after them is written again here.
+
+    Raises:
+        Overflow: the residuals or logits hold NaN or infinity.
     """
+    check_finite(residual, twin.causal_lm.dtype)
 
     def inject(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         return wrap_hidden_states(twin, residual[:, None].to(hidden))
@@ -56,4 +69,9 @@ def unembed(twin: Twin, residual: Float[Tensor, "row d_model"]) -> Float[Tensor,
 
     any_tokens = torch.zeros(len(residual), 1, dtype=torch.long, device=twin.device)
     with block_forwards(twin, [inject] + [pass_on] * (len(twin.blocks) - 1)):
-        return twin.causal_lm(input_ids=any_tokens, use_cache=False).logits[:, -1]
+        return _check_logits(twin.causal_lm(input_ids=any_tokens, use_cache=False).logits[:, -1])
+
+
+def _check_logits(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row d_vocab"]:
+    """Logits of finite residuals: only float16 is so narrow that they may overflow, and there are many of them."""
+    return check_finite(logits, logits.dtype, "logits") if logits.dtype == torch.float16 else logits

@@ -12,13 +12,13 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.generation import generate
 from patchscopes.engine.proof import Engine, choose_engine
 from patchscopes.engine.target import TargetPrompt
-from patchscopes.model.lens_model import LensModel
+from patchscopes.given import AnyModel, to_lens_model
 from patchscopes.tokens import Text, check_texts, get_end_tokens, to_token_ids
 
 
 @torch.no_grad()
 def generate_after(
-    model: LensModel,
+    model: AnyModel,
     prompts: Sequence[Text],
     *,
     max_new_tokens: int = 20,
@@ -34,6 +34,7 @@ def generate_after(
     Raises:
         PatchscopesError: a prompt has no room for the new tokens, or the prompts are no list.
     """
+    model = to_lens_model(model)
     check_texts(prompts)
     ids = [to_token_ids(model, prompt).tolist() for prompt in prompts]
     if not ids:

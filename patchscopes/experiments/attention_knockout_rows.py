@@ -17,7 +17,6 @@ from torch import Tensor
 
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite
 from patchscopes.experiments.config import AttentionKnockoutConfig
 from patchscopes.model.layers import EMBEDDING
 from patchscopes.model.lens_model import LensModel
@@ -79,7 +78,7 @@ def build_zero_row(target: TargetPrompt, keys: Sequence[int], layers: Sequence[i
 def read_probability(model: LensModel, tokens: Sequence[int], answer: int) -> float:
     """How likely the model finds an answer after a prompt, with nothing knocked out."""
     logits = patch_rows([Row(target=TargetPrompt(model, tokens))])
-    return float(check_finite(model, logits)[0].float().softmax(dim=-1)[answer])
+    return float(logits[0].float().softmax(dim=-1)[answer])
 
 
 def knock_out(
@@ -105,8 +104,7 @@ def knock_out(
     targets = {start: TargetPrompt(model, tokens, start) for start in set(starts.values())}
     rows = [build_row(targets[starts[name]], keys, layers) for name, keys in key_sets.items() for layers in windows]
     probabilities: list[Float[Tensor, " batch"]] = [
-        check_finite(model, logits).float().softmax(dim=-1)[:, answer]
-        for logits in patch_rows_in_batches(rows, batch_size=batch_size)
+        logits.float().softmax(dim=-1)[:, answer] for logits in patch_rows_in_batches(rows, batch_size=batch_size)
     ]
     by_row = torch.cat(probabilities).tolist()
     return {

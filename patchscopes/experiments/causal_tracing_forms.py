@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.engine.batching import RowSize, run_in_batches
+from patchscopes.engine.overflow import check_finite
 from patchscopes.experiments.causal_tracing_states import (
     Place,
     Restoration,
@@ -18,13 +19,12 @@ from patchscopes.experiments.causal_tracing_states import (
     build_input_hook,
     get_site_hook_name,
 )
-from patchscopes.experiments.checks import check_finite
 from patchscopes.patch import Row, TargetPrompt, Write, patch_rows_in_batches
 
 
 def find_probability(trace: Trace, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, " row"]:
     """How likely the answer's first token is."""
-    return torch.softmax(check_finite(trace.model, logits).float(), dim=-1)[:, trace.fact.answer]
+    return torch.softmax(logits.float(), dim=-1)[:, trace.fact.answer]
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def trace_with_hooks(
         entering = build_input_hook(trace.inputs[[sample for _, sample in batch]])
         hooks = [entering, *build_restoring_hooks(trace, batch)]
         logits = model.run_with_hooks(tokens.expand(len(batch), -1), fwd_hooks=hooks)
-        return find_probability(trace, logits[:, -1])
+        return find_probability(trace, check_finite(logits[:, -1], model.cfg.dtype, "logits"))
 
     row = RowSize(run=n_tokens, unembedded=n_tokens)
     found = [likely for _, likely in run_in_batches(model, len(runs), run, row=row, batch_size=batch_size)]

@@ -11,7 +11,6 @@ from patchscopes.data.texts import Sample, TextSet
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.unembedding import logit_lens
-from patchscopes.experiments.checks import check_finite
 from patchscopes.experiments.chunks import StopWatch
 from patchscopes.experiments.config import CrossModelConfig
 from patchscopes.experiments.model_pair import ModelPair
@@ -46,7 +45,7 @@ def predict_next_tokens(
         source_positions, target_positions = ([position[role] for position in positions] for role in (0, 1))
         layers = [*pair.layers, pair.source.cfg.n_layers - 1]
         representations = extract_representations(pair.source, source_ids, source_positions, layers)
-        final_logits = check_finite(pair.source, logit_lens(pair.source, representations[:, -1]))
+        final_logits = logit_lens(pair.source, representations[:, -1])
         vectors = pair.map_representations(representations[:, :-1], pair.grid)
         target_layers = [target_layer for _, target_layer in pair.grid]
 
@@ -87,7 +86,7 @@ def predict_tokens(
 ) -> Int[Tensor, " row"]:
     """The most likely token of each row; logits exist for one batch of rows at a time."""
     batches = patch_logits_in_batches(target, vectors, layers, batch_size=batch_size)
-    return torch.cat([check_finite(target.model, logits).argmax(dim=-1) for logits in batches])
+    return torch.cat([logits.argmax(dim=-1) for logits in batches])
 
 
 def compare_predictions(

@@ -26,7 +26,7 @@ from patchscopes.engine.batching import RowSize, run_in_batches
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite, check_methods
+from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import FutureLensConfig
 from patchscopes.experiments.sampling import CHUNK_SAMPLES, SampledPositions, sample_positions, summarise_samples
@@ -154,7 +154,7 @@ def _measure(
     watch = StopWatch()
     with watch.time("sources"):
         source = read_with_continuation(model, *drawn.get_sources(samples), layers, N_TOKENS)
-        log_probabilities = torch.log_softmax(check_finite(model, logit_lens(model, source.final)).float(), dim=-1)
+        log_probabilities = torch.log_softmax(logit_lens(model, source.final).float(), dim=-1)
     measured: Json = {}
     for method, read in readers.items():
         with watch.time(method):

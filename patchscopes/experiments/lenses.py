@@ -20,7 +20,7 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite, check_methods
+from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import LensesConfig
 from patchscopes.experiments.sampling import (
@@ -196,7 +196,7 @@ def _measure(
         logits: dict[str, Tensor] = {}
         for method in methods:
             with watch.time(method):
-                logits[method] = check_finite(model, lenses[method](text, sample.position)(rows, row_layers))
+                logits[method] = lenses[method](text, sample.position)(rows, row_layers)
                 predicted[method].append(logits[method].argmax(dim=-1))
         for original, twin in twins.items():
             twin.compare(logits[f"{original}_patchscope"], logits[original])

@@ -29,7 +29,7 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite, check_methods
+from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import NextTokenConfig
 from patchscopes.experiments.sampling import (
@@ -132,7 +132,7 @@ def measure_samples(
         representations = extract_representations(
             model, *drawn.get_sources(samples), [*layers, model.cfg.n_layers - 1], batch_size=batch_size or 32
         )
-        final_logits = check_finite(model, logit_lens(model, representations[:, -1]))
+        final_logits = logit_lens(model, representations[:, -1])
     measured: Json = {}
     for method, lens in lenses.items():
         with watch.time(method):

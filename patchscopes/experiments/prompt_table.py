@@ -16,9 +16,9 @@ from torch import Tensor
 from patchscopes.baselines import Lens, LogitLens
 from patchscopes.engine.batching import run_in_batches
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.overflow import check_finite
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite
 from patchscopes.experiments.config import PromptTableConfig
 from patchscopes.experiments.next_token import build_lenses
 from patchscopes.metrics import rank
@@ -222,10 +222,10 @@ def read_rows(
     row_positions = torch.arange(len(states), device=rows.device).repeat_interleave(len(layers))
 
     def read(some: slice) -> Reading:
-        logits = check_finite(model, lens(rows[some], row_layers[some]))
+        logits = check_finite(lens(rows[some], row_layers[some]), model.cfg.dtype, "logits")
         places = row_positions[some]
         touched = slice(int(places[0]), int(places[-1]) + 1)
-        own = torch.log_softmax(check_finite(model, logit_lens(model, last_states[touched])).float(), dim=-1)
+        own = torch.log_softmax(logit_lens(model, last_states[touched]).float(), dim=-1)
         parts = zip(logits.split(ROWS_COMPARED), (places - touched.start).split(ROWS_COMPARED), strict=True)
         return join_readings([compare_with_own(few, own[of_few]) for few, of_few in parts])
 

@@ -21,6 +21,7 @@ from transformer_lens.tools.analysis import JacobianLens
 
 from patchscopes.data.texts import TextSet, check_train
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.overflow import check_finite
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import JacobianLensConfig
 from patchscopes.learned.files import get_cached_path, learn_once
@@ -190,7 +191,7 @@ def _fit_text(model: LensModel, text: str, corpus: str, config: JacobianLensConf
     try:
         # Tensors that inference mode makes cannot be differentiated through.
         with torch.inference_mode(False):
-            return JacobianLens.fit(
+            lens = JacobianLens.fit(
                 model,
                 [text],
                 corpus=corpus,
@@ -203,6 +204,9 @@ def _fit_text(model: LensModel, text: str, corpus: str, config: JacobianLensConf
         raise PatchscopesError(
             f"TransformerLens fits no Jacobian Lens on {model.cfg.model_name!r} ({error}); choose another lens"
         ) from error
+    for jacobian in lens.jacobians.values():
+        check_finite(jacobian, model.cfg.dtype, "Jacobians")
+    return lens
 
 
 def _save_checkpoint(path: Path, lens: JacobianLens) -> None:

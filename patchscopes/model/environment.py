@@ -22,11 +22,28 @@ def describe_environment(model: LensModel, texts: TextSet | None = None) -> Json
         "device": str(model.cfg.device),
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "model": {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)},
+        "model": describe_model(model),
         "dataset": None if texts is None else describe_texts(texts),
         "code_sha256": code_sha256(),
         "git_commit": git_commit(),
     }
+
+
+def describe_model(model: LensModel) -> Json:
+    """Which model it is: its name and weights, the commit if it comes from the hub, and how its weights are quantised
+    if they are."""
+    described = {"id": model.cfg.model_name, "weights_sha256": weights_sha256(model)}
+    commit = getattr(model.cfg, "hub_commit", None)
+    if commit is not None:
+        described["hub_commit"] = commit
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        settings = quantised if isinstance(quantised, dict) else quantised.to_dict()
+        described["quantization"] = {
+            name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)
+        }
+    return described
 
 
 def describe_texts(texts: TextSet) -> Json:

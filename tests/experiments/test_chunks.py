@@ -4,11 +4,10 @@ import time
 from contextlib import contextmanager
 
 import pytest
-import torch
 
 from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.checks import check_finite, check_methods
+from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.sampling import sample_aligned_positions
 from patchscopes.model.layers import resolve_layers
@@ -88,11 +87,6 @@ def test_checks(llama):
     assert resolve_layers(llama, (3, -1), 2) == [3, -1]
     with pytest.raises(PatchscopesError, match="layer 4 does not exist"):
         resolve_layers(llama, (4,))
-    logits = torch.tensor([[1.0, 2.0]])
-    assert check_finite(llama, logits) is logits
-    for overflow in (float("inf"), float("nan")):
-        with pytest.raises(PatchscopesError, match="logits overflow in torch.float32: use float32 or bfloat16"):
-            check_finite(llama, torch.tensor([[1.0, overflow]]))
 
 
 def test_aligned_samples_are_positions_of_both_models(models_by_tokenizer):

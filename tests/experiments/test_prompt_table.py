@@ -145,7 +145,7 @@ class TestMistakes:
         assert len(tabulate_prompt(llama, "x" * 200).results["tokens"]) == 200
 
     def test_overflow(self, llama):
-        with pytest.raises(PatchscopesError, match="logits overflow"):
+        with pytest.raises(PatchscopesError, match="logits hold NaN or infinity in float32"):
             tabulate_prompt(llama, "dog", lambda rows, layers: LogitLens(llama)(rows, layers) * math.inf)
 
 

@@ -1,25 +1,32 @@
 """Loading models: the embedded one, folders, loaded ones, and the ways in which it fails."""
 
 import copy
+import json
 import multiprocessing
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
 from conftest import make_hf_model
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import dynamic_module_utils
 
-from patchscopes.errors import PatchscopesError
+from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.learned.provenance import check_model, describe_provenance
 from patchscopes.model import embedded
 from patchscopes.model.devices import default_dtype, parse_dtype, resolve_device
+from patchscopes.model.environment import describe_environment
 from patchscopes.model.fingerprint import weights_sha256
 from patchscopes.model.loading import load_model
 from patchscopes.model.registry import EMBEDDED_MODEL, MODELS, resolve_hub_id
+from patchscopes.model.sources import Source, find_source
 
 
 class TestEmbedded:
@@ -137,6 +144,14 @@ def folder(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def folder_of_llama(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    make_hf_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 class TestFolders:
     def test_a_folder_is_loaded_with_its_raw_weights(self, folder):
         model = load_model(str(folder))
@@ -207,7 +222,119 @@ class TestLoaded:
             load_model(hf_model=make_hf_model("llama"))
 
 
+@pytest.fixture
+def hub(tokenizer, tmp_path, monkeypatch):
+    """What the hub has left in the local cache: two revisions of a model."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--tiny"
+    for seed, revision in enumerate(("main", "step1000")):
+        commit = str(seed) * 40
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+        make_hf_model("llama", seed).save_pretrained(repository / "snapshots" / commit)
+        tokenizer.save_pretrained(repository / "snapshots" / commit)
+    return repository
+
+
+class TestRevisions:
+    @pytest.mark.parametrize(("revision", "seed"), [(None, 0), ("main", 0), ("step1000", 1), ("1" * 40, 1)])
+    @pytest.mark.parametrize("quantization", [None, "8bit"])
+    def test_the_weights_are_those_of_the_revision(self, hub, revision, seed, quantization):
+        model = load_model("owner/tiny", revision=revision, quantization=quantization)
+        embedding = make_hf_model("llama", seed).get_input_embeddings().weight
+        assert torch.equal(model.original_model.get_input_embeddings().weight, embedding)
+        described = describe_environment(model)["model"]
+        assert (described["id"], described["hub_commit"]) == ("owner/tiny", str(seed) * 40)
+
+    def test_what_was_learned_from_another_one_is_refused(self, hub):
+        made = describe_provenance("least_squares", load_model("owner/tiny"), "texts", 1, {})
+        with pytest.raises(PatchscopesError, match="the weights .* are others"):
+            check_model(made.source_model, load_model("owner/tiny", revision="step1000"))
+
+    def test_one_that_is_not_there(self, hub):
+        with pytest.raises(
+            PatchscopesError, match=r"'owner/tiny' \(revision 'no-such'\) could not be fetched"
+        ) as error:
+            load_model("owner/tiny", revision="no-such")
+        assert "\n" not in str(error.value)
+
+    def test_what_is_not_of_the_hub_has_none(self, folder):
+        for name in (EMBEDDED_MODEL, str(folder)):
+            with pytest.raises(PatchscopesError, match="has no revisions, which are of models of the hub"):
+                load_model(name, revision="main")
+        with pytest.raises(PatchscopesError, match="of a model that is not loaded yet"):
+            load_model(hf_model=make_hf_model("llama"), revision="main")
+
+
+REMOTE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM as Base
+
+Path({marker!r}).touch()
+
+class OwnConfig(LlamaConfig):
+    model_type = "own-llama"
+
+class LlamaForCausalLM(Base):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("quantization", [None, "8bit"])
+def test_remote_code_runs_only_if_it_is_trusted(folder_of_llama, tmp_path, monkeypatch, quantization):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    own, marker = tmp_path / f"own{quantization}", tmp_path / "it-ran"
+    shutil.copytree(folder_of_llama, own)
+    (own / "modeling_own.py").write_text(REMOTE.format(marker=str(marker)))
+    config = json.loads((own / "config.json").read_text())
+    mapped = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.LlamaForCausalLM"}
+    (own / "config.json").write_text(json.dumps(config | {"model_type": "own-llama", "auto_map": mapped}))
+    with pytest.raises(PatchscopesError, match="comes with code of its own.*--trust-remote-code") as error:
+        load_model(str(own), quantization=quantization)
+    assert "\n" not in str(error.value)
+    assert not marker.exists()
+    model = load_model(str(own), trust_remote_code=True, quantization=quantization)
+    assert marker.exists()
+    assert type(model.original_model).__module__.startswith("transformers_modules")
+
+
 class TestNames:
+    def test_an_alias_is_its_model_whatever_folder_is_here(self, folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("gpt2").mkdir()
+        assert find_source("gpt2") == Source(kind="hub", place="openai-community/gpt2")
+        Path(EMBEDDED_MODEL).mkdir()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PatchscopesWarning)
+            assert load_model().cfg.d_model == 576
+        # Here are folders with models.
+        for name in ("gpt2", EMBEDDED_MODEL):
+            shutil.copytree(folder, name, dirs_exist_ok=True)
+        with pytest.warns(PatchscopesWarning, match=rf"for the model in the folder here .* give ./{EMBEDDED_MODEL}"):
+            assert load_model(EMBEDDED_MODEL).cfg.d_model == 576
+        assert load_model(f"./{EMBEDDED_MODEL}").cfg.d_model == 32
+        with (
+            pytest.warns(PatchscopesWarning, match="'gpt2' is openai-community/gpt2; .* give ./gpt2"),
+            pytest.raises(PatchscopesError, match=r"could not be fetched from the hub .*\(./gpt2 is one\)"),
+        ):
+            load_model("gpt2")
+        assert load_model("./gpt2").cfg.d_model == 32
+
+    def test_a_folder_called_as_on_the_hub(self, folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("owner/results").mkdir(parents=True)
+        assert find_source("owner/results").kind == "hub"
+        shutil.copytree(folder, "owner/model")
+        assert load_model("owner/model").cfg.d_model == 32
+
+    def test_what_holds_no_model(self, tmp_path):
+        with pytest.raises(PatchscopesError, match="has no config.json, no adapter_config.json and no .gguf file"):
+            load_model(str(tmp_path))
+        (tmp_path / "model.safetensors").touch()
+        with pytest.raises(PatchscopesError, match="is not a model but one file; give the folder that it is in"):
+            load_model(str(tmp_path / "model.safetensors"))
+
     def test_aliases_and_hub_ids(self):
         assert resolve_hub_id("Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
         assert resolve_hub_id("owner/some-model") == "owner/some-model"
