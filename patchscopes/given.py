@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     AnyVector: TypeAlias = Float[Tensor, " d_model"]
     AnyNumbers: TypeAlias = Sequence[int] | Int[Tensor, " number"] | int
     AnyNumber: TypeAlias = int
+    # Of fields that become tuples.
+    Numbers: TypeAlias = Sequence[int]
 else:
     # A TransformerLens model, or one of Hugging Face, which is wrapped in place.
     AnyModel = LensModel | nn.Module
@@ -29,6 +31,7 @@ else:
     # One whole number or several, such as positions and layers: of Python, NumPy or torch, or a range.
     AnyNumbers = SupportsIndex | Sequence[SupportsIndex] | np.ndarray | Tensor
     AnyNumber = SupportsIndex
+    Numbers = AnyNumbers
 
 # Where a model of Hugging Face keeps its bridge. (A dictionary with weak keys would keep both for ever: a bridge holds
 # its model.)

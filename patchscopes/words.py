@@ -81,7 +81,9 @@ def is_whole(text: str, start: int, end: int) -> bool:
 def may_go_on(text: str) -> bool:
     """Whether what is added to the text may become a part of its last word."""
     last = text[-1:]
-    return last != "" and (_is_of_word(last) or unicodedata.category(last) == "Cf" or last == UNFINISHED)
+    # A character whose bytes are not all there is one such sign; two of them are bytes that belong to no character.
+    unfinished = last == UNFINISHED and not text.endswith(2 * UNFINISHED)
+    return last != "" and (_is_of_word(last) or unicodedata.category(last) == "Cf" or unfinished)
 
 
 def fold_signs(text: str) -> str:

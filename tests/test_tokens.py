@@ -181,8 +181,6 @@ class TestTokenIds:
             with pytest.raises(PatchscopesError, match="a list of texts was expected, and got one"):
                 check_texts(texts)
         with pytest.raises(PatchscopesError, match="got one str: put it into a list"):
-            extract_representations(llama, "abc", [0, 1, 2])
-        with pytest.raises(PatchscopesError, match="got one str: put it into a list"):
             generate_after(llama, "abc")
 
 

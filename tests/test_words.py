@@ -72,7 +72,15 @@ class TestWhole:
 
     @pytest.mark.parametrize(
         ("text", "expected"),
-        [("", False), ("yen", True), ("yen.", False), ("cafe\u0301", True), ("yen\ufffd", True), ("yen\u00ad", True)],
+        [
+            ("", False),
+            ("yen", True),
+            ("yen.", False),
+            ("cafe\u0301", True),
+            ("yen\ufffd", True),
+            ("yen\u00ad", True),
+            ("yen\ufffd\ufffd", False),
+        ],
     )
     def test_what_may_go_on(self, text, expected):
         assert may_go_on(text) is expected

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
-from patchscopes.given import AnyNumber, AnyVector, to_number, to_numbers, to_tensor
+from patchscopes.given import AnyNumber, AnyVector, Numbers, to_number, to_numbers, to_tensor
 from patchscopes.model.layers import EMBEDDING, check_layer
 from patchscopes.model.lens_model import LensModel
 
@@ -58,8 +58,8 @@ class Cut:
     """
 
     query: AnyNumber
-    keys: Sequence[int]
-    layers: Sequence[int]
+    keys: Numbers
+    layers: Numbers
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "query", to_number(self.query, "a query"))

@@ -140,7 +140,8 @@ def draw_classes(axis: Axes, grid: Json) -> None:
     axis.spines[:].set_visible(False)
     axis.set_ylabel("Source layer ℓ")
     if has_texts(grid):
-        draw_texts(axis, choose_texts(grid, classes))
+        # Beside the names of a consistency matrix there is less room.
+        draw_texts(axis, choose_texts(grid, classes), 0.9 if grid["consistency"] is None else 0.8)
     for pair in grid["hotspots"]["pairs"]:
         column, row = target_layers.index(pair["target_layer"]), layers.index(pair["layer"])
         axis.add_patch(Rectangle((column, row - 0.5), 1, 1, fill=False, edgecolor=PURPLE, linewidth=1.8))
@@ -148,9 +149,9 @@ def draw_classes(axis: Axes, grid: Json) -> None:
     axis.set_xlabel(f"Target layer ℓ* ({colour})")
 
 
-def draw_texts(axis: Axes, texts: list[list[str]]) -> None:
-    """A text in the middle of each cell, in a few lines."""
-    characters = int(0.9 * TABLE_WIDTH / (FONTSIZE * CHARACTER_WIDTH) / len(texts[0])) - 1
+def draw_texts(axis: Axes, texts: list[list[str]], share: float) -> None:
+    """A text in the middle of each cell, in a few lines that take this share of the width."""
+    characters = int(share * TABLE_WIDTH / (FONTSIZE * CHARACTER_WIDTH) / len(texts[0])) - 1
     width, fonts = measure_usual(characters, FONTSIZE), choose_fonts(text for of_row in texts for text in of_row)
     for row, of_row in enumerate(texts):
         for column, text in enumerate(of_row):

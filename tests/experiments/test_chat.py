@@ -231,7 +231,7 @@ class TestEntities:
         assert as_chat(model, filled.prompt).endswith(f"consumer electronics corporation, Oslo{BEHIND}")
 
     def test_descriptions(self, model, store):
-        names = [Entity(name="big dog", reference="an animal"), Entity(name="Oslo", reference="a city")]
+        names = [Entity(name="big dog", references=("an animal",)), Entity(name="Oslo", references=("a city",))]
         results, _ = entity.run(model, names, self.CONFIG, store)
         clear = generate_after(model, [entity.fill_placeholder(self.CONFIG, "Oslo")], max_new_tokens=3)
         assert results["entities"][1]["methods"]["name_in_clear"]["generation"] == model.tokenizer.batch_decode(
@@ -252,7 +252,7 @@ class TestEntities:
         assert build_text(model, NAME_TEMPLATES[3]) == build_text(model, NAME_TEMPLATES[3], BOTH)
         with_system = ChatForm(target=True, system="Hush.")
         assert "Hush." in build_text(model, NAME_TEMPLATES[0], with_system)
-        assert build_source(Entity(name="Oslo", reference="a city")).prompt == "Oslo"
+        assert build_source(Entity(name="Oslo", references=("a city",))).prompt == "Oslo"
 
     def test_another_model_explains(self, model, words, store):
         config = CrossModelConfig(
@@ -264,7 +264,7 @@ class TestEntities:
             entity=self.CONFIG,
             chat=BOTH,
         )
-        names = [Entity(name="Oslo", reference="a city")]
+        names = [Entity(name="Oslo", references=("a city",))]
         results, _ = cross_model.run(model, model, TEXTS, names, config, store)
         # M* = M and f = identity: with T = S, the last layer into the last is what the model says itself.
         assert results["next_token"]["methods"]["source_prompt"]["precision_at_1"]["mean"][1][1] == 1
@@ -296,9 +296,11 @@ class TestOnePrompt:
     def test_two_hops(self, model):
         question = TwoHopQuestion(
             id=0,
+            pi1="the DOG",
+            pi2="Colour of {}",
+            cue=" is",
             hop1_prompt="The DOG is",
             hop1_answer="x",
-            hop2_prompt_prefix="Colour of",
             hop2_answer="q",
             combined_question="Colour of the DOG is",
         )

@@ -112,6 +112,8 @@ class TestExperiment:
         # One that is longer than the others.
         asked[1] = replace(asked[1], pi1=asked[1].pi1.replace("the", "one and the"))
         pairs = [(layer, target_layer) for layer in CONFIG.layers for target_layer in CONFIG.target_layers]
+        # Long enough for what follows an answer to end its last word.
+        config = replace(CONFIG, max_new_tokens=9)
         rows, expected = [], []
         for question, other in zip(asked, reversed(asked), strict=True):
             for method in MultiHopConfig.PATCHED:
@@ -120,10 +122,10 @@ class TestExperiment:
                 rows += build_rows(target, dict(zip(CONFIG.layers, states, strict=True)), pairs)
                 for layer, target_layer in pairs:
                     vector = states[CONFIG.layers.index(layer)][None]
-                    tokens = patch_generate(target, vector, [target_layer], max_new_tokens=5, engine="hooks")
+                    tokens = patch_generate(target, vector, [target_layer], max_new_tokens=9, engine="hooks")
                     (alone,) = llama.tokenizer.batch_decode(tokens, skip_special_tokens=True)
                     expected.append((question, alone))
-        texts = generate_until_answered(rows, [question for question, _ in expected], CONFIG)
+        texts = generate_until_answered(rows, [question for question, _ in expected], config)
         stopped = 0
         for (question, alone), text in zip(expected, texts, strict=True):
             # A row stops once it has answered its own question.
@@ -213,10 +215,10 @@ class TestExperiment:
         questions = make_questions(llama, 8)
         positions = multi_hop_patching.find_patch_positions
 
-        def refusing(model, question):
+        def refusing(model, question, chat):
             if question.id == questions[0].id:
                 raise PatchscopesError("one token across the seam")
-            return positions(model, question)
+            return positions(model, question, chat)
 
         monkeypatch.setattr(multi_hop_patching, "find_patch_positions", refusing)
         results, _ = multi_hop.run(llama, questions, CONFIG, ChunkStore(tmp_path))

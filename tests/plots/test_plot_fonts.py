@@ -41,7 +41,7 @@ AWKWARD = (
     "[bold] _ \\",
 )
 # What the code looks up, where all other texts are of data.
-LOOKED_UP = {"experiment", "target_layer", "token_classes", "color", "future_lens", "unit", "device"}
+LOOKED_UP = {"experiment", "target_layer", "token_classes", "color", "future_lens", "unit", "device", "stage"}
 
 
 def make_awkward(content: Any, keys: dict[str, str], taken: dict[str, str], texts: Iterator[str]) -> Any:

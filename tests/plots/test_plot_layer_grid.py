@@ -71,6 +71,7 @@ def make_grid(
 def make_document(*grids: dict[str, Any], source: str | None = "Albert Einstein") -> dict[str, Any]:
     return {
         "experiment": "layer_grid",
+        "config": {},
         "environment": {"model": {"id": "smollm2-135m-instruct"}},
         "results": {
             "mode": "comprehensive",

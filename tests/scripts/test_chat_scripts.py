@@ -61,7 +61,7 @@ def files(chat_folder, tmp_path_factory):
     (folder / "texts.txt").write_text("\n".join(f"line {number} is about {number % 7} dogs" for number in range(40)))
     (folder / "names.csv").write_text("entity,reference\nbig dog,an animal\nOslo,a city\n")
 
-    questions = [asdict(question) for question in make_questions(model, 4, form=Chat)]
+    questions = [asdict(question) | {"hop2_prompt": question.pi2} for question in make_questions(model, 4, form=Chat)]
     for question in questions:
         question["aliases"] = {"hop2_answer": question.pop("hop2_aliases")}
     facts = [
