@@ -23,7 +23,7 @@ from patchscopes.data.templates import load_templates
 from patchscopes.data.texts import load_texts
 from patchscopes.model.registry import EMBEDDED_MODEL
 
-README, GALLERY, DATA = DOCUMENTS = ("README.md", "figures/README.md", "data/README.md")
+README, GALLERY, DATA, _ = DOCUMENTS = ("README.md", "figures/README.md", "data/README.md", "scripts/README.md")
 FIGURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
 
 
@@ -128,7 +128,10 @@ def test_every_figure_has_an_entry_with_what_it_took(figure):
         committed = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
         costs += [read_costs(committed.stdout)] if committed.returncode == 0 else []
     (row,) = [line for line in read(README).splitlines() if line.startswith("|") and f"(figures/{figure}.png)" in line]
-    said = tuple(cell.strip() for cell in row.split("|")[-3:-1])
+    # A command that draws several names them in one row, and what each takes in the same order.
+    shown, _, *taken = (cell.strip() for cell in row.strip("|").split("|"))
+    place = re.findall(r"figures/(\w+)\.png", shown).index(figure)
+    said = tuple(cell.split(", ")[place] for cell in taken)
     assert said in costs
     (section,) = [part for part in read(GALLERY).split("\n## ") if "![" in part and f"]({figure}.png)" in part]
     assert ", ".join(said) in section

@@ -1,9 +1,12 @@
 """A model that overflows in float16: every script says so in one line, and writes nothing."""
 
+import json
+
 import pytest
 from conftest import ROOT, make_hf_model
 from test_scripts import script
 
+CAPITALS = ROOT / "data/relations/capital.json"
 SCRIPTS = {
     "demo_fig1.py": [[], ["--mode", "generate"]],
     "run_fig2.py": [["--methods", "logit_lens"], ["--methods", "token_identity"], []],
@@ -16,15 +19,15 @@ SCRIPTS = {
     "run_attributes.py": [
         [],
         [
-            ROOT / "data/relations/capital.json",
+            CAPITALS,
             "--attribute-lens",
             "She flew from Japan to Brazil, and drove on to Peru",
         ],
     ],
     "run_attributes_interactive.py": [["Canada", "--relation", "capital"]],
-    "run_causal_tracing.py": [[]],
-    "run_attention_knockout.py": [[]],
-    "run_entity_resolution.py": [[]],
+    "run_causal_tracing.py": [[CAPITALS]],
+    "run_attention_knockout.py": [[CAPITALS]],
+    "run_entity_resolution.py": [[CAPITALS]],
     "run_multi_hop.py": [[]],
     "run_multi_hop_interactive.py": [[]],
     "run_layer_grid.py": [["--mode", mode] for mode in ("quick", "comprehensive")],
@@ -79,6 +82,10 @@ def test_it_is_one_line(folder, texts, tmp_path, name, arguments):
         output += ["--history-file", tmp_path / "runs.jsonl"]
     if name == "bench_engine.py":
         arguments = ["--dataset", texts]
+    if name == "run_multi_hop.py":
+        questions = json.loads((ROOT / "data/multihop_examples.json").read_text())
+        arguments = [texts.with_name("questions.json")]
+        arguments[0].write_text(json.dumps(questions[:4]))
     done = script(name, *arguments, "--model", folder, "--dtype", "float16", *output)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
