@@ -167,6 +167,9 @@ class TestParsers:
         assert file_name(".png")("new.png").name == "new.png"
 
     def test_models(self, tmp_path):
+        with pytest.raises(ArgumentTypeError, match="does not hold a complete model"):
+            model_name(str(tmp_path))
+        (tmp_path / "config.json").touch()
         for right in ("gpt2", "GPT2", "owner/name", str(tmp_path)):
             assert model_name(right) == right
         with pytest.raises(ArgumentTypeError, match="did you mean 'gpt2'"):
