@@ -3,7 +3,8 @@
 import argparse
 from dataclasses import asdict
 
-from options import build_common_parser, positive
+from options import build_common_parser
+from parsing import positive
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 from texts import load_chosen_texts
 

@@ -3,7 +3,8 @@
 import argparse
 from dataclasses import asdict
 
-from options import add_target_layer_option, build_common_parser, positive, read_chat
+from options import add_target_layer_option, build_common_parser, read_chat
+from parsing import positive
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.experiments.config import LayerReadoutConfig

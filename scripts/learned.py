@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from options import existing_file, positive
+from parsing import existing_file, positive
 from skeleton import progress_bar
 from texts import load_chosen_texts
 

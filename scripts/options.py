@@ -1,16 +1,24 @@
 """The options that scripts share, and how they are parsed. Nothing heavy is imported: a mistake is told at once."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
+from parsing import (
+    chat_side,
+    file_name,
+    layer_list,
+    model_name,
+    name_list,
+    natural,
+    positive,
+    real_from_zero,
+    target_layer,
+)
 from texts import add_text_options
 
 from patchscopes.data.texts import PASSAGES
 from patchscopes.errors import PatchscopesError
-from patchscopes.model.layer_names import parse_layer
 from patchscopes.model.registry import EMBEDDED_MODEL
-from patchscopes.model.sources import find_source
 from patchscopes.prompts import ChatForm
 
 FIGURES = Path(__file__).parent.parent / "figures"
@@ -246,116 +254,3 @@ def add_noise_options(group: argparse._ArgumentGroup, *, noise: float, n_noise_s
         metavar="N",
         help="corrupted runs of each fact (default: %(default)s)",
     )
-
-
-def model_name(text: str) -> str:
-    """What stands for a model; whether the hub has it, only the hub knows."""
-    try:
-        find_source(text)
-    except PatchscopesError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def target_layer(text: str) -> str:
-    """A rule for target layers, or the number of one."""
-    if text not in ("same", "embedding", "last") and not text.removeprefix("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"expected same, embedding, last or a number, got {text!r}")
-    return text
-
-
-def chat_side(text: str) -> str:
-    """Which prompts are chats."""
-    if text not in ("source", "target", "both"):
-        raise argparse.ArgumentTypeError(
-            f"expected source, target or both, got {text!r} (before it, give plain --chat as --chat both)"
-        )
-    return text
-
-
-def at_least(minimum: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `minimum` on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
-        return int(text)
-
-    return parse
-
-
-natural, positive = at_least(0), at_least(1)
-
-
-def real_from_zero(text: str) -> float:
-    """A parser of numbers that are not negative."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
-    return number
-
-
-def name_list(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    """A parser of comma-separated `names`."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-        unknown = [name for name in chosen if name not in names]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"expected some of {','.join(names)}, got {unknown[0]!r}")
-        return chosen
-
-    return parse
-
-
-def file_name(suffix: str) -> Callable[[str], Path]:
-    """A parser of file names that end in `suffix`."""
-
-    def parse(text: str) -> Path:
-        if Path(text).suffix.lower() != suffix:
-            raise argparse.ArgumentTypeError(f"expected the name of a {suffix} file, got {text!r}")
-        return Path(text)
-
-    return parse
-
-
-def entity_name(text: str) -> str:
-    """A name with words in it."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the name is empty; give one")
-    return text
-
-
-def existing_file(suffix: str, advice: str) -> Callable[[str], Path]:
-    """A parser of names of files that end in `suffix` and are there; the advice is what to do about one that is not."""
-    parse_name = file_name(suffix)
-
-    def parse(text: str) -> Path:
-        path = parse_name(text)
-        if not path.is_file():
-            raise argparse.ArgumentTypeError(f"there is no file {text}; {advice}")
-        return path
-
-    return parse
-
-
-def layer_list(text: str) -> tuple[int, ...] | None:
-    """`0,4,8`, `0-15`, `embedding` (also -1), a mixture, or `all` (None): all blocks."""
-    if text == "all":
-        return None
-    layers: list[int] = []
-    for part in map(str.strip, text.split(",")):
-        # The sign of -1 is no dash between two layers.
-        dash = part.find("-", 1)
-        first, last = (parse_layer(end) for end in ((part, part) if dash < 0 else (part[:dash], part[dash + 1 :])))
-        if first is None or last is None or last < first:
-            raise argparse.ArgumentTypeError(
-                f"expected layers like 0,4,8 or 0-15 or all (embedding is one too), got {text!r}"
-            )
-        layers.extend(range(first, last + 1))
-    if len(set(layers)) < len(layers):
-        raise argparse.ArgumentTypeError(f"some layer is given twice in {text!r}")
-    return tuple(layers)

@@ -6,13 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from live_grid import LiveGrid
-from options import (
-    add_layer_range_option,
-    add_target_layers_option,
-    build_common_parser,
-    entity_name,
-    read_chat,
-)
+from options import add_layer_range_option, add_target_layers_option, build_common_parser, read_chat
+from parsing import entity_name
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.data.relations import (

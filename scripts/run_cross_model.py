@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learned import describe_learned, get_provenance, load_train_texts
-from options import add_target_layers_option, build_common_parser, positive, read_chat
+from options import add_target_layers_option, build_common_parser, read_chat
+from parsing import positive
 from skeleton import load_chosen_model, progress_bar, run_experiment, run_script
 from texts import load_chosen_texts
 

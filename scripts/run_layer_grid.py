@@ -5,15 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from layer_grid_tables import print_comparison, print_history, print_table, report_torn
-from options import (
-    FIGURES,
-    add_target_layers_option,
-    build_common_parser,
-    entity_name,
-    file_name,
-    natural,
-    read_chat,
-)
+from options import FIGURES, add_target_layers_option, build_common_parser, read_chat
+from parsing import entity_name, file_name, natural
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.entities import Entity, load_entities

@@ -13,7 +13,8 @@ from learned import (
     get_soft_prompt,
     get_tuned_lens,
 )
-from options import build_common_parser, natural, read_chat
+from options import build_common_parser, read_chat
+from parsing import natural
 from skeleton import load_chosen_model, run_experiment, run_script
 from texts import load_chosen_texts
 

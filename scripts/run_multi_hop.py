@@ -4,7 +4,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from options import add_target_layers_option, build_common_parser, positive, read_chat
+from options import add_target_layers_option, build_common_parser, read_chat
+from parsing import positive
 from skeleton import load_chosen_model, run_experiment, run_script
 
 from patchscopes.data.files import DATA_FOLDER

@@ -6,13 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from live_grid import LiveGrid
-from options import (
-    add_layer_range_option,
-    add_target_layers_option,
-    build_common_parser,
-    positive,
-    read_chat,
-)
+from options import add_layer_range_option, add_target_layers_option, build_common_parser, read_chat
+from parsing import positive
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.data.files import DATA_FOLDER, PLACE

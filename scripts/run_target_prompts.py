@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from learned import load_train_texts
-from options import build_common_parser, positive, read_chat
+from options import build_common_parser, read_chat
+from parsing import positive
 from skeleton import load_chosen_model, run_experiment, run_script
 from texts import load_chosen_texts
 

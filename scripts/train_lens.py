@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from learned import get_provenance, load_train_texts
-from options import add_data_options, add_layers_option, add_model_options, file_name, natural, positive, real_from_zero
+from options import add_data_options, add_layers_option, add_model_options
+from parsing import file_name, natural, positive, real_from_zero
 from skeleton import load_chosen_model, progress_bar, run_script
 
 from patchscopes.data.texts import TextSet

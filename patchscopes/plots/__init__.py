@@ -2,5 +2,6 @@
 
 A document is what `results.build_document` frames and a JSON file holds, so a figure can be drawn again without the
 model, and nothing here imports torch. `create_figure` of `style` makes the figure; its other functions draw the curves
-and tables that the figures share; `save_png` writes it. pyplot and the settings of matplotlib are left alone.
+that the figures share, those of `tables` the tables, and `fonts` finds what their signs need; `save_png` writes it.
+pyplot and the settings of matplotlib are left alone.
 """

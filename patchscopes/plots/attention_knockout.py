@@ -13,7 +13,6 @@ from patchscopes.plots.style import (
     GREEN,
     GREY,
     ORANGE,
-    ROW_HEIGHT,
     SMALL_SIZE,
     TITLE_SIZE,
     CurveStyle,
@@ -22,6 +21,7 @@ from patchscopes.plots.style import (
     name_model,
     tidy_axis,
 )
+from patchscopes.plots.tables import ROW_HEIGHT
 from patchscopes.results import Json
 
 KEY_STYLES = {

@@ -7,13 +7,8 @@ from matplotlib.figure import Figure
 
 from patchscopes.data.relations import PLACE
 from patchscopes.plots.fonts import fit_lines
-from patchscopes.plots.style import (
-    SMALL_SIZE,
-    create_table_figure,
-    draw_text_table,
-    fit_column,
-    name_model,
-)
+from patchscopes.plots.style import SMALL_SIZE, name_model
+from patchscopes.plots.tables import create_table_figure, draw_text_table, fit_column
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 

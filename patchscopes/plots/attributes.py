@@ -18,10 +18,10 @@ from patchscopes.plots.style import (
     CurveStyle,
     create_figure,
     draw_curve,
-    draw_layer_table,
     name_model,
     tidy_axis,
 )
+from patchscopes.plots.tables import draw_layer_table
 from patchscopes.results import Json
 
 # Method, measure and look of the curves over ℓ.

@@ -17,9 +17,9 @@ from patchscopes.plots.style import (
     describe_positions,
     draw_baseline,
     draw_curve,
-    draw_layer_table,
     finish_metric_axis,
 )
+from patchscopes.plots.tables import draw_layer_table
 from patchscopes.results import Json
 
 NAME_CHARACTERS = 30

@@ -5,14 +5,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from patchscopes.plots.fonts import fit_lines
-from patchscopes.plots.style import (
-    SMALL_SIZE,
-    create_table_figure,
-    draw_text_table,
-    fit_column,
-    label_source_layers,
-    name_model,
-)
+from patchscopes.plots.style import SMALL_SIZE, label_source_layers, name_model
+from patchscopes.plots.tables import create_table_figure, draw_text_table, fit_column
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 

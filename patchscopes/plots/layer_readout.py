@@ -5,14 +5,8 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from patchscopes.plots.style import (
-    Column,
-    create_table_figure,
-    draw_text_table,
-    fit_column,
-    label_source_layers,
-    name_model,
-)
+from patchscopes.plots.style import label_source_layers, name_model
+from patchscopes.plots.tables import Column, create_table_figure, draw_text_table, fit_column
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.prompts import build_token_identity_prompt
 from patchscopes.results import Json

@@ -12,10 +12,10 @@ from patchscopes.plots.style import (
     SMALL_SIZE,
     TITLE_SIZE,
     create_figure,
-    draw_layer_table,
     name_model,
     tidy_axis,
 )
+from patchscopes.plots.tables import draw_layer_table
 from patchscopes.results import Json
 
 MEASURES = {

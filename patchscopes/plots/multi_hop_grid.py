@@ -2,10 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from patchscopes.plots.style import (
-    name_model,
-    plot_said_by_pair,
-)
+from patchscopes.plots.style import name_model
+from patchscopes.plots.tables import plot_said_by_pair
 from patchscopes.plots.text import shorten, show_whitespace
 from patchscopes.results import Json
 

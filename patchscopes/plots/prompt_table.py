@@ -13,14 +13,8 @@ from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.figure import Figure
 
 from patchscopes.plots.fonts import CHARACTER_WIDTH, Fonts, choose_fonts, measure_usual
-from patchscopes.plots.style import (
-    METHOD_STYLES,
-    SMALL_SIZE,
-    Column,
-    create_figure,
-    draw_text_table,
-    name_model,
-)
+from patchscopes.plots.style import METHOD_STYLES, SMALL_SIZE, create_figure, name_model
+from patchscopes.plots.tables import Column, draw_text_table
 from patchscopes.results import Json
 
 TOKENS_PER_PAGE = 12

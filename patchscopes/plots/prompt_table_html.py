@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 
 from patchscopes.model.layer_names import name_layer
 from patchscopes.plots.prompt_table import COLOR_SCALES, OWN, iterate_tokens, make_shade, name_lens, stack_values
-from patchscopes.plots.style import choose_ink
+from patchscopes.plots.tables import choose_ink
 from patchscopes.plots.text import format_significant, shorten, show_whitespace
 from patchscopes.results import Json
 

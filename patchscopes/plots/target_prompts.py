@@ -18,7 +18,6 @@ from patchscopes.plots.style import (
     ORANGE,
     SMALL_SIZE,
     TITLE_SIZE,
-    choose_ink,
     create_figure,
     describe_positions,
     draw_curve,
@@ -27,6 +26,7 @@ from patchscopes.plots.style import (
     name_model,
     tidy_axis,
 )
+from patchscopes.plots.tables import choose_ink
 from patchscopes.results import Json
 
 WIDTH = 13.0

@@ -20,7 +20,8 @@ from patchscopes.errors import PatchscopesWarning
 from patchscopes.plots import fonts as fonts_module
 from patchscopes.plots.fonts import choose_fonts, fit_lines, measure_usual
 from patchscopes.plots.layer_grid import plot_layer_grid
-from patchscopes.plots.style import create_figure, fit_column, save_png
+from patchscopes.plots.style import create_figure, save_png
+from patchscopes.plots.tables import fit_column
 from patchscopes.plots.text import show_whitespace
 
 AWKWARD = (

@@ -14,18 +14,14 @@ from matplotlib.figure import Figure
 from patchscopes.errors import PatchscopesError
 from patchscopes.plots.style import (
     METHOD_STYLES,
-    Column,
     CurveStyle,
-    choose_ink,
     create_figure,
     draw_baseline,
     draw_curve,
-    draw_layer_table,
-    draw_text_table,
     finish_metric_axis,
-    fit_column,
     save_png,
 )
+from patchscopes.plots.tables import Column, choose_ink, draw_layer_table, draw_text_table, fit_column
 from patchscopes.plots.text import JOINERS, format_significant, shorten, show_whitespace
 
 STYLE = CurveStyle("a lens", "#1f6fb4", "--")

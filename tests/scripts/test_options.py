@@ -8,7 +8,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 from conftest import ROOT
-from options import (
+from parsing import (
     existing_file,
     file_name,
     layer_list,
@@ -20,7 +20,7 @@ from options import (
     target_layer,
 )
 
-SHARED = ("layer_grid_tables", "learned", "live_grid", "options", "skeleton", "texts")
+SHARED = ("layer_grid_tables", "learned", "live_grid", "options", "parsing", "skeleton", "texts")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if path.stem not in SHARED)
 HEAVY = ("torch", "transformer_lens", "transformers", "matplotlib", "datasets")
 # Runs a script as `python SCRIPT OPTIONS` does, then says how it ended and which of the heavy packages it imported.
