@@ -8,6 +8,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.given import is_number
 from patchscopes.model.lens_model import LensModel
 from patchscopes.prompts import Chat
 from patchscopes.tokens import Text, decode_each_token, to_token_ids, unwrap_text, write_out
@@ -143,8 +144,8 @@ def find_token_position(model: LensModel, text: Text, token: str | int, *, occur
         PatchscopesError: no token of the text is that token; the message shows the tokens.
     """
     ids = to_token_ids(model, text)
-    if isinstance(token, int):
-        positions = (ids == token).nonzero()[:, 0].tolist()
+    if is_number(token):
+        positions = (ids == int(token)).nonzero()[:, 0].tolist()
     else:
         texts = decode_each_token(model, ids)
         positions = [position for position, other in enumerate(texts) if other in (token, f" {token}")]

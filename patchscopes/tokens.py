@@ -84,7 +84,7 @@ def unwrap_text(text: Text) -> str | Chat | Int[Tensor, " pos"]:
         raise PatchscopesError(
             f"text must be a string or the token ids of one text, got {str(text)[:80]}; give one text at a time"
         ) from None
-    if ids.numel() > 0 and (ids.is_floating_point() or ids.squeeze().ndim > 1):
+    if ids.numel() > 0 and (ids.is_floating_point() or (ids.ndim > 1 and ids.numel() != ids.shape[-1])):
         raise PatchscopesError(
             f"text must be a string or the token ids of one text, got a tensor of shape {tuple(ids.shape)} "
             f"and type {ids.dtype}; give one text at a time"

@@ -10,8 +10,9 @@ from skeleton import load_chosen_model, run_experiment, run_script, time_total
 from texts import load_chosen_texts
 
 from patchscopes.data.files import get_suffix
+from patchscopes.data.hub import TRAIN
 from patchscopes.data.relations import CARRIERS, Relation, find_relation_files, load_carriers, load_relations
-from patchscopes.data.texts import TextSet
+from patchscopes.data.texts import TEXT, TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.model.layer_names import name_layer
@@ -128,6 +129,8 @@ def read_config(options: argparse.Namespace, chat: ChatForm) -> AttributesConfig
 def load_source_texts(options: argparse.Namespace, carriers: dict[str, tuple[str, ...]]) -> TextSet:
     """The texts that source prompts are cut from; the carriers themselves, with the subjects' places in them."""
     if options.dataset == CARRIERS:
+        if (options.text_column, options.split) != (TEXT, TRAIN):
+            raise PatchscopesError("--text-column and --split are for a --dataset with texts, not for carriers")
         return TextSet(CARRIERS, "evaluation", tuple(sentence for of_kind in carriers.values() for sentence in of_kind))
     return load_chosen_texts(options, limit=STREAMED_TEXTS)
 

@@ -103,8 +103,9 @@ def print_table(document: dict) -> None:
         print(
             f"left out: {results['n_unpatchable']} questions that cannot be patched; {first['id']}: {first['reason']}"
         )
+    n_asked = results["n_questions"] - results["n_unpatchable"]
     print(
-        f"{results['n_passed']} of {results['n_questions']} questions have both hops answered one by one; "
+        f"{results['n_passed']} of {n_asked} questions have both hops answered one by one; "
         f"{results['n_samples']} of them:"
     )
     for method, measures in results["methods"].items():

@@ -11,7 +11,7 @@ from parsing import positive
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
 from patchscopes.data.files import DATA_FOLDER, PLACE
-from patchscopes.data.questions import CUE, TwoHopQuestion, build_question, find_question, load_questions
+from patchscopes.data.questions import CUE, TwoHopQuestion, build_question, complete_cue, find_question, load_questions
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import MultiHopConfig
 from patchscopes.model.layer_names import name_layer
@@ -96,7 +96,7 @@ def choose_question(options: argparse.Namespace) -> TwoHopQuestion:
     hop1, hop2 = ((hop or "").strip() for hop in (options.hop1, options.hop2))
     if not hop1 or not hop2:
         raise PatchscopesError("a question in your own words needs both --hop2 and --hop1, each with some words")
-    cue = CUE if options.cue is None else options.cue
+    cue = CUE if options.cue is None else complete_cue(options.cue)
     hop2 = hop2 if PLACE in hop2 else f"{hop2} {PLACE}"
     return build_question(
         "--hop2, --hop1, --answer",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from learned import get_provenance, load_train_texts
+from learned import choose_mapped_layers, get_provenance, load_train_texts
 from options import add_data_options, add_layers_option, add_model_options
 from parsing import file_name, natural, positive, real_from_zero
 from skeleton import load_chosen_model, progress_bar, run_script
@@ -26,6 +26,7 @@ from patchscopes.learned.config import (
     JacobianLensConfig,
     TrainingConfig,
 )
+from patchscopes.model.layer_names import EMBEDDING
 
 if TYPE_CHECKING:
     from patchscopes.learned.mappings import AffineMap, MapKey
@@ -70,6 +71,7 @@ def fit_maps(model: "LensModel", texts: TextSet, options: argparse.Namespace) ->
     maps = fit_or_load_affine_maps(
         model,
         texts,
+        choose_mapped_layers(model, options),
         ahead=tuple(range(N_TOKENS)) if options.lens == "linear" else (0,),
         n_positions=options.train_positions,
         ridge=RIDGE if options.ridge is None else options.ridge,
@@ -239,7 +241,9 @@ def build_parser() -> argparse.ArgumentParser:
 def refuse_options_of_other_lenses(options: argparse.Namespace) -> None:
     """An option that has no effect on the chosen lens is a mistake."""
     allowed = dict.fromkeys(("train_positions", "ridge"), FITTED)
-    allowed |= dict.fromkeys(("layers", *TRAINING_OPTIONS), tuple(DEFAULTS))
+    # Maps by least squares are of all blocks at once, and of the embedding only if it is asked for.
+    of_embedding = FITTED if EMBEDDING in (options.layers or ()) else ()
+    allowed |= {"layers": (*DEFAULTS, *of_embedding)} | dict.fromkeys(TRAINING_OPTIONS, tuple(DEFAULTS))
     allowed |= dict.fromkeys((*JACOBIAN_OPTIONS, "pretrained", "centred"), ("jacobian_lens",))
     allowed |= dict.fromkeys(("prompt", "train_samples"), ("learned_prompt",))
     for name, lenses in allowed.items():

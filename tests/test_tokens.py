@@ -163,6 +163,7 @@ class TestTokenIds:
             (["a", "b"], "give one text at a time"),
             (torch.ones(2, 3, dtype=torch.long), "a tensor of shape \\(2, 3\\)"),
             ({"input_ids": [[1, 2], [3, 4]]}, "give one text at a time"),
+            ([[1], [2]], "a tensor of shape \\(2, 1\\)"),
             (MESSAGES, "got a mapping of role, content: give messages as what"),
             (MESSAGES * 2, "give one text at a time"),
             ({"text": "a"}, "got a mapping of text"),

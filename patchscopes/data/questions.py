@@ -9,7 +9,7 @@ from typing import Any
 
 from patchscopes.data.files import PLACE, ROW_SUFFIXES, UNSPECIFIED, read_fields
 from patchscopes.errors import PatchscopesError
-from patchscopes.words import find_whole, may_go_on, normalise_words
+from patchscopes.words import find_whole, is_whole, may_go_on, normalise_words
 
 # The word that a question ends in so that the model goes on with the answer. The paper's query, [π2][π1], is what
 # stands before it.
@@ -212,8 +212,11 @@ def build_question(
                 f"{place}: {hop2_prompt!r} does not end in {CUE!r}; give the words at its end that ask for the answer "
                 "as the cue"
             )
+    cue = complete_cue(cue)
     pi2 = hop2_prompt.removesuffix(cue).rstrip()
     phrase = hop1_prompt.removesuffix(cue).rstrip()
+    if not phrase:
+        raise PatchscopesError(f"{place}: the first hop {hop1_prompt!r} has no words but the cue; write it out")
     if pi2.count(PLACE) != 1 or not pi2.replace(PLACE, "").strip():
         raise PatchscopesError(
             f"{place}: expected words of the second hop and {PLACE} once, where the first hop stands, got {pi2!r}"
@@ -242,6 +245,11 @@ def build_question(
                 "itself; choose another one"
             )
     return question
+
+
+def complete_cue(cue: str) -> str:
+    """The cue with a space in front where it would become a part of the word before it, as “is” would of “Tokyo”."""
+    return cue if not cue or is_whole(f"a{cue}", 1, len(cue) + 1) else f" {cue}"
 
 
 def _find_pi1(pi2: str, phrase: str, combined: str) -> str:

@@ -92,7 +92,7 @@ def run(
     passed = [number for number, hop in enumerate(hops) if hop["hop1"]["solved"] and hop["hop2"]["solved"]]
     if not passed:
         raise PatchscopesError(
-            f"{model.cfg.model_name!r} answers both hops of none of the {len(questions)} questions one by one: nothing "
+            f"{model.cfg.model_name!r} answers both hops of none of the {len(patchable)} questions one by one: nothing "
             "can be said about their composition; give easier questions or a larger model"
         )
     drawn = sorted(np.random.default_rng(config.seed).permutation(passed)[: config.n_samples].tolist())
@@ -184,7 +184,7 @@ def draw_unrelated(question: TwoHopQuestion, questions: Sequence[TwoHopQuestion]
         for other in questions
         if not contains_answer(other.hop1_answer, question.accepted_hop1)
         and not contains_answer(
-            "; ".join((other.combined_question, *other.accepted_hop1, *other.accepted)), question.accepted
+            "; ".join((other.query, other.combined_question, *other.accepted_hop1, *other.accepted)), question.accepted
         )
     ]
     candidates = [other for other in unlike if other.category != question.category] or unlike

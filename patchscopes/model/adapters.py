@@ -68,7 +68,17 @@ def load_adapter(
     embeddings: Any = base.get_input_embeddings()
     if tokenizer is not None and len(tokenizer) > len(embeddings.weight):
         base.resize_token_embeddings(len(tokenizer))
-    return merge_adapters(PeftModel.from_pretrained(base, folder, revision=revision))
+    try:
+        adapted = PeftModel.from_pretrained(base, folder, revision=revision)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise PatchscopesError(
+            f"the adapter {folder!r} does not fit the model that it names ({reason}); give the model that it was "
+            "trained on"
+        ) from error
+    return merge_adapters(adapted)
 
 
 def load_own_tokenizer(

@@ -37,6 +37,11 @@ def explain_failure(name: str, source: Source, error: Exception, revision: str |
         return (
             f"the embedded model {name!r} could not be loaded ({reason}); PATCHSCOPES_CACHE names another cache folder"
         )
+    if source.kind == "gguf" and isinstance(error, OSError):
+        return (
+            f"the GGUF file {source.place} could not be unpacked ({reason}); make room, or name another cache "
+            "folder in PATCHSCOPES_CACHE"
+        )
     if source.kind == "folder":
         return f"the folder {source.place} does not hold a complete model with its tokenizer: {reason}"
     if source.kind == "adapter":

@@ -88,7 +88,7 @@ def load_model(
                 "revision and quantization are of a model that is not loaded yet: give them to from_pretrained, or "
                 "give load_model the name of the model"
             )
-        return _finish(_wrap_loaded(hf_model, tokenizer, device, dtype))
+        return _finish(_wrap_loaded(hf_model, tokenizer, device, dtype, trust_remote_code))
     name = str(name)
     source = find_source(name)
     device = resolve_device(device)
@@ -215,6 +215,7 @@ def _wrap_loaded(
     tokenizer: PreTrainedTokenizerBase | None,
     device: str | torch.device | None,
     dtype: torch.dtype | str | None,
+    trust_remote_code: bool,
 ) -> TransformerBridge:
     """A bridge around a loaded model."""
     if not hasattr(hf_model, "config"):
@@ -229,10 +230,12 @@ def _wrap_loaded(
             raise PatchscopesError("a loaded model stays where it is: spread it with device_map when you load it")
         hf_model = hf_model.to(device)
     if dtype is not None:
+        if getattr(hf_model, "is_quantized", False):
+            raise PatchscopesError("quantised weights keep their type: leave dtype out, or give it to from_pretrained")
         hf_model = hf_model.to(parse_dtype(dtype))
     name = hf_model.config.name_or_path or type(hf_model).__name__
     try:
-        model = _wrap(hf_model, tokenizer or _load_tokenizer(name), name)
+        model = _wrap(hf_model, tokenizer or _load_tokenizer(name, trust_remote_code), name)
     except AttributeError as error:
         raise PatchscopesError(
             f"TransformerLens cannot wrap this {type(hf_model).__name__} ({error}): load the model with its "
@@ -272,12 +275,13 @@ def save_for_reloading(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[Pr
         return
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        yield AutoTokenizer.from_pretrained(folder)
+        # Code that came with the tokenizer runs already, and was saved with it.
+        yield AutoTokenizer.from_pretrained(folder, trust_remote_code=tokenizer._auto_class is not None)
 
 
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise PatchscopesError(
             f"found no tokenizer for the model {name!r}: give one with tokenizer=... to load_model(hf_model=...)"

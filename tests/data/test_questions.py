@@ -245,6 +245,28 @@ class TestFormsOfOthers:
         assert self.load(tmp_path, [bare]) == (question,)
 
     @pytest.mark.parametrize(
+        ("cue", "completed"), [("is", " is"), ("heißt", " heißt"), (":", ":"), ("は", "は"), ("", "")]
+    )
+    def test_a_cue_is_no_part_of_the_word_before_it(self, cue, completed):
+        question = build_question(
+            "here",
+            id=0,
+            hop1_prompt="the city of Paris",
+            hop1_answer="",
+            hop2_prompt="Fame of {}",
+            hop2_answer="",
+            cue=cue,
+        )
+        assert question.cue == completed
+        assert question.hop1_prompt == f"the city of Paris{completed}"
+
+    def test_a_first_hop_of_nothing_but_the_cue(self):
+        with pytest.raises(PatchscopesError, match="the first hop '是' has no words but the cue"):
+            build_question(
+                "here", id=0, hop1_prompt="是", hop1_answer="", hop2_prompt="{}的货币是", hop2_answer="", cue="是"
+            )
+
+    @pytest.mark.parametrize(
         ("hop2", "hop1", "cue", "pi2"),
         [
             ("{}の通貨は", "東京が首都の国は", "は", "の通貨"),

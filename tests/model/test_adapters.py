@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_hf_model
 from test_quantization import make_wide_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned.provenance import check_model, describe_provenance
@@ -137,6 +137,16 @@ def test_of_another_type_and_in_16_bit(base, tmp_path):
 
 
 class TestRefused:
+    def test_for_a_model_of_another_size(self, base, tokenizer, tmp_path):
+        adapt(base, peft.LoraConfig(**LORA, target_modules=["v_proj"])).save_pretrained(tmp_path / "adapter")
+        wider = AutoConfig.from_pretrained(base, hidden_size=64)
+        AutoModelForCausalLM.from_config(wider).save_pretrained(tmp_path / "wider")
+        tokenizer.save_pretrained(tmp_path / "wider")
+        path = tmp_path / "adapter/adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "wider")}))
+        with pytest.raises(PatchscopesError, match="does not fit the model that it names .*size mismatch"):
+            load_model(str(tmp_path / "adapter"))
+
     def test_prompts_that_are_learned(self, base, tmp_path):
         adapted = adapt(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
         adapted.save_pretrained(tmp_path)

@@ -104,6 +104,11 @@ class TestRefused:
         with pytest.raises(PatchscopesError, match="quantization must be 8bit or 4bit, got '3bit'"):
             load_model(str(folder), quantization="3bit")
 
+    def test_another_type_of_loaded_weights(self, folder):
+        quantised = load_model(folder, quantization="8bit")
+        with pytest.raises(PatchscopesError, match="quantised weights keep their type"):
+            load_model(hf_model=quantised.original_model, tokenizer=quantised.tokenizer, dtype="bfloat16")
+
     def test_of_a_loaded_model(self, tokenizer):
         with pytest.raises(PatchscopesError, match="of a model that is not loaded yet"):
             load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer, quantization="8bit")

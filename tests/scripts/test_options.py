@@ -109,6 +109,7 @@ def test_an_unknown_option_is_refused_at_once(script):
             "--texts is for fitting; leave it out with --pretrained",
         ),
         ("run_attributes.py", ["nowhere.json"], "there is no file nowhere.json"),
+        ("run_attributes.py", ["--split", "test"], "are for a --dataset with texts, not for carriers"),
         ("run_attributes.py", ["--methods", "guess"], "expected some of patchscope,probe,lre,lre_patchscope"),
         ("run_attributes.py", ["--attribute-lens", "We met in Canada"], "asks for one relation, and 17 were given"),
         ("run_attention_knockout.py", ["nowhere.json"], "there is no file nowhere.json"),
