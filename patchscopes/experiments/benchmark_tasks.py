@@ -8,6 +8,7 @@ made of (`jacobian`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float
@@ -158,8 +159,11 @@ def build_questions_task(model: LensModel) -> Task:
 
     Question by question and method by method, every row says all its tokens; together, it stops once it has answered.
     """
-    every = [one for one in load_questions(DATA_FOLDER / "multihop_examples.json") if can_be_patched(model, one)]
-    questions = every[:: len(every) // N_QUESTIONS][:N_QUESTIONS]
+    every = load_questions(DATA_FOLDER / "multihop_examples.json")
+    step = len(every) // N_QUESTIONS
+    # From all parts of the file, and no more of them looked at than are needed.
+    spread = (one for start in range(step) for one in every[start::step])
+    questions = list(islice((one for one in spread if can_be_patched(model, one)), N_QUESTIONS))
     unrelated = [*questions[1:], questions[0]]
     layers = spread_layers(model, MultiHopConfig.N_LAYERS)
     config = MultiHopConfig()

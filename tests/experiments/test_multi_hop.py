@@ -113,7 +113,7 @@ class TestExperiment:
         asked[1] = replace(asked[1], pi1=asked[1].pi1.replace("the", "one and the"))
         pairs = [(layer, target_layer) for layer in CONFIG.layers for target_layer in CONFIG.target_layers]
         # Long enough for what follows an answer to end its last word.
-        config = replace(CONFIG, max_new_tokens=9)
+        config = replace(CONFIG, max_new_tokens=6)
         rows, expected = [], []
         for question, other in zip(asked, reversed(asked), strict=True):
             for method in MultiHopConfig.PATCHED:
@@ -122,7 +122,7 @@ class TestExperiment:
                 rows += build_rows(target, dict(zip(CONFIG.layers, states, strict=True)), pairs)
                 for layer, target_layer in pairs:
                     vector = states[CONFIG.layers.index(layer)][None]
-                    tokens = patch_generate(target, vector, [target_layer], max_new_tokens=9, engine="hooks")
+                    tokens = patch_generate(target, vector, [target_layer], max_new_tokens=6, engine="hooks")
                     (alone,) = llama.tokenizer.batch_decode(tokens, skip_special_tokens=True)
                     expected.append((question, alone))
         texts = generate_until_answered(rows, [question for question, _ in expected], config)

@@ -59,10 +59,13 @@ def get_pages(figure):
 
 
 @pytest.mark.parametrize(
-    ("n_tokens", "n_layers", "vocabulary"),
-    [(1, 1, PLAIN), (5, 30, PLAIN), (13, 4, ODD), (40, 30, PLAIN), (60, 80, PLAIN), (25, 12, ODD)],
+    ("n_tokens", "n_layers", "vocabulary", "color"),
+    [
+        *((*size, color) for size in ((1, 1, PLAIN), (5, 30, PLAIN), (13, 4, ODD)) for color in COLOR_SCALES),
+        # Pages full of numbers take their time.
+        *((*size, "rank") for size in ((40, 30, PLAIN), (60, 80, PLAIN), (25, 12, ODD))),
+    ],
 )
-@pytest.mark.parametrize("color", COLOR_SCALES)
 @pytest.mark.filterwarnings("error:Glyph")
 def test_texts_are_whole_and_apart(n_tokens, n_layers, vocabulary, color):
     texts = check_texts(plot_prompt_table(make_document(n_tokens, n_layers, color, vocabulary)))
