@@ -215,8 +215,9 @@ def build_question(
     cue = complete_cue(cue)
     pi2 = hop2_prompt.removesuffix(cue).rstrip()
     phrase = hop1_prompt.removesuffix(cue).rstrip()
-    if not phrase:
-        raise PatchscopesError(f"{place}: the first hop {hop1_prompt!r} has no words but the cue; write it out")
+    if not phrase or PLACE in phrase:
+        lacks = "has no words but the cue" if not phrase else f"has a place for a subject ({PLACE})"
+        raise PatchscopesError(f"{place}: the first hop {hop1_prompt!r} {lacks}; write it out")
     if pi2.count(PLACE) != 1 or not pi2.replace(PLACE, "").strip():
         raise PatchscopesError(
             f"{place}: expected words of the second hop and {PLACE} once, where the first hop stands, got {pi2!r}"

@@ -260,6 +260,11 @@ class TestFormsOfOthers:
         assert question.cue == completed
         assert question.hop1_prompt == f"the city of Paris{completed}"
 
+    def test_a_first_hop_with_a_place_for_a_subject(self):
+        asked = {"hop1_prompt": "the capital of {}", "hop1_answer": "", "hop2_prompt": "Fame of {}", "hop2_answer": ""}
+        with pytest.raises(PatchscopesError, match="has a place for a subject .*; write it out"):
+            build_question("row 3", id=0, **asked)
+
     def test_a_first_hop_of_nothing_but_the_cue(self):
         with pytest.raises(PatchscopesError, match="the first hop '是' has no words but the cue"):
             build_question(

@@ -259,6 +259,13 @@ class TestLearnedLenses:
         assert "holds maps made by least_squares; this option is for maps made by kl" in wrong.stderr
         assert "Traceback" not in wrong.stderr
 
+    def test_maps_from_the_embedding(self, model_folder, texts, tmp_path):
+        common = ["--model", model_folder, "--dataset", texts, "--output", tmp_path / "maps.safetensors"]
+        done = script("train_lens.py", *common, "--layers", "embedding,0")
+        assert done.returncode == 0, done.stderr
+        # Of all blocks too, whichever are named.
+        assert load_maps(tmp_path / "maps.safetensors").keys() == {(layer, 3, 0) for layer in range(-1, 4)}
+
     def test_a_published_jacobian_lens(self, model_folder, tmp_path):
         lens = JacobianLens({layer: torch.randn(32, 32) for layer in range(3)}, n_prompts=7, d_model=32)
         lens.save(str(tmp_path / "lens.pt"))
