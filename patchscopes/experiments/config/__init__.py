@@ -8,6 +8,7 @@ from patchscopes.experiments.config.facts import (
     CausalTracingConfig,
     EntityResolutionConfig,
     MultiHopConfig,
+    MultiHopExampleConfig,
     TracedSite,
 )
 from patchscopes.experiments.config.reading import (
@@ -36,6 +37,7 @@ __all__ = [
     "LensesConfig",
     "Mode",
     "MultiHopConfig",
+    "MultiHopExampleConfig",
     "NextTokenConfig",
     "PromptTableConfig",
     "TargetPromptsConfig",
