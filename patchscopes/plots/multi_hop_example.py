@@ -81,15 +81,12 @@ def draw_probabilities(axis: Axes, results: Json) -> None:
 def plot_grids(title: str, results: Json) -> Figure:
     """A heat map over (ℓ, ℓ*) for the Patchscope, and one for its control."""
     layers, target_layers = results["layers"], results["target_layers"]
+    title += "\nProbability of the answer’s first token, at its likeliest place"
     figure = create_figure(title, width=7.6, height=2 * (ROW_HEIGHT * len(layers) + 0.9) + 0.6)
     for axis, method in zip(figure.subplots(2, 1), ("patchscope", "control"), strict=True):
         of_method = results["methods"][method]
         table = np.array(of_method["probability"])
         draw_layer_table(axis, table, layers, target_layers, colormap="viridis", high=1.0)
         n_solved = int(np.sum(of_method["solved"]))
-        axis.set_title(
-            f"{CURVES[method].label}: probability of the answer’s first token, at its likeliest place; "
-            f"{n_solved} of {table.size} pairs say it",
-            fontsize=TITLE_SIZE - 1,
-        )
+        axis.set_title(f"{CURVES[method].label} ({n_solved} of {table.size} pairs say it)", fontsize=TITLE_SIZE)
     return figure

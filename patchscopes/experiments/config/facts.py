@@ -57,8 +57,8 @@ class MultiHopExampleConfig:
     DEPTH: ClassVar = 0.72
     layers: tuple[int, ...] | None = None
     target_layers: tuple[int, ...] | None = None
-    max_new_tokens: int = 6
-    cot_new_tokens: int = 32
+    max_new_tokens: int = MultiHopConfig.max_new_tokens
+    cot_new_tokens: int = MultiHopConfig.cot_new_tokens
     batch_size: int | None = None
     chat: ChatForm = NO_CHAT
 
