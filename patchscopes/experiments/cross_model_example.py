@@ -18,6 +18,7 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, find_target_position
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.engine.unpatched import generate_after
+from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import CrossModelConfig
 from patchscopes.experiments.cross_model_prediction import compare_predictions
@@ -42,23 +43,26 @@ def run(
     source_position: int,
     config: CrossModelConfig,
     *,
+    prompts: Sequence[str] = tuple(TARGET_PROMPTS),
     maps: Mapping[MapKey, AffineMap] | None = None,
     vocabularies: Vocabularies | None = None,
     progress: Progress = iter,
 ) -> Json:
-    """The `results` of the result file: for each of `TARGET_PROMPTS` tables [ℓ][ℓ*] of what M* says, how likely it
-    finds that, whether M says the same, and M's surprisal at it; the same for each control, over ℓ or once.
+    """The `results` of the result file: for each target prompt tables [ℓ][ℓ*] of what M* says, how likely it finds
+    that, whether M says the same, and M's surprisal at it; the same for each control, over ℓ or once.
 
     Args:
         source_prompt, source_position: S, and i counted from either end.
         config: its layers, f and form of the prompts count here.
+        prompts: which of `TARGET_PROMPTS` M* reads.
         maps: f for each pair, if it is affine.
         vocabularies: `Vocabularies.of(source, target)`, made anew unless given.
         progress: wraps the iteration over what is read, `tqdm` for instance.
 
     Raises:
-        PatchscopesError: a layer or position does not exist, or f does not fit the models.
+        PatchscopesError: a prompt, layer or position does not exist, or f does not fit the models.
     """
+    check_methods(prompts, tuple(TARGET_PROMPTS))
     pair, tokens, position = _pair_and_locate(source, target, source_prompt, source_position, config, maps)
     vocabularies = vocabularies or Vocabularies.of(source, target)
     states = extract_representations(source, [tokens], [position], [*pair.layers, source.cfg.n_layers - 1])
@@ -81,8 +85,8 @@ def run(
 
     methods: Json = {}
     grid = (len(pair.layers), len(pair.target_layers))
-    for method in progress([*TARGET_PROMPTS, "same_model", CrossModelConfig.TARGET_MODEL_ALONE]):
-        if method in TARGET_PROMPTS:
+    for method in progress([*prompts, "same_model", CrossModelConfig.TARGET_MODEL_ALONE]):
+        if method in prompts:
             prompt = _find_placeholder(target, config.chat.of_target(TARGET_PROMPTS[method]))
             methods[method] = read(prompt, vectors, [layer for _, layer in pair.grid], grid)
             methods[f"{method}_unpatched"] = read_unpatched(prompt)

@@ -33,34 +33,35 @@ ROW_HEIGHT, CURVES_HEIGHT = 0.22, 3.4
 PROMPTS = ("token_identity", "simplescope")
 
 
-def plot_cross_model_example(document: Json, prompt: str = "token_identity") -> Figure:
-    """What M* says through one prompt at each (ℓ, ℓ*), coloured by M's surprisal at it; and that surprisal over ℓ, at
+def plot_cross_model_example(document: Json) -> Figure:
+    """What M* says through the (first) prompt at each (ℓ, ℓ*), coloured by M's surprisal at it; and that surprisal over ℓ, at
     the ℓ* of the same relative depth, beside the controls."""
     results = document["results"]
     source, target = name_models(document)
-    own = f"“{show_whitespace(results['next_token'])}” (probability {results['next_token_probability']:.2f})"
+    own = f"“{show_whitespace(results['next_token'].strip())}” (probability {results['next_token_probability']:.2f})"
     figure = create_figure(
-        f"{target} reads {describe_state(results)} of {source} (f: {document['config']['mapping']}). "
+        f"{target} reads {describe_state(document)} of {source} (f: {document['config']['mapping']}). "
         f"{source} itself goes on with {own}",
         width=7.8,
         height=ROW_HEIGHT * len(results["layers"]) + 1.2 + CURVES_HEIGHT,
     )
     ratios = (ROW_HEIGHT * len(results["layers"]) + 0.6, CURVES_HEIGHT)
     grid, curves = figure.subplots(2, 1, height_ratios=ratios)
-    draw_said(grid, results, prompt)
+    draw_said(grid, results)
     draw_surprisal(curves, document)
     return figure
 
 
-def describe_state(results: Json) -> str:
-    """Which state is read, in words: its token, and the beginning of what stands before."""
-    position = results["source_position"]
-    before = "".join(results["source_tokens"][: position + 1])
-    return f"the state of “{show_whitespace(results['source_tokens'][position]).strip()}” in “…{before[-60:].strip()}”"
+def describe_state(document: Json) -> str:
+    """Which state is read, in words: its token, and S."""
+    results = document["results"]
+    token = show_whitespace(results["source_tokens"][results["source_position"]].strip())
+    return f"the state of “{token}” in “{shorten(show_whitespace(document['config']['source_prompt']), 120)}”"
 
 
-def draw_said(axis: Axes, results: Json, prompt: str) -> None:
+def draw_said(axis: Axes, results: Json) -> None:
     """The most likely token at each (ℓ, ℓ*), the lighter the less it surprises M."""
+    prompt = next(prompt for prompt in PROMPTS if prompt in results["methods"])
     said = results["methods"][prompt]
     surprisal = np.array(said["surprisal"])
     colours = matplotlib.colormaps["viridis_r"](surprisal / max(float(surprisal.max()), 1e-9))
@@ -78,7 +79,7 @@ def draw_surprisal(axis: Axes, document: Json) -> None:
     source, target = name_models(document)
     layers = results["layers"]
     columns = [results["target_layers"].index(target_layer) for _, target_layer in results["pairs"]]
-    for prompt in PROMPTS:
+    for prompt in (prompt for prompt in PROMPTS if prompt in methods):
         table = methods[prompt]["surprisal"]
         curve = [row[column] for row, column in zip(table, columns, strict=True)]
         style = METHOD_STYLES[prompt]
@@ -108,8 +109,9 @@ def plot_cross_model_descriptions(document: Json) -> Figure:
         for texts in zip(methods["same_model"]["description"], methods["cross_model"]["description"], strict=True)
     ]
     unpatched = shorten(show_whitespace(methods["unpatched_target_model"]["description"].strip()), 60)
-    title = f"What {describe_state(results)} stands for. {target} unpatched: “{unpatched}”"
+    title = f"What {describe_state(document)} stands for. {target} unpatched: “{unpatched}”"
     figure, axis = create_table_figure(title, columns, len(cells), align="left")
-    shades = [matplotlib.colors.to_rgba(colour, 0.12) for colour in (BLUE, ORANGE)]
+    # Light, as if with 12 % of the colour: what is written in the cells is to be black.
+    shades = [1 - 0.12 * (1 - np.array(matplotlib.colors.to_rgba(colour))) for colour in (BLUE, ORANGE)]
     draw_text_table(axis, results["layers"], columns, cells, np.array([shades] * len(cells)))
     return figure

@@ -106,6 +106,8 @@ class TestNextToken:
             cross_model_example.run(*pair, PROMPT, -1, replace(CONFIG, mapping="identity"))
         with pytest.raises(PatchscopesError, match="position"):
             cross_model_example.run(*pair, PROMPT, 999, CONFIG, maps=maps)
+        with pytest.raises(PatchscopesError, match="simplescope"):
+            cross_model_example.run(*pair, PROMPT, -1, CONFIG, prompts=["none"], maps=maps)
 
 
 class TestDescriptions:
@@ -141,16 +143,19 @@ class TestDescriptions:
 @pytest.mark.parametrize("position", [0, -1])
 def test_figures(pair, maps, position):
     document = {
-        "config": {"mapping": "affine"},
+        "config": {"mapping": "affine", "source_prompt": PROMPT},
         "environment": {"model": {"id": "one"}, "target_model": {"id": "other"}},
         "results": cross_model_example.run(*pair, PROMPT, position, CONFIG, maps=maps),
     }
-    for prompt in cross_model_example.TARGET_PROMPTS:
-        figure = plot_cross_model_example(document, prompt)
-        figure.canvas.draw()
-        drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[1].lines}
-        surprisal = document["results"]["methods"]["simplescope"]["surprisal"]
-        columns = [CONFIG.target_layers.index(target_layer) for _, target_layer in document["results"]["pairs"]]
-        assert drawn["Simplescope"] == [row[column] for row, column in zip(surprisal, columns, strict=True)]
+    figure = plot_cross_model_example(document)
+    figure.canvas.draw()
+    drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[1].lines}
+    surprisal = document["results"]["methods"]["simplescope"]["surprisal"]
+    columns = [CONFIG.target_layers.index(target_layer) for _, target_layer in document["results"]["pairs"]]
+    assert drawn["Simplescope"] == [row[column] for row, column in zip(surprisal, columns, strict=True)]
+    only = {"prompts": ["simplescope"], "maps": maps}
+    document["results"] = cross_model_example.run(*pair, PROMPT, position, CONFIG, **only)
+    labels = {line.get_label() for line in plot_cross_model_example(document).axes[1].lines}
+    assert labels == set(drawn) - {"Token identity", "Token identity, unpatched"}
     document["results"] = cross_model_example.describe(*pair, PROMPT, position, CONFIG, maps=maps)
     plot_cross_model_descriptions(document).canvas.draw()

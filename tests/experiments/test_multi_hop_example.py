@@ -87,7 +87,7 @@ class TestExample:
         n_tokens = len(to_token_ids(llama, questions[0].pi1))
         config = replace(CONFIG, layers=(3,), target_layers=(0,))
         read = {}
-        for position in (1, n_tokens - 3, -3):
+        for position in (n_tokens - 3, -3, 1):
             read[position] = multi_hop_example.run(*(llama, *questions[:2], config), source_position=position)
             tokens = read[position]["source_tokens"], read[position]["query_tokens"]
             places = read[position]["source_position"], read[position]["query_source_position"]
