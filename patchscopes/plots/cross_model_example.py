@@ -34,8 +34,8 @@ PROMPTS = ("token_identity", "simplescope")
 
 
 def plot_cross_model_example(document: Json) -> Figure:
-    """What M* says through the (first) prompt at each (ℓ, ℓ*), coloured by M's surprisal at it; and that surprisal over ℓ, at
-    the ℓ* of the same relative depth, beside the controls."""
+    """What M* says through the (first) prompt at each (ℓ, ℓ*), coloured by M's surprisal at it; and that surprisal
+    over ℓ, at the ℓ* of the same relative depth, beside the controls."""
     results = document["results"]
     source, target = name_models(document)
     own = f"“{show_whitespace(results['next_token'].strip())}” (probability {results['next_token_probability']:.2f})"
