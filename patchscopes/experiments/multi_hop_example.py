@@ -20,6 +20,7 @@ from torch import Tensor
 from patchscopes.data.questions import TwoHopQuestion, contains_answer
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import MultiHopExampleConfig
@@ -90,6 +91,7 @@ def run(
             methods[method][field].append(column)
     source, position, _ = patchings["placeholder"]
     query, query_position, target = patchings["patchscope"]
+    cot = to_token_ids(model, config.chat.of_target(PROMPTS["cot"](question)))
     return {
         "layers": layers,
         "target_layers": target_layers,
@@ -99,9 +101,13 @@ def run(
         "query_tokens": decode_each_token(model, query),
         "query_source_position": query_position,
         "query_target_position": target.position,
-        "control_prompt": control.pi1,
+        "placeholder_position": patchings["placeholder"][2].position,
+        "control_query": control.query[: control.pi1_end],
         "first_tokens": decode_each_token(model, find_first_tokens(model, question.accepted)),
-        "largest_difference": measure_difference(model, question, states["patchscope"], query_position, layers, config),
+        "largest_difference": {
+            "vanilla": measure_difference(model, question, query, query_position, layers, config.batch_size),
+            "cot": measure_difference(model, question, cot, len(cot) - 1, layers, config.batch_size),
+        },
         "methods": alone | {method: _by_source_layer(tables) for method, tables in methods.items()},
     }
 
@@ -201,20 +207,19 @@ def answer(
 def measure_difference(
     model: LensModel,
     question: TwoHopQuestion,
-    states: Float[Tensor, "layer d_model"],
+    prompt: Int[Tensor, " pos"],
     position: int,
     layers: Sequence[int],
-    config: MultiHopExampleConfig,
+    batch_size: int | None,
 ) -> float:
-    """The vanilla question as a Patchscope: with T = S, i* = i and ℓ* = ℓ each state is written over itself, and the
-    probability of the answer's first token changes by this much at most."""
-    first = find_first_tokens(model, question.accepted)
-    query = to_token_ids(model, config.chat.of_target(question.query))
-    own = extract_representations(model, [query], [-1], [model.cfg.n_layers - 1])[0]
+    """A prompt as a Patchscope: with T = S, i* = i and ℓ* = ℓ each state is written over itself, and the probability of
+    the answer's first token after the prompt changes by this much at most."""
+    first, last = find_first_tokens(model, question.accepted), model.cfg.n_layers - 1
+    states = extract_representations(model, [prompt, prompt], [position, -1], [*layers, last])
     logits = torch.cat(
         [
-            patch_logits(TargetPrompt(model, query, position), states, layers, batch_size=config.batch_size),
-            patch_logits(TargetPrompt(model, query, -1), own, [model.cfg.n_layers - 1]),
+            patch_logits(TargetPrompt(model, prompt, position), states[0, :-1], layers, batch_size=batch_size),
+            logit_lens(model, states[1, -1:]),
         ]
     )
     likely = torch.softmax(logits.float(), dim=-1)[:, first].sum(dim=-1)
