@@ -13,7 +13,7 @@ from patchscopes.model.layer_names import name_layer
 from patchscopes.model.registry import SECOND_MODEL
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, models, showing, work
-from patchscopes.tutorial.cross_model_methods import Maps, Pair, list_methods
+from patchscopes.tutorial.cross_model_methods import PAPER, Maps, Pair, list_methods, tell_descriptions, tell_next_token
 from patchscopes.tutorial.pages.multi_hop import thin_out
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
@@ -283,6 +283,9 @@ def show_descriptions(document: Json) -> None:
 def draw_many() -> None:
     """The committed figure: 200 states, and 100 names."""
     st.subheader("On many samples", anchor="many")
+    left, right = st.columns(2)
+    left.markdown(f"**The paper.** {PAPER}")
+    right.markdown(f"**The embedded model.** {tell_next_token()} {tell_descriptions()}")
     committed.show_figure(
         "cross_model", "How often Gemma 3 270M names SmolLM2's next token from one of its states, for each (ℓ, ℓ\\*)."
     )
