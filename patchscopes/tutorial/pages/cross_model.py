@@ -184,8 +184,10 @@ def _read(
 ) -> Json:
     from patchscopes.experiments import cross_model_example
 
-    options = {"prompts": [pair.prompt], "maps": maps, "vocabularies": vocabularies, "progress": progress}
-    return _frame(pair, target, config, partial(cross_model_example.run, **options))
+    run = partial(
+        cross_model_example.run, prompts=[pair.prompt], maps=maps, vocabularies=vocabularies, progress=progress
+    )
+    return _frame(pair, target, config, run)
 
 
 def _describe(pair: Pair, target: "LensModel", config: CrossModelConfig, maps: Maps, progress: work.Progress) -> Json:
@@ -199,8 +201,8 @@ def _frame(pair: Pair, target: "LensModel", config: CrossModelConfig, run: Calla
     from patchscopes.model.environment import describe_model
 
     place = pair.choice.source_prompt, pair.choice.source_position
-    options = {"source_model": pair.choice.model, "target_model": pair.target_name}
-    options |= {"source_prompt": place[0], "source_position": place[1], **asdict(config)}
+    options = asdict(config) | {"source_model": pair.choice.model, "target_model": pair.target_name}
+    options |= {"source_prompt": place[0], "source_position": place[1]}
     document = showing.build(
         "cross_model_example", pair.source, options, lambda: run(pair.source, target, *place, config)
     )
