@@ -9,6 +9,7 @@ from patchscopes.plots.lenses import get_form_style
 from patchscopes.plots.style import (
     BLACK,
     METHOD_STYLES,
+    METRIC_LABELS,
     SMALL_SIZE,
     CurveStyle,
     create_figure,
@@ -49,9 +50,11 @@ def plot_next_token_example(document: Json) -> Figure:
         _draw_methods(axis, results, metric)
     draw_baseline(axes[0], results["own"]["surprisal"], OWN)
     finish_metric_axis(axes[0], "surprisal")
-    # Ranks go from 0 to the size of the vocabulary.
+    # Ranks go from 0, which is first, to the size of the vocabulary.
     axes[1].set_yscale("symlog", linthresh=1)
+    axes[1].yaxis.set_major_formatter("{x:,.0f}")
     finish_metric_axis(axes[1], "rank")
+    axes[1].set_ylabel(f"{METRIC_LABELS['rank']} (0: first)")
     axes[1].set_xlabel("Source layer ℓ")
     figure.legend(
         *axes[0].get_legend_handles_labels(), frameon=False, fontsize=SMALL_SIZE, loc="outside lower center", ncols=2

@@ -203,7 +203,12 @@ class TestPlot:
         config = NextTokenExampleConfig(source_prompt="a $big_dog\n<b>in</b> the sun", ahead=ahead)
         document = draw_up(next_token_example.run(llama, config, **learned), config)
         texts = check_texts(plot_next_token_example(document))
-        assert {"Surprisal (nats)", "Rank of the model's token", "Simplescope", "The same via Patchscope"} <= set(texts)
+        assert {
+            "Surprisal (nats)",
+            "Rank of the model's token (0: first)",
+            "Simplescope",
+            "The same via Patchscope",
+        } <= set(texts)
         assert ("Logit Lens" in texts) == (ahead == 1)
 
     def test_one_method_and_layer(self, llama):
