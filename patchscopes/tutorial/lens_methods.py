@@ -1,0 +1,274 @@
+"""What the methods of the page on next tokens are, and what they show: the paper's words beside committed numbers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from patchscopes.learned.config import FIXED_PROMPT
+from patchscopes.prompts import PLACEHOLDER, SIMPLESCOPE_PROMPT, build_token_identity_prompt
+from patchscopes.results import Json
+from patchscopes.tutorial import committed
+from patchscopes.tutorial.lens_code import write_affine_code, write_code, write_prompt_code
+from patchscopes.tutorial.methods import Fields, Method
+from patchscopes.tutorial.state import Choice
+
+if TYPE_CHECKING:
+    from patchscopes.model.lens_model import LensModel
+
+PAPER_ON_FIGURE_2 = (
+    "Section 4.1, Figure 2 (models of 6 to 13 billion parameters): from about the tenth layer on the token identity "
+    "Patchscope, which learns nothing, reads the next token best; before that the learned affine map is ahead. The "
+    "Logit Lens comes last."
+)
+NO_FIGURES = "The committed numbers come with the repository, not with the installed package."
+# Of the embedded model: an early, a middle and a late layer that numbers are quoted of.
+QUOTED_LAYERS = (0, 15, 24)
+IN_SOURCE = Fields(target_prompt="S", target_position="i", mapping="identity", target_model="M", target_layers="last")
+
+
+def build_methods(choice: Choice | None, model: "LensModel | None", results: Json | None) -> list[Method]:
+    """The methods of the page.
+
+    Args:
+        choice, model: None while there are none: then their code is about the start page's example.
+        results: of the reader's own example, if there are any.
+    """
+    in_source = describe_patchscope(choice, model, IN_SOURCE, target_layers="last")
+    unembedded = Fields(mapping="identity, then unembedding")
+    fixed_prompt = describe_patchscope(
+        choice, model, Fields(target_prompt=FIXED_PROMPT, target_position="last token"), target_prompt=FIXED_PROMPT
+    )
+    return [
+        Method(
+            key="logit_lens",
+            name="Logit Lens",
+            idea="Take the state of a middle layer and treat it as if it were the last one's: final norm, then "
+            "unembedding. What the model *would* say if it stopped here.",
+            original=unembedded,
+            patchscope=in_source,
+            differs=describe_difference("logit_lens", results),
+            code=write_code(choice, "LogitLens", "LogitLens(model)", 'target_layers="last"'),
+            paper="Table 4: T = S, i* = i, ℓ* = the last layer, f = identity. Section 4.1: it fails in early layers, "
+            "whose states do not look like the last one's.",
+            here=quote("fig2", lambda of: describe_precision(of, "logit_lens")),
+            source="nostalgebraist, LessWrong 2020.",
+        ),
+        Method(
+            key="tuned_lens",
+            name="Tuned Lens",
+            idea="The same after an affine map f(h) = A h + b, one for each layer, learned on other texts so that it "
+            "brings a state to where the last layer's would be.",
+            original=replace(unembedded, mapping="A h + b of layer ℓ, then unembedding"),
+            patchscope=replace(in_source, mapping="A h + b of layer ℓ"),
+            differs=describe_difference("tuned_lens", results),
+            code=write_affine_code(choice, "cached_fits", "fit_or_load_affine_maps", takes="about a minute"),
+            paper="Table 4: as the Logit Lens, with an affine f. Section 4.1: the best method in the first ten layers "
+            "or so. Fitted by least squares, as there.",
+            here=quote("fig2", lambda of: describe_precision(of, "tuned_lens")),
+            source="Belrose et al. 2023, arXiv:2303.08112; by least squares, Din et al. 2023, arXiv:2303.09435.",
+        ),
+        Method(
+            key="linear",
+            name="Future Lens: linear",
+            idea="Affine maps again, but to the state that the last layer will have one or two tokens *later*: what "
+            "does this state know of tokens after the next one?",
+            original=replace(unembedded, mapping="A h + b to the state of a later token, then unembedding"),
+            patchscope=replace(in_source, mapping="A h + b to the state of a later token"),
+            differs=describe_difference("linear", results),
+            code=write_affine_code(
+                choice,
+                "cached_fits",
+                "fit_or_load_affine_maps",
+                takes="about two minutes",
+                fitted=", ahead=(0, 1, 2)",
+                chosen=", ahead=1",
+            ),
+            paper="Table 4 has the Future Lens among what Patchscopes subsume. Pal et al. (GPT-J 6B): linear maps name "
+            "later tokens less often than a learned prompt does.",
+            here=quote("future_lens", lambda of: describe_later_tokens(of, "linear")),
+            source="Pal et al., CoNLL 2023, arXiv:2311.04897.",
+        ),
+        Method(
+            key="fixed_prompt",
+            name="Future Lens: a prompt",
+            idea="Write the state over the last token of a text that has nothing to do with S, and let the model go "
+            "on. The text is fixed, or replaced by ten vectors that are trained to bring out what the state holds.",
+            original=replace(fixed_prompt, mapping="identity (plain hooks: the whole prompt for every layer)"),
+            patchscope=replace(fixed_prompt, mapping="identity (fast engine)"),
+            differs=describe_difference("fixed_prompt", results),
+            code=write_prompt_code(choice, FIXED_PROMPT, None),
+            paper="Table 4: ℓ* = ℓ, T fixed or learned. Pal et al. (GPT-J 6B): with a learned prompt the tokens after "
+            "the next one are named in up to 48 % of cases.",
+            here=quote("future_lens", lambda of: describe_later_tokens(of, "learned_prompt", "fixed_prompt")),
+            source="Pal et al., CoNLL 2023, arXiv:2311.04897.",
+        ),
+        Method(
+            key="token_identity",
+            name="Token identity",
+            idea="The paper's own: a prompt in which words are repeated, and at its end a gap. The model, which "
+            "expects one more repetition, goes on with what it finds in the gap, in its own words and with nothing learned.",
+            original=None,
+            patchscope=describe_patchscope(
+                choice,
+                model,
+                Fields(
+                    target_prompt=build_token_identity_prompt(),
+                    target_position=f"the last {PLACEHOLDER}",
+                    mapping="identity",
+                    target_model="M",
+                    target_layers="same",
+                ),
+                target_prompt=build_token_identity_prompt(),
+                target_position=PLACEHOLDER,
+            ),
+            differs=describe_control("token_identity", results),
+            code=write_prompt_code(choice, build_token_identity_prompt(), PLACEHOLDER),
+            paper=PAPER_ON_FIGURE_2,
+            here=quote("fig2", lambda of: describe_overtaking(of, "token_identity")),
+            source="Ghandeharioun et al., ICML 2024, arXiv:2401.06102, sections 3 and 4.1.",
+        ),
+        Method(
+            key="simplescope",
+            name="Simplescope",
+            idea="The simplest prompt there is: nothing but the gap. Nothing suggests to the model what to do with the "
+            "state, so it just goes on from it.",
+            original=None,
+            patchscope=describe_patchscope(
+                choice,
+                model,
+                Fields(
+                    target_prompt=SIMPLESCOPE_PROMPT,
+                    target_position=f"the {PLACEHOLDER}",
+                    mapping="identity",
+                    target_model="M",
+                    target_layers="same",
+                ),
+                target_prompt=SIMPLESCOPE_PROMPT,
+                target_position=PLACEHOLDER,
+            ),
+            differs=describe_control("simplescope", results),
+            code=write_prompt_code(choice, SIMPLESCOPE_PROMPT, PLACEHOLDER),
+            paper="Not in the paper, which uses token identity for this task.",
+            here=quote("fig2", lambda of: describe_overtaking(of, "simplescope")),
+            source="A target prompt like any other of Ghandeharioun et al., ICML 2024, reduced to its placeholder.",
+        ),
+        Method(
+            key="jacobian_lens",
+            name="Jacobian Lens",
+            idea="f(h) = J h, where J says how the last layer's states, at this and all later tokens, move when this "
+            "state moves a little: the mean Jacobian over some texts.",
+            original=replace(unembedded, mapping="J h of layer ℓ, then unembedding"),
+            patchscope=replace(in_source, mapping="J h of layer ℓ"),
+            differs=describe_difference("jacobian_lens", results),
+            code=write_affine_code(choice, "jacobian_lens", "fit_jacobian_lens", takes="about nine minutes"),
+            paper="Newer than the paper. It is made for what a model may say at this or any later token, not for the "
+            "next token alone.",
+            here="Nine minutes of fitting are more than the committed figures take, so it is not in them. In the table "
+            "under Figure 2 of figures/README.md it reads the next token worse than the Logit Lens, and better once it "
+            "is centred on the mean state.",
+            source="Gurnee et al., Verbalizable Representations Form a Global Workspace in Language Models, "
+            "Transformer Circuits 2026.",
+        ),
+    ]
+
+
+def describe_patchscope(choice: Choice | None, model: "LensModel | None", otherwise: Fields, **options: Any) -> Fields:
+    """The nine fields of a Patchscope with the reader's S, i and ℓ; without a model, in general."""
+    if choice is None or model is None:
+        return otherwise
+    from patchscopes.patchscope import Patchscope
+
+    return Fields.of(
+        Patchscope(
+            model=model,
+            source_prompt=choice.source_prompt,
+            source_position=choice.source_position,
+            source_layers=choice.layers,
+            **options,
+        )
+    )
+
+
+def quote(name: str, say: Callable[[Json], str]) -> str:
+    """What a committed result file shows, in words."""
+    document = committed.load(name)
+    return NO_FIGURES if document is None else f"{say(document['results'])} (figures/{name}.json)"
+
+
+def describe_precision(results: Json, method: str) -> str:
+    """How often a method names the next token, at three layers."""
+    precision = results["methods"][method]["precision_at_1"]["mean"]
+    shares = ", ".join(f"{precision[layer]:.0%} at layer {layer}" for layer in QUOTED_LAYERS)
+    return f"At {results['n_samples']:,} random positions it names the model's next token in {shares}."
+
+
+def describe_overtaking(results: Json, method: str) -> str:
+    """The same, and from which layer on the method is ahead of the Tuned Lens up to the last one."""
+    ours, theirs = (results["methods"][name]["precision_at_1"]["mean"] for name in (method, "tuned_lens"))
+    behind = [layer for layer in results["layers"] if ours[layer] < theirs[layer]]
+    since = max(behind, default=-1) + 1
+    return (
+        f"{describe_precision(results, method)} From layer {since} of {len(results['layers'])} on it is ahead of the "
+        "Tuned Lens."
+    )
+
+
+def describe_figure_2() -> str:
+    """What the embedded model shows, where it differs from the paper's too."""
+    return quote(
+        "fig2",
+        lambda of: (
+            f"Token identity: {describe_overtaking(of, 'token_identity')} That is later than in the paper's "
+            f"models, relative to depth. Simplescope: {describe_overtaking(of, 'simplescope')}"
+        ),
+    )
+
+
+def describe_later_tokens(results: Json, *names: str) -> str:
+    """How often methods name the second and third token at their best layer."""
+    sentences = []
+    for method in names:
+        precision = results["methods"][method]["precision_at_1"]["mean"]
+        parts = []
+        for ahead in (2, 3):
+            best = max(precision[ahead - 1])
+            layer = results["layers"][precision[ahead - 1].index(best)]
+            parts.append(f"i+{ahead} in {best:.0%} of cases at layer {layer}")
+        sentences.append(f"{method.replace('_', ' ').capitalize()}, at its best layers: {' and '.join(parts)}.")
+    return " ".join(sentences)
+
+
+def describe_difference(method: str, results: Json | None) -> str:
+    """How far the logits of original and Patchscope are apart: in the reader's example, and in the committed run."""
+    parts = []
+    if results is not None and method in results["twins"]:
+        twin = results["twins"][method]
+        parts.append(
+            f"In your example no logit differs by more than {twin['largest_difference']:.1e} between original and "
+            f"Patchscope (the largest is {twin['largest_logit']:.0f}), and both name the same token in "
+            f"{twin['same_token']:.0%} of the layers."
+        )
+    document = committed.load("lenses")
+    name = "future_lens" if method == "fixed_prompt" else method
+    if document is not None and name in document["results"]["twins"]:
+        twin = document["results"]["twins"][name]
+        form = " (learned prompt)" if method == "fixed_prompt" else ""
+        parts.append(
+            f"At {document['results']['n_samples']} random positions and all layers{form}: at most "
+            f"{twin['largest_difference']:.1e}, the same token in {twin['same_token']:.0%} (figures/lenses.json)."
+        )
+    return " ".join(parts) or "Choose the method above, and both forms are computed and compared for your example."
+
+
+def describe_control(method: str, results: Json | None) -> str:
+    """Why there is no original, and what the target prompt says by itself."""
+    only = "It is a Patchscope from the start: there is no earlier form to compare with."
+    if results is None or method not in results["controls"]:
+        return only
+    from patchscopes.tutorial.signs import escape
+
+    said = results["controls"][method]["top_k"][0]
+    return (
+        f"{only} Its control, the target prompt with nothing patched, says “{escape(said['token'])}” "
+        f"({said['probability']:.0%}): what it says otherwise comes from the state."
+    )
