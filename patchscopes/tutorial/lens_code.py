@@ -4,31 +4,27 @@ from patchscopes.model.registry import EMBEDDED_MODEL
 from patchscopes.tutorial.state import DEFAULT_PROMPT, Choice
 
 
-def write_code(
-    choice: Choice | None, imported: str, lens: str, patchscope: str, *, imports: str = "", learning: str = ""
-) -> str:
+def write_code(choice: Choice | None, lens: str, *, imports: str = "", learning: str = "", mapping: str = "") -> str:
     """Code that reads the reader's states by an original lens and by its Patchscope, and compares them.
 
     Args:
         choice: None for the start page's example.
-        imported: the lens's name in `patchscopes`.
-        lens: the expression that makes it.
-        patchscope: the arguments that make the Patchscope this lens.
+        lens: the lens's name in `patchscopes`.
         imports, learning: lines that import and learn what both need.
+        mapping: f, as one more argument of both; none for the identity.
     """
     return f"""
-from patchscopes import {imported}, Patchscope, load_model
+from patchscopes import {lens}, load_model, source_patchscope
 {imports}from patchscopes.engine.extract import extract_representations
 
 {write_inputs(choice)}
 {learning}states = extract_representations(model, [prompt], [position], layers)[0]
-original = {lens}(states, layers)
-patchscope = Patchscope(
-    model=model, source_prompt=prompt, source_position=position, source_layers=layers, {patchscope}
-)
-for layer, likely in zip(layers, patchscope.top_k(3)):
-    print(layer, [token for token, _ in likely])
-print("largest difference of any logit:", float((patchscope.logits() - original).abs().max()))
+original = {lens}(model{mapping})(states, layers)
+# T = S up to i, i* = i, ℓ* = the last layer.
+patched = source_patchscope(model, prompt, position{mapping})(states, layers)
+for layer, logits in zip(layers, patched):
+    print(layer, repr(model.tokenizer.decode(logits.argmax())))
+print("largest difference of any logit:", float((patched - original).abs().max()))
 """
 
 
@@ -49,14 +45,7 @@ from patchscopes.learned.mappings import LayerMapping
     learning = f"""maps = {learn}(model, load_texts(split="train"){fitted})  # {takes}, once
 f = LayerMapping.to_last(model, maps{chosen})
 """
-    return write_code(
-        choice,
-        "AffineLens",
-        "AffineLens(model, f)",
-        'mapping=f, target_layers="last"',
-        imports=imports,
-        learning=learning,
-    )
+    return write_code(choice, "AffineLens", imports=imports, learning=learning, mapping=", f")
 
 
 def write_prompt_code(choice: Choice | None, target_prompt: str, placeholder: str | None) -> str:

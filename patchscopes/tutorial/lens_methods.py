@@ -23,7 +23,9 @@ PAPER_ON_FIGURE_2 = (
 NO_FIGURES = "The committed numbers come with the repository, not with the installed package."
 # Of the embedded model: an early, a middle and a late layer that numbers are quoted of.
 QUOTED_LAYERS = (0, 15, 24)
-IN_SOURCE = Fields(target_prompt="S", target_position="i", mapping="identity", target_model="M", target_layers="last")
+IN_SOURCE = Fields(
+    target_prompt="S, up to i", target_position="i", mapping="identity", target_model="M", target_layers="last"
+)
 
 
 def build_methods(choice: Choice | None, model: "LensModel | None", results: Json | None) -> list[Method]:
@@ -33,7 +35,7 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
         choice, model: None while there are none: then their code is about the start page's example.
         results: of the reader's own example, if there are any.
     """
-    in_source = describe_patchscope(choice, model, IN_SOURCE, target_layers="last")
+    in_source = describe_in_source(choice, model)
     unembedded = Fields(mapping="identity, then unembedding")
     fixed_prompt = describe_patchscope(
         choice, model, Fields(target_prompt=FIXED_PROMPT, target_position="last token"), target_prompt=FIXED_PROMPT
@@ -47,9 +49,9 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             original=unembedded,
             patchscope=in_source,
             differs=describe_difference("logit_lens", results),
-            code=write_code(choice, "LogitLens", "LogitLens(model)", 'target_layers="last"'),
-            paper="Table 4: T = S, i* = i, ℓ* = the last layer, f = identity. Section 4.1: it fails in early layers, "
-            "whose states do not look like the last one's.",
+            code=write_code(choice, "LogitLens"),
+            paper="Appendix A, Table 4: T = S, i* = i, ℓ* = the last layer, f = identity. Section 4.1: it fails in early "
+            "layers, whose states do not look like the last one's.",
             here=quote("fig2", lambda of: describe_precision(of, "logit_lens")),
             source="nostalgebraist, LessWrong 2020.",
         ),
@@ -106,7 +108,7 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             key="token_identity",
             name="Token identity",
             idea="The paper's own: a prompt in which words are repeated, and at its end a gap. The model, which "
-            "expects one more repetition, goes on with what it finds in the gap, in its own words and with nothing learned.",
+            "expects one more repetition, goes on with what it finds in the gap, in its own words; nothing is learned.",
             original=None,
             patchscope=describe_patchscope(
                 choice,
@@ -187,6 +189,16 @@ def describe_patchscope(choice: Choice | None, model: "LensModel | None", otherw
             **options,
         )
     )
+
+
+def describe_in_source(choice: Choice | None, model: "LensModel | None") -> Fields:
+    """The nine fields of the Logit Lens: T = S up to i, since what comes after i has no part in the answer."""
+    if choice is None or model is None:
+        return IN_SOURCE
+    from patchscopes.tokens import to_token_ids
+
+    up_to_i = to_token_ids(model, choice.source_prompt)[: choice.source_position + 1]
+    return describe_patchscope(choice, model, IN_SOURCE, target_prompt=up_to_i, target_layers="last")
 
 
 def quote(name: str, say: Callable[[Json], str]) -> str:
