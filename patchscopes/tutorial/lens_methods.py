@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from patchscopes.learned.config import FIXED_PROMPT
+from patchscopes.plots.text import format_significant
 from patchscopes.prompts import PLACEHOLDER, SIMPLESCOPE_PROMPT, build_token_identity_prompt
 from patchscopes.results import Json
 from patchscopes.tutorial import committed
 from patchscopes.tutorial.lens_code import write_affine_code, write_code, write_prompt_code
 from patchscopes.tutorial.methods import Fields, Method
+from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             patchscope=in_source,
             differs=describe_difference("logit_lens", results),
             code=write_code(choice, "LogitLens"),
-            paper="Appendix A, Table 4: T = S, i* = i, ℓ* = the last layer, f = identity. Section 4.1: it fails in early "
-            "layers, whose states do not look like the last one's.",
+            paper="Appendix A, Table 4: T = S, i* = i, ℓ* = the last layer, f = identity. Section 4.1: it fails in "
+            "early layers, whose states do not look like the last one's.",
             here=quote("fig2", lambda of: describe_precision(of, "logit_lens")),
             source="nostalgebraist, LessWrong 2020.",
         ),
@@ -256,9 +258,9 @@ def describe_difference(method: str, results: Json | None) -> str:
     if results is not None and method in results["twins"]:
         twin = results["twins"][method]
         parts.append(
-            f"In your example no logit differs by more than {twin['largest_difference']:.1e} between original and "
-            f"Patchscope (the largest is {twin['largest_logit']:.0f}), and both name the same token in "
-            f"{twin['same_token']:.0%} of the layers."
+            f"In your example no logit differs by more than {write_small(twin['largest_difference'])} between original "
+            f"and Patchscope (the largest is {format_significant(twin['largest_logit'])}), and both name the same token "
+            f"in {twin['same_token']:.0%} of the layers."
         )
     document = committed.load("lenses")
     name = "future_lens" if method == "fixed_prompt" else method
@@ -267,9 +269,15 @@ def describe_difference(method: str, results: Json | None) -> str:
         form = " (learned prompt)" if method == "fixed_prompt" else ""
         parts.append(
             f"At {document['results']['n_samples']} random positions and all layers{form}: at most "
-            f"{twin['largest_difference']:.1e}, the same token in {twin['same_token']:.0%} (figures/lenses.json)."
+            f"{write_small(twin['largest_difference'])}, the same token in {twin['same_token']:.0%} "
+            "(figures/lenses.json)."
         )
     return " ".join(parts) or "Choose the method above, and both forms are computed and compared for your example."
+
+
+def write_small(difference: float) -> str:
+    """A difference of logits."""
+    return f"{difference:.1e}" if difference else "0"
 
 
 def describe_control(method: str, results: Json | None) -> str:
@@ -277,8 +285,6 @@ def describe_control(method: str, results: Json | None) -> str:
     only = "It is a Patchscope from the start: there is no earlier form to compare with."
     if results is None or method not in results["controls"]:
         return only
-    from patchscopes.tutorial.signs import escape
-
     said = results["controls"][method]["top_k"][0]
     return (
         f"{only} Its control, the target prompt with nothing patched, says “{escape(said['token'])}” "
