@@ -10,7 +10,7 @@ from patchscopes.data.texts import TextSet
 from patchscopes.experiments import next_token_example
 from patchscopes.experiments.config import NextTokenExampleConfig
 from patchscopes.plots.style import METHOD_STYLES
-from patchscopes.tutorial import committed, lens_methods, models
+from patchscopes.tutorial import committed, lens_findings, lens_methods, models
 from patchscopes.tutorial.learned_lenses import LEARNABLE, learn
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
@@ -186,7 +186,7 @@ class TestCommittedNumbers:
     def test_since_when_a_method_is_ahead(self):
         curves = {"simplescope": [0.1, 0.5, 0.2, 0.4, 1.0], "tuned_lens": [0.2, 0.3, 0.3, 0.4, 1.0]}
         methods = {name: {"precision_at_1": {"mean": [*curve, *[1.0] * 25]}} for name, curve in curves.items()}
-        said = lens_methods.describe_overtaking(
+        said = lens_findings.describe_overtaking(
             {"layers": list(range(30)), "n_samples": 7, "methods": methods}, "simplescope"
         )
         assert "From layer 3 of 30 on" in said
@@ -194,5 +194,5 @@ class TestCommittedNumbers:
     def test_without_the_repository(self, monkeypatch):
         monkeypatch.setattr(committed, "load", lambda name: None)
         methods = {method.key: method for method in lens_methods.build_methods(None, None, None)}
-        assert methods["logit_lens"].here == lens_methods.NO_FIGURES
+        assert methods["logit_lens"].here == lens_findings.NO_FIGURES
         assert "figures/" not in methods["tuned_lens"].differs

@@ -9,7 +9,7 @@ import streamlit as st
 from patchscopes.experiments.config import NextTokenExampleConfig
 from patchscopes.learned.config import N_TOKENS
 from patchscopes.results import Json
-from patchscopes.tutorial import committed, lens_methods, methods, showing, work
+from patchscopes.tutorial import committed, lens_findings, lens_methods, methods, showing, work
 from patchscopes.tutorial.bar import Example, offer_examples
 from patchscopes.tutorial.learned_lenses import LEARNABLE, get_learned
 from patchscopes.tutorial.signs import escape
@@ -163,8 +163,8 @@ def draw_many_samples() -> None:
     """The committed figures, with the paper's finding beside the embedded model's."""
     st.subheader("On many samples", anchor="many-samples")
     left, right = st.columns(2)
-    left.markdown(f"**The paper.** {lens_methods.PAPER_ON_FIGURE_2}")
-    right.markdown(f"**The embedded model.** {lens_methods.describe_figure_2()}")
+    left.markdown(f"**The paper.** {lens_findings.PAPER_ON_FIGURE_2}")
+    right.markdown(f"**The embedded model.** {lens_findings.describe_figure_2()}")
     committed.show_figure("fig2", "How often each method names the model's next token, and how unlikely what it names.")
     committed.show_figure("future_lens", "The next three tokens, by the forms of the Future Lens and token identity.")
     committed.show_figure("lenses", "Originals (lines) and the same as Patchscopes (crosses), and how far they differ.")
