@@ -16,7 +16,7 @@ from patchscopes.tutorial.lens_findings import (
     describe_precision,
     quote,
 )
-from patchscopes.tutorial.methods import Fields, Method
+from patchscopes.tutorial.methods import NONE, Fields, Method
 from patchscopes.tutorial.state import Choice
 
 if TYPE_CHECKING:
@@ -35,10 +35,15 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
         results: of the reader's own example, if there are any.
     """
     in_source = describe_in_source(choice, model)
-    unembedded = Fields(mapping="identity, then unembedding")
-    fixed_prompt = describe_patchscope(
-        choice, model, Fields(target_prompt=FIXED_PROMPT, target_position="last token"), target_prompt=FIXED_PROMPT
+    unembedded = replace(
+        in_source,
+        target_prompt=NONE,
+        target_position=NONE,
+        mapping="identity, then unembedding",
+        target_model=NONE,
+        target_layers=NONE,
     )
+    fixed_prompt = describe_in_prompt(choice, model, FIXED_PROMPT, None)
     return [
         Method(
             key="logit_lens",
@@ -49,8 +54,8 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             patchscope=in_source,
             differs=describe_difference("logit_lens", results),
             code=write_code(choice, "LogitLens"),
-            paper="Appendix A, Table 4: T = S, i* = i, ℓ* = the last layer, f = identity. Section 4.1: it fails in "
-            "early layers, whose states do not look like the last one's.",
+            paper="Appendix A, Table 4: T = S, i* = i, ℓ* = the last layer, f = identity. Section 4.1: poor "
+            "in the first ten layers, and behind token identity in all later ones.",
             here=quote("fig2", lambda of: describe_precision(of, "logit_lens")),
             source="nostalgebraist, LessWrong 2020.",
         ),
@@ -63,8 +68,8 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             patchscope=replace(in_source, mapping="A h + b of layer ℓ"),
             differs=describe_difference("tuned_lens", results),
             code=write_affine_code(choice, "cached_fits", "fit_or_load_affine_maps", takes="about a minute"),
-            paper="Table 4: as the Logit Lens, with an affine f. Section 4.1: the best method in the first ten layers "
-            "or so. Fitted by least squares, as there.",
+            paper="Table 4: as the Logit Lens, with an affine f. Section 4.1: slightly better than the others in the "
+            "first ten layers, behind token identity in all later ones. It is fitted by least squares there too.",
             here=quote("fig2", lambda of: describe_precision(of, "tuned_lens")),
             source="Belrose et al. 2023, arXiv:2303.08112; by least squares, Din et al. 2023, arXiv:2303.09435.",
         ),
@@ -84,8 +89,9 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
                 fitted=", ahead=(0, 1, 2)",
                 chosen=", ahead=1",
             ),
-            paper="Table 4 has the Future Lens among what Patchscopes subsume. Pal et al. (GPT-J 6B): linear maps name "
-            "later tokens less often than a learned prompt does.",
+            paper="The paper treats the Future Lens as a Patchscope with a target prompt (section 3.2); as affine maps "
+            "it is the Tuned Lens with another aim. Pal et al. (GPT-J 6B): a learned prompt names later tokens more "
+            "often.",
             here=quote("future_lens", lambda of: describe_later_tokens(of, "linear")),
             source="Pal et al., CoNLL 2023, arXiv:2311.04897.",
         ),
@@ -98,8 +104,8 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             patchscope=replace(fixed_prompt, mapping="identity (fast engine)"),
             differs=describe_difference("fixed_prompt", results),
             code=write_prompt_code(choice, FIXED_PROMPT, None),
-            paper="Table 4: ℓ* = ℓ, T fixed or learned. Pal et al. (GPT-J 6B): with a learned prompt the tokens after "
-            "the next one are named in up to 48 % of cases.",
+            paper="Section 3.2: a Patchscope with M\\* = M and ℓ\\* = ℓ. Pal et al. (GPT-J 6B): at some layers later "
+            "tokens are named in more than 48% of cases.",
             here=quote("future_lens", lambda of: describe_later_tokens(of, "learned_prompt", "fixed_prompt")),
             source="Pal et al., CoNLL 2023, arXiv:2311.04897.",
         ),
@@ -109,19 +115,7 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             idea="The paper's own: a prompt in which words are repeated, and at its end a gap. The model, which "
             "expects one more repetition, goes on with what it finds in the gap, in its own words; nothing is learned.",
             original=None,
-            patchscope=describe_patchscope(
-                choice,
-                model,
-                Fields(
-                    target_prompt=build_token_identity_prompt(),
-                    target_position=f"the last {PLACEHOLDER}",
-                    mapping="identity",
-                    target_model="M",
-                    target_layers="same",
-                ),
-                target_prompt=build_token_identity_prompt(),
-                target_position=PLACEHOLDER,
-            ),
+            patchscope=describe_in_prompt(choice, model, build_token_identity_prompt(), PLACEHOLDER),
             differs=describe_control("token_identity", results),
             code=write_prompt_code(choice, build_token_identity_prompt(), PLACEHOLDER),
             paper=PAPER_ON_FIGURE_2,
@@ -134,19 +128,7 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             idea="The simplest prompt there is: nothing but the gap. Nothing suggests to the model what to do with the "
             "state, so it just goes on from it.",
             original=None,
-            patchscope=describe_patchscope(
-                choice,
-                model,
-                Fields(
-                    target_prompt=SIMPLESCOPE_PROMPT,
-                    target_position=f"the {PLACEHOLDER}",
-                    mapping="identity",
-                    target_model="M",
-                    target_layers="same",
-                ),
-                target_prompt=SIMPLESCOPE_PROMPT,
-                target_position=PLACEHOLDER,
-            ),
+            patchscope=describe_in_prompt(choice, model, SIMPLESCOPE_PROMPT, PLACEHOLDER),
             differs=describe_control("simplescope", results),
             code=write_prompt_code(choice, SIMPLESCOPE_PROMPT, PLACEHOLDER),
             paper="Not in the paper, which uses token identity for this task.",
@@ -164,9 +146,9 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             code=write_affine_code(choice, "jacobian_lens", "fit_jacobian_lens", takes="about nine minutes"),
             paper="Newer than the paper. It is made for what a model may say at this or any later token, not for the "
             "next token alone.",
-            here="Nine minutes of fitting are more than the committed figures take, so it is not in them. In the table "
-            "under Figure 2 of figures/README.md it reads the next token worse than the Logit Lens, and better once it "
-            "is centred on the mean state.",
+            here="It is fitted for minutes, so it is not in the committed figures. In the table under Figure 2 of "
+            "figures/README.md it reads the next token worse than the Logit Lens, and better once it is centred on the "
+            "mean state.",
             source="Gurnee et al., Verbalizable Representations Form a Global Workspace in Language Models, "
             "Transformer Circuits 2026.",
         ),
@@ -188,6 +170,19 @@ def describe_patchscope(choice: Choice | None, model: "LensModel | None", otherw
             **options,
         )
     )
+
+
+def describe_in_prompt(
+    choice: Choice | None, model: "LensModel | None", target_prompt: str, placeholder: str | None
+) -> Fields:
+    """The nine fields of a Patchscope with ℓ* = ℓ and a target prompt of its own."""
+    otherwise = replace(
+        IN_SOURCE,
+        target_prompt=target_prompt,
+        target_position="last token" if placeholder is None else f"the last {placeholder}",
+        target_layers="same",
+    )
+    return describe_patchscope(choice, model, otherwise, target_prompt=target_prompt, target_position=placeholder)
 
 
 def describe_in_source(choice: Choice | None, model: "LensModel | None") -> Fields:

@@ -10,6 +10,7 @@ from patchscopes.data.texts import TextSet
 from patchscopes.experiments import next_token_example
 from patchscopes.experiments.config import NextTokenExampleConfig
 from patchscopes.plots.style import METHOD_STYLES
+from patchscopes.plots.text import show_whitespace
 from patchscopes.tutorial import committed, lens_findings, lens_methods, models
 from patchscopes.tutorial.learned_lenses import LEARNABLE, learn
 from patchscopes.tutorial.signs import escape
@@ -72,7 +73,7 @@ def expect(table, results, method):
     column = table[escape(METHOD_STYLES[method].label)]
     control = results["controls"].get(method)
     said = [control["top_k"] if control else None, *results["methods"][method]["top_k"]]
-    texts = ["" if top is None else f"{top[0]['token']} ({top[0]['probability']:.0%})" for top in said]
+    texts = ["" if top is None else f"{show_whitespace(top[0]['token'])} ({top[0]['probability']:.0%})" for top in said]
     assert list(column) == list(map(escape, texts))
 
 
@@ -127,7 +128,7 @@ class TestLearning:
         maps = {"tuned_lens": learn(model, "tuned_lens", lambda steps: pytest.fail("it is in the cache folder"))}
         expect(get_table(page), next_token_example.run(model, CONFIG, maps=maps), "tuned_lens")
         choose(page, "method", "tuned_lens")
-        assert "In your example no logit differs" in get_measured(page)
+        assert "In your example, the largest difference" in get_measured(page)
         # Another reader, another day.
         again = choose_source(open_page(PAGE))
         assert escape("Tuned Lens (least squares)") in get_table(again)
@@ -183,13 +184,18 @@ class TestMethods:
 
 
 class TestCommittedNumbers:
-    def test_since_when_a_method_is_ahead(self):
-        curves = {"simplescope": [0.1, 0.5, 0.2, 0.4, 1.0], "tuned_lens": [0.2, 0.3, 0.3, 0.4, 1.0]}
-        methods = {name: {"precision_at_1": {"mean": [*curve, *[1.0] * 25]}} for name, curve in curves.items()}
-        said = lens_findings.describe_overtaking(
-            {"layers": list(range(30)), "n_samples": 7, "methods": methods}, "simplescope"
-        )
-        assert "From layer 3 of 30 on" in said
+    @pytest.mark.parametrize(("ours", "lead"), [([0.1, 0.5, 0.2, 0.4, 1.0], 3), ([1.0] * 5, 0), ([0.0] * 5, 4)])
+    def test_since_when_a_method_is_ahead(self, ours, lead):
+        curves = {"simplescope": ours, "tuned_lens": [0.2, 0.3, 0.3, 0.4, 1.0]}
+        methods = {name: {"precision_at_1": {"mean": curve}} for name, curve in curves.items()}
+        assert lens_findings.find_lead({"layers": [0, 1, 2, 3, 4], "methods": methods}, "simplescope") == lead
+
+    def test_are_those_of_the_figures(self):
+        results = committed.load("fig2")["results"]
+        lead = lens_findings.find_lead(results, "token_identity")
+        assert f"only from layer {lead} of 30 on" in lens_findings.describe_figure_2()
+        share = results["methods"]["logit_lens"]["precision_at_1"]["mean"][24]
+        assert f"{share:.0%} at layer 24" in METHODS["logit_lens"].here
 
     def test_without_the_repository(self, monkeypatch):
         monkeypatch.setattr(committed, "load", lambda name: None)

@@ -8,6 +8,7 @@ import streamlit as st
 
 from patchscopes.experiments.config import NextTokenExampleConfig
 from patchscopes.learned.config import N_TOKENS
+from patchscopes.plots.text import show_whitespace
 from patchscopes.results import Json
 from patchscopes.tutorial import committed, lens_findings, lens_methods, methods, showing, work
 from patchscopes.tutorial.bar import Example, offer_examples
@@ -148,7 +149,7 @@ def tabulate_layers(results: Json, names: Sequence[str], chosen: Sequence[str]) 
     """The most likely token and its probability by each method: unpatched, and at each layer."""
 
     def say(top: Sequence[Json]) -> str:
-        return f"{top[0]['token']} ({top[0]['probability']:.0%})"
+        return f"{show_whitespace(top[0]['token'])} ({top[0]['probability']:.0%})"
 
     controls = results["controls"]
     alone = [say(controls[method]["top_k"]) if method in controls else "" for method in chosen]
