@@ -4,6 +4,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
+from tutorial_app import go_to
 
 from patchscopes.data import texts
 from patchscopes.data.texts import TextSet
@@ -40,13 +41,7 @@ def model(models_by_tokenizer):
 
 @pytest.fixture
 def page(open_page):
-    return choose_source(open_page(PAGE))
-
-
-def choose_source(app):
-    app.text_input(key="S").set_value(PROMPT).run()
-    app.pills(key="i").set_value(3).run()
-    return app
+    return open_page(PAGE, S=PROMPT, i="3")
 
 
 def get_table(app):
@@ -102,6 +97,11 @@ class TestTheReadersExample:
         assert list(table.columns) == ["ℓ", "Token identity", "Simplescope"]
         expect(table, next_token_example.run(model, replace(CONFIG, ahead=3)), "simplescope")
 
+    def test_stays_from_page_to_page(self, page):
+        choose(page, "methods", ["simplescope"])
+        go_to(go_to(page, "start"), PAGE)
+        assert list(get_table(page).columns) == ["ℓ", "Simplescope"]
+
     def test_other_layers_and_position(self, page, model):
         page.slider[0].set_value((1, 2)).run()
         page.pills(key="i").set_value(1).run()
@@ -130,7 +130,7 @@ class TestLearning:
         choose(page, "method", "tuned_lens")
         assert "In your example, the largest difference" in get_measured(page)
         # Another reader, another day.
-        again = choose_source(open_page(PAGE))
+        again = open_page(PAGE, S=PROMPT, i="3")
         assert escape("Tuned Lens (least squares)") in get_table(again)
         assert not [button for button in again.button if button.label.startswith("Fit")]
 
