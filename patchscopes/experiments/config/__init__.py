@@ -17,6 +17,7 @@ from patchscopes.experiments.config.reading import (
     LensesConfig,
     Mode,
     NextTokenConfig,
+    NextTokenExampleConfig,
     PromptTableConfig,
     TargetPromptsConfig,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Mode",
     "MultiHopConfig",
     "NextTokenConfig",
+    "NextTokenExampleConfig",
     "PromptTableConfig",
     "TargetPromptsConfig",
     "TracedSite",
