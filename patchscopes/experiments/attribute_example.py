@@ -152,7 +152,7 @@ def read_by_lre(
     logits = compute_lre_logits(
         model, mapping, tokens, position, states.flatten(0, 1), layers=numbers, methods=("lre", "lre_patchscope")
     )
-    read = {
+    read: dict[str, Json] = {
         method: describe_tokens(model, sample, *of_method.chunk(len(states))) for method, of_method in logits.items()
     }
     read["lre"]["betas"] = [taught.lre.betas[taught.layers.index(layer)].item() for layer in layers]

@@ -65,9 +65,8 @@ def draw_method(axis: Axes, layers: list[int], read: Json, style: CurveStyle, wi
     # Both forms of the LRE read the same: the original's has the dots and the control.
     if not with_object or style.line != "-":
         return
-    named = [(layer, value) for layer, value, solved in zip(layers, curve, read["solved"], strict=True) if solved]
-    if named:
-        axis.scatter(*zip(*named, strict=True), s=NAMED_SIZE, color=style.colour, zorder=3, clip_on=False)
+    sizes = [NAMED_SIZE * solved for solved in read["solved"]]
+    axis.scatter(layers, curve, s=sizes, color=style.colour, zorder=3, clip_on=False)
     if read["of_other"] is not None:
         axis.plot(layers, read["of_other"], color=style.colour, linestyle="--", linewidth=1)
 

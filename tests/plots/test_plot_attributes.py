@@ -233,12 +233,10 @@ class TestAttributeExample:
         document = make_attribute_example(methods=("patchscope",))
         (axis,) = plot_attribute_example(document).axes
         read = document["results"]["methods"]["patchscope"]
-        expected = [
-            (layer, value)
-            for layer, value, solved in zip(LAYERS, read["probability"], read["solved"], strict=True)
-            if solved
-        ]
-        np.testing.assert_allclose(axis.collections[0].get_offsets(), expected)
+        np.testing.assert_allclose(
+            axis.collections[0].get_offsets(), list(zip(LAYERS, read["probability"], strict=True))
+        )
+        assert [size > 0 for size in axis.collections[0].get_sizes()] == list(map(bool, read["solved"]))
 
     def test_without_an_object_it_is_what_each_method_finds_most_likely(self):
         figure = plot_attribute_example(make_attribute_example(answer=""))
