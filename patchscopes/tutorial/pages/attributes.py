@@ -1,7 +1,7 @@
 """Attribute extraction: a subject's attribute out of one hidden state, by every method, live and on many samples."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,15 @@ from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import DEFAULT_PROMPT, DEFAULT_WORD, Choice, read_address
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from patchscopes.experiments.attribute_learning import Taught
     from patchscopes.model.lens_model import LensModel
 
 PAGE = "attributes"
 # The inputs of the page, by their names in the address.
-RELATION, TARGET_LAYER, ANSWER = "relation", "relation ℓ*", "answer"
-DEFAULT_RELATION, DEFAULT_TARGET_LAYER = "currency", "0"
+RELATION, TARGET_LAYER, ANSWER = "relation", "relation ℓ*", "relation answer"
+DEFAULT_RELATION, DEFAULT_TARGET_LAYER = "capital", "0"
 EXAMPLES = (
     bar.Example(label="Japan", source_prompt=DEFAULT_PROMPT, word=DEFAULT_WORD),
     bar.Example(
@@ -57,8 +59,8 @@ def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
         what of the page's own inputs stands in the address.
     """
     st.markdown(
-        "When a model reads “Japan”, does its hidden state hold what Japan's currency is, before anybody asks? And who "
-        "can read it out of that one vector: a trained classifier, a fitted linear map, or the model itself?"
+        "When a model reads “Japan”, does its hidden state hold that the capital is Tokyo, before anybody asks? And who "
+        "can read that out of one vector: a trained classifier, a fitted linear map, or the model itself?"
     )
     bar.offer_examples(EXAMPLES, page=PAGE)
     question, document = None, None
@@ -126,6 +128,8 @@ def draw_question(choice: Choice, model: "LensModel", relation: Relation, target
     key = f"{ANSWER} of {relation.name} of {subject}"
     if key not in st.session_state:
         st.session_state[key] = read_address((ANSWER,)).get(ANSWER, known.get(subject, ""))
+    # What a link says is said of its own subject, and not of those that come after it.
+    st.session_state[ANSWER] = st.session_state[key]
     answer = st.text_input(
         f"The answer to look for: {escape(relation.fill(subject))} …", key=key, persist_state="session"
     ).strip()
@@ -159,7 +163,7 @@ def draw_result(choice: Choice, model: "LensModel", question: Question) -> Json 
     return document
 
 
-def plot(document: Json):  # type: ignore[no-untyped-def]  # Matplotlib comes with the first picture.
+def plot(document: Json) -> "Figure":
     """The figure of the result."""
     from patchscopes.plots.attribute_example import plot_attribute_example
 
@@ -194,8 +198,6 @@ def read(choice: Choice, model: "LensModel", question: Question, taught: "Taught
     )
 
     def run() -> Json:
-        from dataclasses import asdict
-
         from patchscopes.experiments import attribute_example
 
         described = {"model": choice.model, "relation": question.relation.name, **asdict(config)}
@@ -222,15 +224,20 @@ def describe_result(results: Json) -> str:
     patched = read["patchscope"]
     naming = [slot for slot, solved in enumerate(patched["solved"]) if solved]
     shown = naming[0] if naming else 0
-    layer, text = name_layer(results["layers"][shown]), escape(patched["texts"][shown])
-    if results["object"]:
-        share = f"{len(naming)} of {len(results['layers'])} layers"
-        lines.append(
-            f"- With the state of “{subject}” written over the x, it names “{escape(results['object'])}” from {share}; "
-            f"for instance, from layer {layer}: “{text}”."
-        )
-    else:
-        lines.append(f"- With the state of “{subject}” written over the x, from layer {layer}: “{text}”.")
+    example = f"from layer {name_layer(results['layers'][shown])}, for instance, “{escape(patched['texts'][shown])}”"
+    if not results["object"]:
+        lines.append(f"- With the state of “{subject}” written over the x: {example}.")
+        return "\n".join(lines)
+    answer, other = escape(results["object"]), results["other_subject"]
+    lines.append(
+        f"- With the state of “{subject}” written over the x, it names “{answer}” from {len(naming)} of "
+        f"{len(results['layers'])} layers: {example}."
+    )
+    of_other = "" if other is None else f", at most {max(patched['of_other']):.2f} with the state of “{escape(other)}”"
+    lines.append(
+        f"- How likely “{answer}” is after “{phrase}{results['cue']}”: at most {max(patched['probability']):.2f} with "
+        f"this state; the controls: {read['unpatched']['probability']:.2f} with nothing patched{of_other}."
+    )
     return "\n".join(lines)
 
 
