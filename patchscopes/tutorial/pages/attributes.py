@@ -59,7 +59,7 @@ def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
         what of the page's own inputs stands in the address.
     """
     st.markdown(
-        "When a model reads “Japan”, does its hidden state hold that the capital is Tokyo, before anybody asks? And who "
+        "When a model reads “Japan”, does its hidden state hold that the capital is Tokyo before anybody asks? And who "
         "can read that out of one vector: a trained classifier, a fitted linear map, or the model itself?"
     )
     bar.offer_examples(EXAMPLES, page=PAGE)
