@@ -4,6 +4,7 @@ from patchscopes.experiments.config.benchmark import BenchmarkConfig
 from patchscopes.experiments.config.describing import CrossModelConfig, EntityConfig, LayerGridConfig
 from patchscopes.experiments.config.facts import (
     AttentionKnockoutConfig,
+    AttributeExampleConfig,
     AttributesConfig,
     CausalTracingConfig,
     EntityResolutionConfig,
@@ -24,6 +25,7 @@ from patchscopes.experiments.config.reading import (
 
 __all__ = [
     "AttentionKnockoutConfig",
+    "AttributeExampleConfig",
     "AttributesConfig",
     "BenchmarkConfig",
     "CausalTracingConfig",

@@ -76,6 +76,29 @@ class AttributesConfig:
     chat: ChatForm = NO_CHAT
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttributeExampleConfig:
+    """Options of one subject's attribute over layers (`attribute_example`).
+
+    Attributes:
+        source_prompt: S.
+        source_position: i, the last token of the subject.
+        layers: source layers ℓ; None for all blocks.
+        target_layer: ℓ*: `same` (ℓ* = ℓ), `embedding`, `last` or the number of a block.
+        answer: the object to look for; None for that of the relation's sample, "" for none.
+        max_new_tokens: after the target prompt.
+        seed: of the halves that the relation's subjects are dealt into, and so of the subject of the control.
+    """
+
+    source_prompt: str
+    source_position: int
+    layers: tuple[int, ...] | None = None
+    target_layer: str = "0"
+    answer: str | None = None
+    max_new_tokens: int = 8
+    seed: int = 0
+
+
 # What is restored: states, what MLPs or attention add, or states while the MLPs after them stay corrupted.
 TracedSite: TypeAlias = Literal["resid", "mlp_out", "attn_out", "resid_severed"]
 
