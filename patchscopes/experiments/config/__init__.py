@@ -9,6 +9,7 @@ from patchscopes.experiments.config.facts import (
     CausalTracingConfig,
     EntityResolutionConfig,
     MultiHopConfig,
+    MultiHopExampleConfig,
     TracedSite,
 )
 from patchscopes.experiments.config.reading import (
@@ -39,6 +40,7 @@ __all__ = [
     "LensesConfig",
     "Mode",
     "MultiHopConfig",
+    "MultiHopExampleConfig",
     "NextTokenConfig",
     "NextTokenExampleConfig",
     "PromptTableConfig",
