@@ -9,6 +9,7 @@ from patchscopes.experiments.config.facts import (
     EntityResolutionConfig,
     MultiHopConfig,
     TracedSite,
+    TracingExampleConfig,
 )
 from patchscopes.experiments.config.reading import (
     FutureForm,
@@ -40,4 +41,5 @@ __all__ = [
     "PromptTableConfig",
     "TargetPromptsConfig",
     "TracedSite",
+    "TracingExampleConfig",
 ]
