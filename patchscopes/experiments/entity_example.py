@@ -6,6 +6,8 @@ description and that of the name in clear are is their ROUGE-L: only the words t
 measure (`entity_layers` has a better one, and takes its time).
 """
 
+from collections.abc import Sequence
+
 from patchscopes.data.entities import cut_description
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.experiments.chunks import Progress, split_into_chunks
@@ -84,8 +86,8 @@ def build_patchscope(
     model: LensModel,
     source_prompt: str,
     source_position: int,
-    layers: list[int],
-    target_layers: list[int],
+    layers: Sequence[int],
+    target_layers: Sequence[int],
     config: EntityConfig,
 ) -> Patchscope:
     """The entity description of one state: T is the few-shot prompt, and i* its placeholder."""
