@@ -288,18 +288,18 @@ class Patchscope:
         return representations
 
     def __repr__(self) -> str:
-        return f"Patchscope({', '.join(f'{symbol} = {value}' for symbol, value in self._describe())})"
+        return f"Patchscope({', '.join(f'{symbol} = {value}' for symbol, value in self.describe())})"
 
     def _repr_html_(self) -> str:
         """The paper's table of the choices, for a notebook."""
-        cells = self._describe()
+        cells = self.describe()
         heads, values = (
             "".join(f"<{tag} style='text-align: left'>{html.escape(text)}</{tag}>" for text in texts)
             for tag, texts in (("th", [symbol for symbol, _ in cells]), ("td", [value for _, value in cells]))
         )
         return f"<table><tr>{heads}</tr><tr>{values}</tr></table>"
 
-    def _describe(self) -> list[tuple[str, str]]:
+    def describe(self) -> list[tuple[str, str]]:
         """The paper's symbols, and what stands for each of them here."""
         tokens, position = self.source
         source = describe_positions(self.model, tokens, [position])

@@ -123,17 +123,22 @@ def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = 
         model.add_argument(
             f"--{name.replace('model', 'revision')}", help=f"branch, tag or commit of --{name} on the hub"
         )
-    model.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
-    model.add_argument(
+    add_device_options(model)
+
+
+def add_device_options(group: argparse._ArgumentGroup) -> None:
+    """Where and how a model runs, whichever it is."""
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
+    group.add_argument(
         "--dtype",
         choices=DTYPES,
         metavar="DTYPE",
         help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)",
     )
-    model.add_argument(
+    group.add_argument(
         "--quantization", choices=QUANTIZATIONS, help="keep the weights in so many bits (default: as they are)"
     )
-    model.add_argument(
+    group.add_argument(
         "--trust-remote-code", action="store_true", help="run code that comes with a model; read it first"
     )
 

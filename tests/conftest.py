@@ -29,6 +29,8 @@ from patchscopes.model.loading import load_model
 # Of TransformerLens 3; `make test-hooked-transformer` has it.
 collect_ignore = [] if find_spec("transformer_lens.HookedTransformer") else ["hooked_transformer"]
 
+pytest_plugins = ["tutorial_app"]
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 

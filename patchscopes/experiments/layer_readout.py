@@ -4,7 +4,7 @@ The representation of one token of a source prompt is written, layer by layer, o
 token-identity prompt; the most likely next tokens and a short generation show how its meaning is resolved.
 """
 
-from patchscopes.experiments.config import LayerReadoutConfig
+from patchscopes.experiments.config import LayerReadoutConfig, Mode
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patchscope import Patchscope
 from patchscopes.results import Json
@@ -26,21 +26,40 @@ def run(model: LensModel, config: LayerReadoutConfig) -> Json:
         target_position=config.placeholder,
         target_layers=config.target_layer,
     )
+    return read_layers(
+        patchscope, config.mode, k=config.k, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
+    )
+
+
+def read_layers(
+    patchscope: Patchscope,
+    mode: Mode = LayerReadoutConfig.mode,
+    *,
+    k: int = LayerReadoutConfig.k,
+    max_new_tokens: int = LayerReadoutConfig.max_new_tokens,
+    batch_size: int | None = None,
+) -> Json:
+    """The same of any Patchscope, whatever its f, M* and i*.
+
+    Args: as the options of those names.
+
+    Raises:
+        PatchscopesError: as `Patchscope.top_k` and `Patchscope.generate`.
+    """
     source_tokens, source_position = patchscope.source
     readout: Json = {}
-    if config.mode in ("top_k", "both"):
+    if mode in ("top_k", "both"):
         readout["top_k"] = [
-            [likely._asdict() for likely in of_layer]
-            for of_layer in patchscope.top_k(config.k, batch_size=config.batch_size)
+            [likely._asdict() for likely in of_layer] for of_layer in patchscope.top_k(k, batch_size=batch_size)
         ]
-    if config.mode in ("generate", "both"):
-        readout["generations"] = patchscope.generate(config.max_new_tokens, batch_size=config.batch_size)
+    if mode in ("generate", "both"):
+        readout["generations"] = patchscope.generate(max_new_tokens, batch_size=batch_size)
     return {
         "layers": patchscope.resolved_source_layers,
         "n_samples": 1,
-        "source_tokens": decode_each_token(model, source_tokens),
+        "source_tokens": decode_each_token(patchscope.model, source_tokens),
         "source_position": source_position,
-        "target_tokens": decode_each_token(model, patchscope.target.tokens),
+        "target_tokens": decode_each_token(patchscope.target.model, patchscope.target.tokens),
         "target_position": patchscope.target.position,
         "target_layers": patchscope.resolved_target_layers,
         "methods": {"token_identity": readout},
