@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.model.layer_names import parse_layer
+from patchscopes.model.layer_names import parse_layers
 from patchscopes.model.sources import find_source
 
 
@@ -104,19 +104,8 @@ def existing_file(suffix: str, advice: str) -> Callable[[str], Path]:
 
 
 def layer_list(text: str) -> tuple[int, ...] | None:
-    """`0,4,8`, `0-15`, `embedding` (also -1), a mixture, or `all` (None): all blocks."""
-    if text == "all":
-        return None
-    layers: list[int] = []
-    for part in map(str.strip, text.split(",")):
-        # The sign of -1 is no dash between two layers.
-        dash = part.find("-", 1)
-        first, last = (parse_layer(end) for end in ((part, part) if dash < 0 else (part[:dash], part[dash + 1 :])))
-        if first is None or last is None or last < first:
-            raise argparse.ArgumentTypeError(
-                f"expected layers like 0,4,8 or 0-15 or all (embedding is one too), got {text!r}"
-            )
-        layers.extend(range(first, last + 1))
-    if len(set(layers)) < len(layers):
-        raise argparse.ArgumentTypeError(f"some layer is given twice in {text!r}")
-    return tuple(layers)
+    """Layers as `parse_layers` reads them."""
+    try:
+        return parse_layers(text)
+    except PatchscopesError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -8,11 +8,9 @@ from options import add_device_options
 from parsing import model_name, positive
 from skeleton import run_script
 
-import patchscopes.tutorial
 from patchscopes.errors import PatchscopesError
 from patchscopes.tutorial import models
 
-APP = Path(patchscopes.tutorial.__file__).parent / "app.py"
 # Nobody else on the network sees what is served there.
 LOOPBACK = "127.0.0.1"
 
@@ -36,6 +34,8 @@ def main() -> None:
         )
     from streamlit.web import cli
 
+    from patchscopes.plots.style import BLUE
+
     settings = {
         "server.address": options.host,
         "server.port": options.port,
@@ -44,10 +44,11 @@ def main() -> None:
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
+        "theme.primaryColor": BLUE,
         # A reader never sees a traceback; the terminal has it.
         "client.showErrorDetails": "none",
     }
-    cli.main(["run", str(APP), *(f"--{name}={value}" for name, value in settings.items())])
+    cli.main(["run", str(Path(__file__).resolve()), *(f"--{name}={value}" for name, value in settings.items())])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,5 +74,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def is_served() -> bool:
+    """Whether Streamlit runs this file, as it does at every click."""
+    if find_spec("streamlit") is None:
+        return False
+    from streamlit import runtime
+
+    return runtime.exists()
+
+
 if __name__ == "__main__":
-    run_script(main)
+    if is_served():
+        from patchscopes.tutorial.app import draw
+
+        draw()
+    else:
+        run_script(main)

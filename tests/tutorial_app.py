@@ -1,9 +1,11 @@
 """Fixtures: pages of the tutorial on tiny models, run by Streamlit's own AppTest."""
 
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
+SCRIPT = Path(__file__).parent.parent / "scripts" / "tutorial.py"
 # Seconds that a page may take on tiny models.
 TIMEOUT = 60
 
@@ -31,13 +33,9 @@ def open_page(serve, models_by_tokenizer):
     """Open a page of the tutorial on a tiny model (or others by their names), with an address that says more."""
     from streamlit.testing.v1 import AppTest
 
-    import patchscopes.tutorial.models
-
-    script = patchscopes.tutorial.models.__file__.replace("models.py", "app.py")
-
     def open_it(page="start", by_name=None, **address):
         serve(by_name or {"tiny": models_by_tokenizer["byte_level"]})
-        app = AppTest.from_file(script, default_timeout=TIMEOUT)
+        app = AppTest.from_file(SCRIPT, default_timeout=TIMEOUT)
         for name, value in address.items():
             app.query_params[name] = value
         app.run()

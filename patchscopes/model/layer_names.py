@@ -1,5 +1,7 @@
 """Layers by name. Nothing heavy is imported: options and figures name layers too."""
 
+from patchscopes.errors import PatchscopesError
+
 EMBEDDING = -1
 _EMBEDDING_NAME = "embedding"
 
@@ -14,3 +16,24 @@ def parse_layer(name: str) -> int | None:
     if name.lower() in (_EMBEDDING_NAME, str(EMBEDDING)):
         return EMBEDDING
     return int(name) if name.isdecimal() else None
+
+
+def parse_layers(text: str) -> tuple[int, ...] | None:
+    """`0,4,8`, `0-15`, `embedding` (also -1), a mixture, or `all` (None): all blocks.
+
+    Raises:
+        PatchscopesError: it is none of these, or names a layer twice.
+    """
+    if text == "all":
+        return None
+    layers: list[int] = []
+    for part in map(str.strip, text.split(",")):
+        # The sign of -1 is no dash between two layers.
+        dash = part.find("-", 1)
+        first, last = (parse_layer(end) for end in ((part, part) if dash < 0 else (part[:dash], part[dash + 1 :])))
+        if first is None or last is None or last < first:
+            raise PatchscopesError(f"expected layers like 0,4,8 or 0-15 or all (embedding is one too), got {text!r}")
+        layers.extend(range(first, last + 1))
+    if len(set(layers)) < len(layers):
+        raise PatchscopesError(f"some layer is given twice in {text!r}")
+    return tuple(layers)

@@ -23,6 +23,8 @@ PAGES = (
 def draw_page(module: str) -> None:
     """The bar and a page; the address then says what has been chosen."""
     page = importlib.import_module(f"patchscopes.tutorial.pages.{module}")
+    # Two answers side by side want room.
+    st.set_page_config(layout="wide" if module == "change_one_thing" else "centered")
     st.title({name: title for name, title, _ in PAGES}[module], anchor=False)
     choice, model = draw_bar()
     of_page = page.draw(choice, model)
@@ -30,15 +32,11 @@ def draw_page(module: str) -> None:
         write_address(describe_choice(choice) | (of_page or {}))
 
 
-def main() -> None:
+def draw() -> None:
     """The menu, and the page that the reader is on."""
-    st.set_page_config(page_title="Patchscopes", page_icon="🔍", layout="centered")
+    st.set_page_config(page_title="Patchscopes", page_icon="🔍")
     pages = [
         st.Page(partial(draw_page, module), title=title, icon=icon, url_path=module, default=number == 0)
         for number, (module, title, icon) in enumerate(PAGES)
     ]
     st.navigation(pages).run()
-
-
-if __name__ == "__main__":
-    main()

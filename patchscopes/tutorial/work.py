@@ -1,4 +1,4 @@
-"""Computing for the pages: one thing at a time for all readers, with progress and a way to stop; what was found is kept.
+"""Computing for the pages: one thing at a time, with progress and a way to stop; what was found is kept.
 
 The pages' own thread computes. Streamlit stops such a thread whenever it draws something and the reader has meanwhile
 clicked; since progress is drawn at every step of an iteration, that is how a computation ends at once, whatever it was.
