@@ -1,4 +1,4 @@
-"""The methods that let a model say what it takes a name for: their choices, what the paper found, and what is found here."""
+"""The methods that let a model say what it takes a name for: their choices, the paper's findings, and those here."""
 
 from patchscopes.model.registry import SECOND_MODEL
 from patchscopes.results import Json
@@ -22,9 +22,9 @@ def build_description(subject: Subject, document: Json | None) -> Method:
         clear = groups["well_known"]["methods"]["name_in_clear"]["rougeL_f1_of_description"]["mean"][0]
         nothing = results["methods"]["unpatched"]["rougeL_f1_of_description"]["mean"][0]
         return (
-            f"On {results['n_samples']} names, ROUGE-L against references is {known[0]:.2f} at best (ℓ = {known[1]}) for "
-            f"well-known ones and {unknown[0]:.2f} (ℓ = {unknown[1]}) for little-known ones; in clear the well-known "
-            f"ones reach {clear:.2f}, the unpatched x {nothing:.3f}. A small model describes little, and its names are "
+            f"On {results['n_samples']} names, ROUGE-L against references is {known[0]:.2f} at best (ℓ = {known[1]}) "
+            f"for well-known ones and {unknown[0]:.2f} (ℓ = {unknown[1]}) for little-known ones; in clear the "
+            f"well-known ones reach {clear:.2f}, the unpatched x {nothing:.3f}. A small model describes little, and its names are "
             "told early, as in the paper."
         )
 
@@ -67,8 +67,8 @@ patchscope = Patchscope(
 for layer, text in zip(patchscope.resolved_source_layers, patchscope.generate(10)):
     print(layer, text)
 """,
-        paper="In Vicuna 13B names are resolved in the first layers: the last token of “Diana, Princess of Wales” stands "
-        "for the country at first, and for the princess a few layers later (section 4.3).",
+        paper="In Vicuna 13B names are resolved in the first layers: the last token of “Diana, Princess of Wales” "
+        "stands for the country at first, and for the princess a few layers later (section 4.3).",
         here=tell("entity", describe) + tell("entity_diana", describe_diana, ""),
         source=PATCHSCOPES,
     )
@@ -87,8 +87,8 @@ def build_x_model(subject: Subject) -> Method:
             find_largest(means[name], results["layers"]) for name in ("cross_model", "same_model")
         )
         return (
-            f"Gemma 3 270M describes the states of SmolLM2-135M worse than that does itself: ROUGE-L {other:.3f} at best "
-            f"(ℓ = {at}, ℓ* = {target_layers[at]}) against {same:.3f} (ℓ = {same_at}). Of names in clear too: "
+            f"Gemma 3 270M describes the states of SmolLM2-135M worse than that does itself: ROUGE-L {other:.3f} at "
+            f"best (ℓ = {at}, ℓ* = {target_layers[at]}) against {same:.3f} (ℓ = {same_at}). Of names in clear too: "
             f"{means['name_in_clear_target_model'][0]:.3f} and {means['name_in_clear_source_model'][0]:.3f}. It is "
             "another family, not a larger sister."
         )

@@ -130,7 +130,7 @@ def knock_out(choice: Choice, model: "LensModel", subject: Subject) -> Json | No
             plot_knockout_example,
             tabulate_knocked_out(document["results"]),
             "knockout_example",
-            alt="Change of the answer's probability over layers, without the subject and without the rest, in both forms",
+            alt="Change of the answer's probability over layers, without the subject and the rest, in both forms",
         )
     return document
 

@@ -34,8 +34,8 @@ def build_tracing(subject: Subject, document: Json | None) -> Method:
     return Method(
         key="causal_tracing",
         name="Causal tracing",
-        idea="Noise on the subject's embeddings takes the answer away. The clean state of one token at one layer is put "
-        "back: as much of the answer as returns was carried by that state.",
+        idea="Noise on the subject's embeddings takes the answer away. The clean state of one token at one layer is "
+        "put back: as much of the answer as returns was carried by that state.",
         original=Fields(
             source_prompt=choice.source_prompt,
             source_position="each token",
@@ -77,7 +77,8 @@ restored = [
     Row(target=target, writes=[Write(position=subject[-1], layer=layer, vector=state)])
     for layer, state in zip(layers, states)
 ]
-before, corrupted, *after = patch_rows([Row(target=TargetPrompt(model, tokens)), Row(target=target), *restored]).softmax(-1)
+unpatched = [Row(target=TargetPrompt(model, tokens)), Row(target=target)]
+before, corrupted, *after = patch_rows([*unpatched, *restored]).softmax(-1)
 answer = before.argmax()
 print("clean", before[answer].item(), "corrupted", corrupted[answer].item())
 for layer, likely in zip(layers, after):
@@ -102,8 +103,8 @@ def build_knockout(subject: Subject, document: Json | None) -> Method:
         rest, rest_at = find_largest([-mean for mean in changes["rest"]["mean"]], results["layers"])
         return (
             f"On {results['n_samples']} facts, in windows of {results['window']}: without the subject the answer loses "
-            f"up to {lost:.0f} % (ℓ = {at}), without the rest up to {rest:.0f} % (ℓ = {rest_at}): here mostly BOS, which "
-            "takes up attention that is not needed."
+            f"up to {lost:.0f} % (ℓ = {at}), without the rest up to {rest:.0f} % (ℓ = {rest_at}): here mostly BOS, "
+            "which takes up attention that is not needed."
         )
 
     def compare(results: Json) -> str:
@@ -119,7 +120,8 @@ def build_knockout(subject: Subject, document: Json | None) -> Method:
     return Method(
         key="attention_knockout",
         name="Attention knockout",
-        idea="The last token may not look at the subject, in a window of layers. Where that costs the answer, it is read.",
+        idea="The last token may not look at the subject, in a window of layers. Where that costs the answer, it is "
+        "read.",
         original=Fields(
             source_prompt=choice.source_prompt,
             source_position="last token (it reads)",
@@ -196,6 +198,7 @@ def _find_subject(subject: Subject, document: Json | None) -> str:
     if document:
         return f"subject = {document['results']['subject_positions']}  # {document['results']['subject']!r}"
     return (
-        f"first, last = (find_substring_token_position(model, prompt, {subject.name!r}, last=last) for last in (0, 1))\n"
-        "subject = list(range(first, last + 1))"
+        f"ends = [find_substring_token_position(model, prompt, {subject.name!r}, last=is_last)\n"
+        "        for is_last in (False, True)]\n"
+        "subject = list(range(ends[0], ends[1] + 1))"
     )
