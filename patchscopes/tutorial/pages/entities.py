@@ -12,7 +12,7 @@ from patchscopes.tutorial.pages.entities_description import build_description, b
 from patchscopes.tutorial.pages.entities_live import describe, knock_out, trace
 from patchscopes.tutorial.pages.entities_recall import build_knockout, build_tracing
 from patchscopes.tutorial.pages.entities_subject import Subject
-from patchscopes.tutorial.state import Choice, read_address
+from patchscopes.tutorial.state import Choice, keep, read_address
 
 if TYPE_CHECKING:
     from patchscopes.model.lens_model import LensModel
@@ -25,6 +25,8 @@ EXAMPLES = (
     Example(label="The Eiffel Tower", source_prompt="The Eiffel Tower is in the city of", word="Tower"),
     Example(label="The Great Barrier Reef", source_prompt="The Great Barrier Reef is off the coast of", word="Reef"),
 )
+# Of the second one, in the embedded model.
+EXAMPLE_POSITION, EXAMPLE_DEPTH = 4, 30
 DESCRIPTION, TRACING, KNOCKOUT = "Description", "Causal tracing", "Attention knockout"
 LIVE = {DESCRIPTION: describe, TRACING: trace, KNOCKOUT: knock_out}
 QUESTIONS = {
@@ -61,6 +63,7 @@ def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
 
 def _draw_sections() -> str:
     """Which of the three questions is asked."""
+    keep(SHOW, NAME)
     if SHOW not in st.session_state:
         given = read_address((SHOW,)).get(SHOW)
         st.session_state[SHOW] = given if given in LIVE else DESCRIPTION
@@ -96,11 +99,14 @@ def _find_name(model: "LensModel", choice: Choice) -> str:
 
 def _take_example() -> Subject:
     """What the methods are about until the model is there."""
-    prompt, name = EXAMPLES[1].source_prompt, EXAMPLES[1].word
-    position = len(prompt.split(name)[0].split()) + 1
-    layers = tuple(range(30))
-    choice = Choice(model=EMBEDDED_MODEL, source_prompt=prompt, source_position=position, layers=layers)
-    return Subject(choice=choice, name=name)
+    example = EXAMPLES[1]
+    choice = Choice(
+        model=EMBEDDED_MODEL,
+        source_prompt=example.source_prompt,
+        source_position=EXAMPLE_POSITION,
+        layers=tuple(range(EXAMPLE_DEPTH)),
+    )
+    return Subject(choice=choice, name=example.word)
 
 
 def _draw_methods(show: str, subject: Subject, document: "Json | None") -> None:

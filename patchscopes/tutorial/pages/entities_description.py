@@ -24,8 +24,8 @@ def build_description(subject: Subject, document: Json | None) -> Method:
         return (
             f"On {results['n_samples']} names, ROUGE-L against references is {known[0]:.2f} at best (ℓ = {known[1]}) "
             f"for well-known ones and {unknown[0]:.2f} (ℓ = {unknown[1]}) for little-known ones; in clear the "
-            f"well-known ones reach {clear:.2f}, the unpatched x {nothing:.3f}. A small model describes little, and its names are "
-            "told early, as in the paper."
+            f"well-known ones reach {clear:.2f}, the unpatched x {nothing:.3f}. A small model describes little, and "
+            "it knows names early, as in the paper."
         )
 
     def describe_diana(results: Json) -> str:
@@ -116,6 +116,7 @@ def build_x_model(subject: Subject) -> Method:
 from patchscopes import Patchscope, load_model
 from patchscopes.data.texts import PASSAGES, load_texts
 from patchscopes.learned.cached_fits import fit_or_load_cross_model_maps
+from patchscopes.learned.mappings import MapKey
 from patchscopes.prompts import build_entity_description_prompt
 
 model, other = load_model({choice.model!r}), load_model({SECOND_MODEL!r})
@@ -124,7 +125,7 @@ target_layer = round(layer / (model.cfg.n_layers - 1) * (other.cfg.n_layers - 1)
 maps = fit_or_load_cross_model_maps(model, other, load_texts(PASSAGES, "train"), [layer], [target_layer])
 patchscope = Patchscope(
     model=model, source_prompt={choice.source_prompt!r}, source_position={choice.source_position},
-    source_layers=layer, mapping=maps[layer, target_layer], target_model=other, target_layers=target_layer,
+    source_layers=layer, mapping=maps[MapKey(layer, target_layer)], target_model=other, target_layers=target_layer,
     target_prompt=build_entity_description_prompt(), target_position="x",
 )
 print(patchscope.generate(10))

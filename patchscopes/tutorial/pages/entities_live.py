@@ -10,23 +10,22 @@ from patchscopes.experiments.config import AttentionKnockoutConfig, EntityConfig
 from patchscopes.results import Json
 from patchscopes.tutorial import showing, work
 from patchscopes.tutorial.pages.entities_subject import Subject
-from patchscopes.tutorial.state import Choice
+from patchscopes.tutorial.state import Choice, keep
 
 if TYPE_CHECKING:
     from patchscopes.experiments.chunks import Progress
     from patchscopes.model.lens_model import LensModel
 
 # Options that are offered, and the ones that are quick and taken at first.
-N_TOKENS, N_SAMPLES, WINDOWS = (5, 10, 20), (3, 10), (1, 3, 5, 9)
-TOKENS_AT_FIRST, WINDOW_AT_FIRST = 10, 5
+N_TOKENS, NOISES, N_SAMPLES, WINDOWS = (5, 10, 20), (1, 2, 3, 5), (3, 10), (1, 3, 5, 9)
+TOKENS_AT_FIRST, NOISE_AT_FIRST, WINDOW_AT_FIRST = 10, 3, 5
 TOKEN_NAMES = {"last_subject": "last of the subject", "last": "last of S", "control": "control"}
 
 
 def describe(choice: Choice, model: "LensModel", subject: Subject) -> Json | None:
     """The state at (i, ℓ) in the model's own words, at each layer."""
-    from patchscopes.experiments import entity_example, entity_layers
+    from patchscopes.experiments import entity_example
     from patchscopes.plots.entity_example import plot_entity_example
-    from patchscopes.plots.entity_layers import plot_entity_layers
 
     n_tokens = _choose("Tokens to generate", N_TOKENS, TOKENS_AT_FIRST, "entities tokens")
     config = EntityConfig(layers=choice.layers, max_new_tokens=n_tokens)
@@ -46,8 +45,17 @@ def describe(choice: Choice, model: "LensModel", subject: Subject) -> Json | Non
         "entity_example",
         alt=f"How alike the description of each layer's state is to that of “{subject.name}” in clear, and what it is",
     )
+    if len(subject.name.split()) > 1:
+        resolve_endings(model, subject, config)
+    return document
 
-    def resolve(progress: "Progress") -> Json:
+
+def resolve_endings(model: "LensModel", subject: Subject, config: EntityConfig) -> None:
+    """Which words of a name of several each layer has put together; S is the name alone. Takes its time."""
+    from patchscopes.experiments import entity_layers
+    from patchscopes.plots.entity_layers import plot_entity_layers
+
+    def run(progress: "Progress") -> Json:
         return entity_layers.run(model, subject.name, config, lambda _: None, progress)
 
     st.markdown("Which words of the name has a layer put together? The model describes each ending of the name too:")
@@ -57,7 +65,7 @@ def describe(choice: Choice, model: "LensModel", subject: Subject) -> Json | Non
         model,
         subject,
         config,
-        resolve,
+        run,
         takes="about 15 seconds",
     )
     if resolved is not None:
@@ -68,7 +76,6 @@ def describe(choice: Choice, model: "LensModel", subject: Subject) -> Json | Non
             "entity_layers",
             alt=f"Which words of “{subject.name}” each layer has resolved",
         )
-    return document
 
 
 def trace(choice: Choice, model: "LensModel", subject: Subject) -> Json | None:
@@ -78,10 +85,10 @@ def trace(choice: Choice, model: "LensModel", subject: Subject) -> Json | None:
 
     left, right = st.columns(2)
     with left:
-        noise = st.slider("Noise, in standard deviations of the subject's embeddings", 1.0, 6.0, 3.0, 0.5)
+        noise = _choose("Noise, in σ of the subject's embeddings", NOISES, NOISE_AT_FIRST, "entities noise")
     with right:
         n_samples = _choose("Samples of noise", N_SAMPLES, N_SAMPLES[0], "entities samples")
-    config = TracingExampleConfig(layers=choice.layers, noise=noise, n_noise_samples=n_samples)
+    config = TracingExampleConfig(layers=choice.layers, noise=float(noise), n_noise_samples=n_samples)
 
     def run(progress: "Progress") -> Json:
         return tracing_example.run(
@@ -137,6 +144,7 @@ def knock_out(choice: Choice, model: "LensModel", subject: Subject) -> Json | No
 
 def _choose(label: str, options: Sequence[int], at_first: int, key: str) -> int:
     """One of a few numbers."""
+    keep(key)
     st.session_state.setdefault(key, at_first)
     chosen: int = st.segmented_control(label, options, required=True, key=key, persist_state="session")
     return chosen
