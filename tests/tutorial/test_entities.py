@@ -8,6 +8,8 @@ from tutorial_app import go_to
 from patchscopes.data.texts import PASSAGES, load_texts
 from patchscopes.experiments import entity_example, knockout_example, tracing_example
 from patchscopes.experiments.config import AttentionKnockoutConfig, EntityConfig, TracingExampleConfig
+from patchscopes.learned import cached_fits
+from patchscopes.learned.fitting import fit_cross_model_maps
 from patchscopes.positions import find_substring_token_position
 from patchscopes.tutorial import models
 from patchscopes.tutorial.pages import entities, entities_live
@@ -58,8 +60,8 @@ class TestAnswers:
             return escape_cells(entities_live.tabulate_descriptions(results))
 
         assert list_cells(app) == describe(10)
-        app.segmented_control(key="entities tokens").set_value(5).run()
-        app.text_input(key=NAME).set_value("cat").run()
+        app.segmented_control(key="entities tokens").set_value(5)
+        app.text_input(key=NAME).set_value("cat")
         app.slider(key="ℓ").set_range(1, 2).run()
         assert list_cells(app) == describe(5, (1, 2), name="cat")
         assert [button.label for button in app.get("download_button")] == ["JSON", "PNG"]
@@ -75,7 +77,7 @@ class TestAnswers:
 
         first = list_cells(app)
         assert first == trace()
-        app.segmented_control(key="entities noise").set_value(5).run()
+        app.segmented_control(key="entities noise").set_value(5)
         app.segmented_control(key="entities samples").set_value(10).run()
         assert list_cells(app) == trace(noise=5.0, n_noise_samples=10) != first
 
@@ -176,18 +178,23 @@ class TestCode:
                 assert [escape(f"{percent} %") for percent in percents] == [said[0], said[2]]
 
     @pytest.mark.parametrize("show", [TRACING, KNOCKOUT])
-    def test_runs_for_the_example_too(self, open_page, smollm, run_code, show):
+    def test_runs_for_the_example_too(self, open_page, model, run_code, show):
         app = open_page("entities")
         models._get_shelf().loading["tiny"] = Future()
         app.segmented_control(key=SHOW).set_value(show).run()
-        code = app.code[0].value.replace("range(0, 30)", "range(22, 24)")
-        assert "22" in run_code(code, smollm)
+        printed = run_code(app.code[0].value.replace("range(0, 30)", "range(1, 3)"), model)
+        assert [line.split()[0] for line in printed.splitlines()[-2:]] == ["1", "2"]
 
-    def test_of_two_models(self, open_entities, model, run_code, tmp_path, monkeypatch):
-        monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
+    def test_of_two_models(self, open_entities, model, run_code, monkeypatch):
         app = open_entities()
         app.pills(key=f"entities {DESCRIPTION} method").set_value("cross_model").run()
         assert "make setup" in " ".join(text.value for text in app.markdown)
-        few = load_texts(PASSAGES, "train", limit=30)
-        monkeypatch.setattr("patchscopes.data.texts.load_texts", lambda *args: few)
+        # The same with fewer texts.
+        monkeypatch.setattr(
+            cached_fits,
+            "fit_or_load_cross_model_maps",
+            lambda model, other, texts, *layers: fit_cross_model_maps(
+                model, other, load_texts(PASSAGES, "train", limit=20), *layers, n_positions=100
+            ),
+        )
         run_code(app.code[0].value, model)

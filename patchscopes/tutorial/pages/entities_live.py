@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from patchscopes.experiments.config import AttentionKnockoutConfig, EntityConfig, TracingExampleConfig
+from patchscopes.plots.text import format_significant
 from patchscopes.results import Json
 from patchscopes.tutorial import showing, work
 from patchscopes.tutorial.pages.entities_subject import Subject
@@ -209,13 +210,13 @@ def tabulate_restored(results: Json) -> list[dict[str, str]]:
     original, patchscope = results["methods"]["original"], results["methods"]["patchscope"]
 
     def show(token: str, slot: int, layer: int) -> str:
-        text = f"{patchscope['restored'][token][slot]:.3f}"
+        text = format_significant(patchscope["restored"][token][slot])
         if layer not in original["layers"]:
             return text
-        return f"{text} ({original['restored'][token][original['layers'].index(layer)]:.3f})"
+        return f"{text} ({format_significant(original['restored'][token][original['layers'].index(layer)])})"
 
     limits = [
-        {"ℓ": name, **{TOKEN_NAMES[token]: f"{patchscope[run]:.3f}" for token in patchscope["restored"]}}
+        {"ℓ": name, **{TOKEN_NAMES[token]: format_significant(patchscope[run]) for token in patchscope["restored"]}}
         for name, run in (("clean", "clean"), ("corrupted", "corrupted"))
     ]
     return limits + [
