@@ -47,7 +47,7 @@ def open_page(serve, models_by_tokenizer):
 
 def go_to(app, page):
     """Go on to another page, as a click in the menu does: AppTest itself only knows pages that are files."""
-    app._page_hash = next(key for key, info in app._registered_pages.items() if info["url_pathname"] == page)
+    app._page_hash = next(key for key, info in app._registered_pages.items() if info["url_pathname"] == page.removeprefix("start"))
     app.run()
     assert not app.exception, app.exception
     return app

@@ -94,19 +94,13 @@ def get(name: str) -> "LensModel | None":
 
 def _load(name: str, served: ServedModels) -> "LensModel":
     from patchscopes.engine.memory import keep_freed_memory
-    from patchscopes.engine.proof import find_fast_engine_failure
-    from patchscopes.engine.target import placeholder_target
     from patchscopes.model.loading import load_model
-    from patchscopes.prompts import SIMPLESCOPE_PROMPT
 
     keep_freed_memory()
-    model = load_model(
+    return load_model(
         name,
         device=served.device,
         dtype=served.dtype,
         quantization=served.quantization,
         trust_remote_code=served.trust_remote_code,
     )
-    # The proof of the fast engine, which the first reader would else wait for.
-    find_fast_engine_failure(placeholder_target(model, SIMPLESCOPE_PROMPT))
-    return model
