@@ -18,7 +18,6 @@ from patchscopes.tutorial.state import (
     PROMPT,
     SHARED,
     Choice,
-    keep,
     read_address,
 )
 
@@ -114,7 +113,6 @@ def describe_choice(choice: Choice) -> dict[str, str]:
 def _begin(names: Sequence[str]) -> None:
     """What the inputs hold at first: what the address says, or the start page's example."""
     if PROMPT in st.session_state:
-        keep(MODEL, PROMPT)
         return
     given = read_address(SHARED)
     st.session_state[MODEL] = given[MODEL] if given.get(MODEL) in names else names[0]
