@@ -31,7 +31,7 @@ class Choice:
 
 
 def keep(*names: str) -> None:
-    """Let inputs have the values that they had on another page: of its own, Streamlit would begin anew with some."""
+    """Let inputs of a page have the values that they had when the reader left it: some would else begin anew."""
     for name in names:
         if name in st.session_state:
             st.session_state[name] = st.session_state[name]
