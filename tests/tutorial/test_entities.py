@@ -187,7 +187,7 @@ class TestCode:
 
     def test_of_two_models(self, open_entities, model, run_code, monkeypatch):
         app = open_entities()
-        app.pills(key=f"entities {DESCRIPTION} method").set_value("cross_model").run()
+        app.pills(key="entities method").set_value("cross_model").run()
         assert "make setup" in " ".join(text.value for text in app.markdown)
         # The same with fewer texts.
         monkeypatch.setattr(

@@ -7,7 +7,7 @@ import streamlit as st
 from patchscopes.model.registry import EMBEDDED_MODEL
 from patchscopes.tutorial import committed, work
 from patchscopes.tutorial.bar import Example, offer_examples
-from patchscopes.tutorial.methods import draw_methods
+from patchscopes.tutorial.methods import draw_method, draw_methods
 from patchscopes.tutorial.pages.entities_description import build_description, build_x_model
 from patchscopes.tutorial.pages.entities_live import describe, knock_out, trace
 from patchscopes.tutorial.pages.entities_recall import build_knockout, build_tracing
@@ -111,12 +111,11 @@ def _take_example() -> Subject:
 
 def _draw_methods(show: str, subject: Subject, document: "Json | None") -> None:
     """The methods that answer the question that is asked."""
-    methods = {
-        DESCRIPTION: lambda: [build_description(subject, document), build_x_model(subject)],
-        TRACING: lambda: [build_tracing(subject, document)],
-        KNOCKOUT: lambda: [build_knockout(subject, document)],
-    }
-    draw_methods(methods[show](), page=f"{PAGE} {show}")
+    if show == DESCRIPTION:
+        draw_methods([build_description(subject, document), build_x_model(subject)], page=PAGE)
+        return
+    st.subheader("The method", anchor="methods")
+    draw_method((build_tracing if show == TRACING else build_knockout)(subject, document))
 
 
 def _draw_many_samples(show: str) -> None:

@@ -19,8 +19,8 @@ def build_tracing(subject: Subject, document: Json | None) -> Method:
         return (
             f"On {results['n_samples']} facts the noise takes the answer from {measured['clean']['mean']:.2f} to "
             f"{measured['corrupted']['mean']:.2f}. The subject's last token brings back {subject_best:.2f} at best "
-            f"(ℓ = {subject_at}), the last token {last_best:.2f} (ℓ = {last_at}): the same two places, and of the "
-            "whole effect a larger share."
+            f"(ℓ = {subject_at}), the last token {last_best:.2f} (ℓ = {last_at}): the same two places, and a "
+            "larger share of the whole effect."
         )
 
     def compare(results: Json) -> str:
