@@ -30,10 +30,7 @@ def open_entities(open_page, model):
     def open_it(show=DESCRIPTION, prompt=PROMPT, position=None, **address):
         if position is None:
             position = find_substring_token_position(model, prompt, WORD)
-        app = open_page(S=prompt, i=str(position))
-        for name, value in ({SHOW: show} | address).items():
-            app.query_params[name] = value
-        return go_to(app, "entities")
+        return open_page("entities", S=prompt, i=str(position), **{SHOW: show} | address)
 
     return open_it
 

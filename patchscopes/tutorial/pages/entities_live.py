@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import streamlit as st
 
@@ -147,8 +147,7 @@ def _choose(label: str, options: Sequence[int], at_first: int, key: str) -> int:
     """One of a few numbers."""
     keep(key)
     st.session_state.setdefault(key, at_first)
-    chosen: int = st.segmented_control(label, options, required=True, key=key, persist_state="session")
-    return chosen
+    return cast(int, st.segmented_control(label, options, required=True, key=key, persist_state="session"))
 
 
 def _compute(
