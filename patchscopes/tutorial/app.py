@@ -30,7 +30,7 @@ WIDE = "Change one thing"
 def draw() -> None:
     """The menu, the bar, and the page that the reader is on."""
     st.set_page_config(page_title="Patchscopes", page_icon="🔍")
-    drawn: "list[tuple[Choice | None, LensModel | None]]" = []
+    drawn: list[tuple[Choice | None, LensModel | None]] = []
     pages = [
         st.Page(partial(draw_page, module, drawn.pop), title=title, icon=icon, url_path=module, default=number == 0)
         for number, (module, title, icon) in enumerate(PAGES)
