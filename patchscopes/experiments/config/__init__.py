@@ -11,6 +11,7 @@ from patchscopes.experiments.config.facts import (
     MultiHopConfig,
     MultiHopExampleConfig,
     TracedSite,
+    TracingExampleConfig,
 )
 from patchscopes.experiments.config.reading import (
     FutureForm,
@@ -46,4 +47,5 @@ __all__ = [
     "PromptTableConfig",
     "TargetPromptsConfig",
     "TracedSite",
+    "TracingExampleConfig",
 ]

@@ -161,6 +161,29 @@ class CausalTracingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TracingExampleConfig:
+    """Options of causal tracing on one prompt (`tracing_example`).
+
+    Attributes:
+        layers: ℓ; None for all blocks.
+        noise: its standard deviation, in those of the subject's embeddings.
+        n_noise_samples: corrupted runs; few, so that the answer is there at once.
+        n_original_layers: of the layers, at equal distances, those that the original form is measured at too; None for
+            all. Its time is that of whole forward passes.
+        batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads the prompt.
+    """
+
+    layers: tuple[int, ...] | None = None
+    noise: float = CausalTracingConfig.noise
+    n_noise_samples: int = 3
+    n_original_layers: int | None = 3
+    seed: int = 0
+    batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionKnockoutConfig:
     """Options of attention knockout (`attention_knockout`).
 
