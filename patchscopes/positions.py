@@ -11,7 +11,8 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.given import is_number
 from patchscopes.model.lens_model import LensModel
 from patchscopes.prompts import Chat
-from patchscopes.tokens import Text, decode_each_token, to_token_ids, unwrap_text, write_out
+from patchscopes.tokens import Text, decode_each_token, resolve_position, to_token_ids, unwrap_text, write_out
+from patchscopes.words import widen_to_words
 
 # A prompt of which a template is not likely to say anything: it shows where the template puts prompts.
 _SOME_PROMPT = "Zebra crossing 7301"
@@ -85,6 +86,27 @@ def _find_spans(model: LensModel, text: str, ids: list[int]) -> list[tuple[int, 
                     offsets = encoding["offset_mapping"][start : start + len(ids)]
                     return [tuple(max(0, index - len(prepended)) for index in offset) for offset in offsets]
     raise PatchscopesError(f"cannot tell which characters the tokens of {text!r} stand for")
+
+
+def find_word(model: LensModel, text: Text, position: int) -> tuple[int, int]:
+    """The characters [start, end) of the word that a token stands in; of a token of several words, all of them.
+
+    Args:
+        position: of the token, counted from either end.
+
+    Raises:
+        PatchscopesError: there is no such token, or it stands for no sign of the text (BOS, a line break).
+    """
+    characters, spans = find_characters(model, text)
+    number = resolve_position(len(spans), position)
+    start, end = spans[number]
+    signs = characters[start:end]
+    if not signs.strip():
+        raise PatchscopesError(
+            f"token {number} is {decode_each_token(model, to_token_ids(model, text))[number]!r}, which stands for no "
+            "word of the text; choose one of a word"
+        )
+    return widen_to_words(characters, start + len(signs) - len(signs.lstrip()), end - len(signs) + len(signs.rstrip()))
 
 
 def find_end(model: LensModel, text: Text) -> int:

@@ -78,6 +78,15 @@ def is_whole(text: str, start: int, end: int) -> bool:
     )
 
 
+def widen_to_words(text: str, start: int, end: int) -> tuple[int, int]:
+    """The characters [start, end) with the rest of the words at both ends; there is at least one."""
+    while start > 0 and not _may_part(text[start - 1], text[start]):
+        start -= 1
+    while end < len(text) and not _may_part(text[end - 1], text[end]):
+        end += 1
+    return start, end
+
+
 def may_go_on(text: str) -> bool:
     """Whether what is added to the text may become a part of its last word."""
     last = text[-1:]

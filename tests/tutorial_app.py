@@ -32,22 +32,28 @@ def serve():
 def open_page(serve, models_by_tokenizer):
     """Open a page of the tutorial on a tiny model (or others by their names), with an address that says more."""
     from streamlit.testing.v1 import AppTest
+    from streamlit.util import calc_hash
 
     def open_it(page="start", by_name=None, **address):
         serve(by_name or {"tiny": models_by_tokenizer["byte_level"]})
         app = AppTest.from_file(SCRIPT, default_timeout=TIMEOUT)
         for name, value in address.items():
             app.query_params[name] = value
+        if page != "start":
+            # Straight to the page, as a link does.
+            app._page_hash = calc_hash(page)
         app.run()
         assert not app.exception, app.exception
-        return app if page == "start" else go_to(app, page)
+        return app
 
     return open_it
 
 
 def go_to(app, page):
     """Go on to another page, as a click in the menu does: AppTest itself only knows pages that are files."""
-    app._page_hash = next(key for key, info in app._registered_pages.items() if info["url_pathname"] == page.removeprefix("start"))
+    app._page_hash = next(
+        key for key, info in app._registered_pages.items() if info["url_pathname"] == page.removeprefix("start")
+    )
     app.run()
     assert not app.exception, app.exception
     return app

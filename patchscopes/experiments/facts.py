@@ -3,22 +3,28 @@
 A fact is *known* if the token that the model finds most likely after the prompt begins the attribute.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from patchscopes.data.facts import Fact
+from patchscopes.data.relations import find_subject
 from patchscopes.engine.batching import run_in_batches
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.chunks import StopWatch, measure_chunks
 from patchscopes.model.lens_model import LensModel
-from patchscopes.positions import find_first_tokens, find_token_spans
+from patchscopes.positions import find_first_tokens, find_token_spans, find_word
 from patchscopes.prompts import NO_CHAT, ChatForm
 from patchscopes.results import ChunkStore, Json
-from patchscopes.tokens import Text, decode_each_token, to_token_ids
+from patchscopes.tokens import Text, decode_each_token, resolve_position, to_token_ids
+from patchscopes.words import find_whole
+
+# A word that belongs to the same name as what follows: no sign ends a phrase between them.
+WORD_BEFORE = re.compile(r"(?:\S*[^\s.,;:!?] |\S+-)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,51 @@ def draw_known_facts(
         )
     drawn = sorted(np.random.default_rng(seed).permutation(known)[:n_facts].tolist())
     return [tokenize_fact(model, facts[number], found[number]["answer"], chat) for number in drawn]
+
+
+def find_name(model: LensModel, text: str, position: int) -> tuple[int, int]:
+    """The characters of the name that a token of the text stands in: its word, and the words right before it as far as
+    all begin with capital letters.
+
+    Raises:
+        PatchscopesError: there is no such token, or it stands for no sign of the text.
+    """
+    start, end = find_word(model, text, position)
+    while text[start].isupper() and (before := WORD_BEFORE.search(text[:start])) and before[0][0].isupper():
+        start = before.start()
+    return start, end
+
+
+def locate_subject(model: LensModel, prompt: str, subject: str, position: int | None = None) -> tuple[int, int]:
+    """The characters of the prompt in which the subject stands.
+
+    Args:
+        position: of a token; of several places, that which this token is of counts, or else the first.
+
+    Raises:
+        PatchscopesError: the subject does not stand in the prompt, or there is no such token.
+    """
+    first = find_subject(prompt, subject.strip()) if subject.strip() else None
+    if first is None:
+        raise PatchscopesError(f"the subject {subject!r} is not in the prompt {prompt!r}; give words of the prompt")
+    if position is None:
+        return first
+    spans = find_token_spans(model, prompt)
+    begin, end = spans[resolve_position(len(spans), position)]
+    length = first[1] - first[0]
+    places = [(start, start + length) for start in find_whole(prompt, prompt[slice(*first)])]
+    return next((place for place in places if place[0] < end and place[1] > begin), first)
+
+
+def take_answer(model: LensModel, prompt: str, subject: tuple[int, int], chat: ChatForm = NO_CHAT) -> KnownFact:
+    """The fact that a prompt is about, whatever it is: the answer is the token that the model finds most likely.
+
+    Args:
+        subject: the characters [start, end) of the prompt in which it stands.
+    """
+    (answer,) = find_answers(model, [chat.of_target(prompt)], None)
+    attribute = decode_each_token(model, [answer])[0].strip()
+    return tokenize_fact(model, Fact(prompt=prompt, span=subject, attribute=attribute), answer, chat)
 
 
 def describe_fact(model: LensModel, fact: KnownFact) -> Json:

@@ -30,6 +30,13 @@ class Choice:
     layers: tuple[int, ...]
 
 
+def keep(*names: str) -> None:
+    """Let inputs of a page have the values that they had when the reader left it: some would else begin anew."""
+    for name in names:
+        if name in st.session_state:
+            st.session_state[name] = st.session_state[name]
+
+
 def read_address(names: tuple[str, ...]) -> dict[str, str]:
     """What the address says of some inputs, when the reader has just come by a link; later the inputs count."""
     return {name: st.query_params[name] for name in names if name in st.query_params and name not in st.session_state}

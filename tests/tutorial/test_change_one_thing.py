@@ -1,6 +1,5 @@
 """The free page: nine inputs, two Patchscopes side by side, and an address that says it all."""
 
-
 import pytest
 from tutorial_app import go_to
 

@@ -4,12 +4,14 @@ from patchscopes.experiments.config.benchmark import BenchmarkConfig
 from patchscopes.experiments.config.describing import CrossModelConfig, EntityConfig, LayerGridConfig
 from patchscopes.experiments.config.facts import (
     AttentionKnockoutConfig,
+    AttributeExampleConfig,
     AttributesConfig,
     CausalTracingConfig,
     EntityResolutionConfig,
     MultiHopConfig,
     MultiHopExampleConfig,
     TracedSite,
+    TracingExampleConfig,
 )
 from patchscopes.experiments.config.reading import (
     FutureForm,
@@ -18,12 +20,14 @@ from patchscopes.experiments.config.reading import (
     LensesConfig,
     Mode,
     NextTokenConfig,
+    NextTokenExampleConfig,
     PromptTableConfig,
     TargetPromptsConfig,
 )
 
 __all__ = [
     "AttentionKnockoutConfig",
+    "AttributeExampleConfig",
     "AttributesConfig",
     "BenchmarkConfig",
     "CausalTracingConfig",
@@ -39,7 +43,9 @@ __all__ = [
     "MultiHopConfig",
     "MultiHopExampleConfig",
     "NextTokenConfig",
+    "NextTokenExampleConfig",
     "PromptTableConfig",
     "TargetPromptsConfig",
     "TracedSite",
+    "TracingExampleConfig",
 ]

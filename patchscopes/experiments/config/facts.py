@@ -100,6 +100,29 @@ class AttributesConfig:
     chat: ChatForm = NO_CHAT
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttributeExampleConfig:
+    """Options of one subject's attribute over layers (`attribute_example`).
+
+    Attributes:
+        source_prompt: S.
+        source_position: i, the last token of the subject.
+        layers: source layers ℓ; None for all blocks.
+        target_layer: ℓ*: `same` (ℓ* = ℓ), `embedding`, `last` or the number of a block.
+        answer: the object to look for; None for that of the relation's sample, "" for none.
+        max_new_tokens: after the target prompt.
+        seed: of the halves that the relation's subjects are dealt into, and so of the subject of the control.
+    """
+
+    source_prompt: str
+    source_position: int
+    layers: tuple[int, ...] | None = None
+    target_layer: str = "0"
+    answer: str | None = None
+    max_new_tokens: int = 8
+    seed: int = 0
+
+
 # What is restored: states, what MLPs or attention add, or states while the MLPs after them stay corrupted.
 TracedSite: TypeAlias = Literal["resid", "mlp_out", "attn_out", "resid_severed"]
 
@@ -132,6 +155,29 @@ class CausalTracingConfig:
     noise: float = 3.0
     n_noise_samples: int = 10
     window: int = 10
+    seed: int = 0
+    batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracingExampleConfig:
+    """Options of causal tracing on one prompt (`tracing_example`).
+
+    Attributes:
+        layers: ℓ; None for all blocks.
+        noise: its standard deviation, in those of the subject's embeddings.
+        n_noise_samples: corrupted runs; few, so that the answer is there at once.
+        n_original_layers: of the layers, at equal distances, those that the original form is measured at too; None for
+            all. Its time is that of whole forward passes.
+        batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads the prompt.
+    """
+
+    layers: tuple[int, ...] | None = None
+    noise: float = CausalTracingConfig.noise
+    n_noise_samples: int = 3
+    n_original_layers: int | None = 3
     seed: int = 0
     batch_size: int | None = None
     chat: ChatForm = NO_CHAT
