@@ -22,7 +22,7 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.chunks import Progress
+from patchscopes.experiments.chunks import Progress, split_into_chunks
 from patchscopes.experiments.config import MultiHopExampleConfig
 from patchscopes.experiments.multi_hop import PROMPTS
 from patchscopes.experiments.multi_hop_patching import (
@@ -39,6 +39,9 @@ from patchscopes.positions import find_first_tokens, find_token_spans
 from patchscopes.prompts import ChatForm
 from patchscopes.results import Json
 from patchscopes.tokens import Text, decode_each_token, get_end_tokens, resolve_position, to_token_ids
+
+# Of one method, that go on together.
+ROWS_AT_A_TIME = 32
 
 
 class Answering(NamedTuple):
@@ -65,7 +68,7 @@ def run(
         control: the question whose π1 the control reads.
         source_position: i, in the tokens of π1 read alone, counted from either end.
         unpatched: what `ask_unpatched` has said already; it depends neither on layers nor on i.
-        progress: wraps the iteration over methods and target layers, `tqdm` for instance.
+        progress: wraps the iteration over target layers, `tqdm` for instance.
 
     Raises:
         PatchscopesError: the question has no answer, or it cannot be patched there; a layer does not exist.
@@ -77,18 +80,20 @@ def run(
         method: extract_representations(model, [source], [position], layers)[0]
         for method, (source, position, _) in patchings.items()
     }
-    methods: Json = {method: {field: [] for field in Answering._fields} for method in patchings}
-    for method, target_layer in progress([(method, layer) for method in patchings for layer in target_layers]):
-        said = answer(
-            patchings[method][2],
-            states[method],
-            [target_layer] * len(layers),
-            question,
-            config.max_new_tokens,
-            config.batch_size,
-        )
-        for field, column in zip(Answering._fields, zip(*said, strict=True), strict=True):
-            methods[method][field].append(column)
+    tables: Json = {method: {field: [] for field in Answering._fields} for method in patchings}
+    # Many rows at a time take little more than few; the control's are written into the same T as the Patchscope's.
+    sides = (("patchscope", "control"), ("placeholder",))
+    chunks = split_into_chunks(target_layers, max(1, ROWS_AT_A_TIME // len(layers)))
+    for side, some in progress([(side, some) for some in chunks for side in sides]):
+        vectors = torch.cat([states[method] for method in side for _ in some])
+        at = [target_layer for _ in side for target_layer in some for _ in layers]
+        target = patchings[side[0]][2]
+        said = iter(answer(target, vectors, at, question, config.max_new_tokens, config.batch_size))
+        for method in side:
+            for _ in some:
+                column = [next(said) for _ in layers]
+                for field, values in zip(Answering._fields, zip(*column, strict=True), strict=True):
+                    tables[method][field].append(values)
     source, position, _ = patchings["placeholder"]
     query, query_position, target = patchings["patchscope"]
     cot = to_token_ids(model, config.chat.of_target(PROMPTS["cot"](question)))
@@ -108,7 +113,7 @@ def run(
             "vanilla": measure_difference(model, question, query, query_position, layers, config.batch_size),
             "cot": measure_difference(model, question, cot, len(cot) - 1, layers, config.batch_size),
         },
-        "methods": alone | {method: _by_source_layer(tables) for method, tables in methods.items()},
+        "methods": alone | {method: _by_source_layer(of_method) for method, of_method in tables.items()},
     }
 
 

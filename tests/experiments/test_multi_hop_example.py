@@ -101,9 +101,16 @@ class TestExample:
         assert set(alone) == {"vanilla", "cot", "unpatched"}
         assert multi_hop_example.run(llama, *questions[:2], CONFIG, unpatched=alone) == results
 
-    def test_progress_can_stop_it(self, llama, questions):
+    def test_progress_can_stop_it(self, llama, questions, results, monkeypatch):
+        """And however many rows go on together, they say the same."""
+        monkeypatch.setattr(multi_hop_example, "ROWS_AT_A_TIME", 1)
+        assert (
+            multi_hop_example.run(llama, *questions[:2], CONFIG)["methods"]["control"]["text"]
+            == (results["methods"]["control"]["text"])
+        )
+
         def stop(steps):
-            assert len(steps) == 3 * len(TARGET_LAYERS)
+            assert len(steps) == 2 * len(TARGET_LAYERS)
             yield steps[0]
             raise KeyboardInterrupt
 
