@@ -69,7 +69,8 @@ class TestExample:
             assert {field: results["methods"][method][field] for field in asked} == asked
 
     def test_the_original_is_its_patchscope(self, results):
-        assert 0 <= max(results["largest_difference"].values()) < 1e-5
+        for method in ("vanilla", "cot", "unpatched"):
+            assert results["methods"][method]["largest_difference"] < 1e-5
 
     def test_the_probability_is_that_of_the_plain_way(self, llama, questions, results):
         """Token by token, with whole forward passes, for the question as it is."""
