@@ -8,7 +8,7 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, cast, overload
+from typing import Literal, cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -22,23 +22,16 @@ from patchscopes.engine.target import TargetPrompt, find_target_positions
 from patchscopes.errors import PatchscopesError
 from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, to_lens_model
 from patchscopes.learned.mappings import LayerMapping, RepresentationMapping, Scaling, norm_matched
+from patchscopes.likely_tokens import TokenProbability, check_k, list_likely_tokens
 from patchscopes.model.layers import describe_layers, resolve_layers, resolve_target_layers
 from patchscopes.patch import Row, Write, generate_rows, patch_generate, patch_logits, patch_rows
 from patchscopes.positions import find_substring_token_position
 from patchscopes.tokens import (
     Text,
-    decode_each_token,
     describe_positions,
     resolve_position,
     to_token_ids,
 )
-
-
-class TokenProbability(NamedTuple):
-    """A token, as text, and how likely it is."""
-
-    token: str
-    probability: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -172,20 +165,8 @@ class Patchscope:
         Raises:
             PatchscopesError: as `patch_logits`, or the model has fewer than `k` tokens.
         """
-        n_tokens = self.target.model.cfg.d_vocab
-        if not 1 <= k <= n_tokens:
-            raise PatchscopesError(
-                f"the model has {n_tokens} tokens, {k} most likely ones were asked for: give 1 to {n_tokens}"
-            )
-        logits = self.logits(engine=engine, batch_size=batch_size)
-        top = torch.softmax(logits.float(), dim=-1).topk(k, dim=-1)
-        return [
-            [
-                TokenProbability(*pair)
-                for pair in zip(decode_each_token(self.target.model, ids), row.tolist(), strict=True)
-            ]
-            for ids, row in zip(top.indices, top.values, strict=True)
-        ]
+        check_k(self.target.model, k)
+        return list_likely_tokens(self.target.model, self.logits(engine=engine, batch_size=batch_size), k)
 
     @overload
     def generate(

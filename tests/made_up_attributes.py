@@ -121,3 +121,38 @@ def make_attribute_layers(
         },
     }
     return {"experiment": "attribute_layers", "config": {}, "environment": ENVIRONMENT, "results": results}
+
+
+def make_attribute_example(
+    subject: str = "Japan", answer: str = "yen", methods: Sequence[str] = METHODS, layers: Sequence[int] = tuple(LAYERS)
+) -> dict[str, Any]:
+    """The document of `attribute_example` for one subject."""
+    generator = np.random.default_rng(0)
+
+    def read() -> dict[str, Any]:
+        curve = generator.uniform(0, 1, len(layers))
+        known = {"solved": (curve > 0.5).astype(int).tolist(), "probability": curve.tolist()}
+        known |= {"of_other": (curve / 20).tolist()}
+        return {"top": [" yen"] * len(layers), "top_probability": curve.tolist()} | (
+            known if answer else dict.fromkeys(known)
+        )
+
+    once = {"text": " is the yen", "solved": 1, "probability": 0.4 if answer else None}
+    made = {"in_clear": once, "unpatched": once | {"solved": 0, "probability": 0.01}}
+    made |= {method: read() for method in methods if method in ("patchscope", "probe", "lre", "lre_patchscope")}
+    if "lre_patchscope" in made:
+        made["lre_patchscope"] |= {name: made["lre"][name] for name in ("probability", "top_probability", "solved")}
+    if "probe" in made:
+        made["probe"]["share"] = 0.1
+    results = {
+        "subject": subject,
+        "object": answer,
+        "other_subject": "Peru" if answer else None,
+        "relation": "currency",
+        "prompt": "The official currency of {}",
+        "layers": list(layers),
+        "target_layers": [0] * len(layers),
+        "source_prompt": f"Yesterday we talked for an hour about {subject}",
+        "methods": made,
+    }
+    return {"experiment": "attribute_example", "config": {}, "environment": ENVIRONMENT, "results": results}

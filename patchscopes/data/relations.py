@@ -139,13 +139,17 @@ def find_subject(text: str, subject: str) -> tuple[int, int] | None:
     Whole words are preferred, in the given case and then in any; else it may be a part of a word, in the given case:
     "tiger" stands in "tigers", and in the paper's published samples also "Japan" in "Japanese".
     """
-    for flags in (re.NOFLAG, re.IGNORECASE):
-        # Also where two of them overlap.
-        for found in re.finditer(rf"(?=({re.escape(subject)}))", text, flags):
-            if is_whole(text, *found.span(1)):
-                return found.span(1)
+    whole = next(iter(find_whole_subjects(text, subject)), None)
     start = text.find(subject)
-    return None if start < 0 else (start, start + len(subject))
+    return whole or (None if start < 0 else (start, start + len(subject)))
+
+
+def find_whole_subjects(text: str, subject: str) -> list[tuple[int, int]]:
+    """The characters [start, end) of `text` where the subject stands as whole words, those in the given case first."""
+    # Also where two of them overlap.
+    spans = [found.span(1) for found in re.finditer(rf"(?=({re.escape(subject)}))", text, re.IGNORECASE)]
+    whole = [span for span in spans if is_whole(text, *span)]
+    return sorted(whole, key=lambda span: text[slice(*span)] != subject)
 
 
 def _read_relation_file(path: Path) -> Relation:

@@ -73,13 +73,9 @@ def read_sample(
 ) -> Json:
     """Whether the lens reads a sample rightly at each layer, in the forms that are asked for; with both, how far their
     logits differ at most."""
-    numbers = torch.tensor(list(mapping.maps), device=states.device)
-    logits: dict[str, Float[Tensor, "layer d_vocab"]] = {}
-    if "lre" in methods:
-        logits["lre"] = AffineLens(model, mapping)(states, numbers)
-    if "lre_patchscope" in methods:
-        lens = source_patchscope(model, list(sample.tokens), sample.position, mapping)
-        logits["lre_patchscope"] = lens(states, numbers)
+    logits = compute_lre_logits(
+        model, mapping, sample.tokens, sample.position, states, layers=list(mapping.maps), methods=methods
+    )
     accepted = find_first_tokens(model, sample.fact.accepted)
     rightly: Json = {}
     for method, of_method in logits.items():
@@ -87,6 +83,31 @@ def read_sample(
     if len(logits) == 2:
         rightly["largest_difference"] = (logits["lre"] - logits["lre_patchscope"]).abs().max().item()
     return rightly
+
+
+def compute_lre_logits(
+    model: LensModel,
+    mapping: LayerMapping,
+    source_tokens: Sequence[int],
+    source_position: int,
+    states: Float[Tensor, "layer d_model"],
+    *,
+    layers: Sequence[int],
+    methods: Sequence[str],
+) -> dict[str, Float[Tensor, "layer d_vocab"]]:
+    """What the lens reads from the states at some layers, in the forms that are asked for: `lre`, `lre_patchscope`.
+
+    Args:
+        source_tokens: S, and i, which the states are of.
+    """
+    numbers = torch.tensor(list(layers), device=states.device)
+    logits: dict[str, Float[Tensor, "layer d_vocab"]] = {}
+    if "lre" in methods:
+        logits["lre"] = AffineLens(model, mapping)(states, numbers)
+    if "lre_patchscope" in methods:
+        lens = source_patchscope(model, list(source_tokens), source_position, mapping)
+        logits["lre_patchscope"] = lens(states, numbers)
+    return logits
 
 
 def read_in_context(

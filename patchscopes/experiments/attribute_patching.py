@@ -33,15 +33,20 @@ UNRELATED_WORDS = ("because", "yesterday", "seven", "quickly")
 UNRELATED_TEXT = "After a while somebody in the back row said the word {}"
 
 
-def build_attribute_target(model: LensModel, relation: Relation, chat: ChatForm = NO_CHAT) -> TargetPrompt:
+def build_attribute_target(
+    model: LensModel, relation: Relation, chat: ChatForm = NO_CHAT, cue: str = ""
+) -> TargetPrompt:
     """T and i*: the relation's phrase with an x in the subject's place, in the form that is asked for.
+
+    Args:
+        cue: what follows the phrase.
 
     Raises:
         PatchscopesError: the x is no token of its own in this phrase.
     """
     # The phrase may hold the letter too: "x is an example of".
     before = relation.prompt.partition(PLACE)[0].count(ATTRIBUTE_PLACEHOLDER)
-    prompt = chat.of_target(relation.fill(ATTRIBUTE_PLACEHOLDER))
+    prompt = chat.of_target(relation.fill(ATTRIBUTE_PLACEHOLDER) + cue)
     return placeholder_target(model, prompt, ATTRIBUTE_PLACEHOLDER, occurrence=before)
 
 
@@ -156,16 +161,18 @@ def draw_others(samples: Sequence[AttributeSample], seed: int) -> list[RelationS
     seen: set[str] = set()
     for sample in samples:
         own = sample.fact
-        unlike = [
-            one
-            for one in subjects.values()
-            if not contains_answer("; ".join(one.accepted), own.accepted)
-            and not contains_answer("; ".join(own.accepted), one.accepted)
-        ]
+        unlike = [one for one in subjects.values() if have_different_objects(one, own)]
         is_control = own.subject not in seen and len(unlike) > 0
         seen.add(own.subject)
         others.append(unlike[int(generator.integers(len(unlike)))] if is_control else None)
     return others
+
+
+def have_different_objects(one: RelationSample, other: RelationSample) -> bool:
+    """Whether no accepted answer of either sample holds one of the other's."""
+    return not contains_answer("; ".join(one.accepted), other.accepted) and not contains_answer(
+        "; ".join(other.accepted), one.accepted
+    )
 
 
 def measure_controls(

@@ -5,6 +5,7 @@ is a window of at most 20 tokens of a text in which the subject stands, and ends
 samples gives it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from patchscopes.data.files import UNSPECIFIED
 from patchscopes.data.questions import contains_answer
-from patchscopes.data.relations import PLACE, Relation, RelationSample, find_subject
+from patchscopes.data.relations import PLACE, Relation, RelationSample, find_subject, find_whole_subjects
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import AttributesConfig
@@ -20,7 +21,7 @@ from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_characters, find_end, find_token_spans
 from patchscopes.prompts import Chat
 from patchscopes.results import Json
-from patchscopes.tokens import decode_each_token, to_token_ids
+from patchscopes.tokens import decode_each_token, resolve_position, to_token_ids
 from patchscopes.words import find_whole
 
 
@@ -118,9 +119,45 @@ def find_subject_tokens(model: LensModel, text: str | Chat, subject: str) -> tup
     found = find_subject(characters, subject)
     if found is None:
         raise PatchscopesError(f"the subject {subject!r} does not stand in {characters!r}; give a text with it")
-    start, end = found
-    inside = [place for place, span in enumerate(spans) if span[0] < end and span[1] > start]
+    inside = _find_inside(spans, *found)
     return inside[0], inside[-1]
+
+
+def find_subject_at(model: LensModel, relation: Relation, text: str, position: int) -> tuple[str, tuple[int, int]]:
+    """The subject of a relation, or else the word, whose last token is token `position` of the text, and the characters
+    [start, end) that it stands in there.
+
+    Of several subjects it is the longest: "South Sudan", and not "Sudan". A word that is no subject is taken whole, at
+    whichever of its tokens the position is.
+
+    Raises:
+        PatchscopesError: the text has no such token, or the token is of no word.
+    """
+    position = resolve_position(len(to_token_ids(model, text)), position)
+    spans = find_token_spans(model, text)
+    for subject in sorted((sample.subject for sample in relation.samples), key=len, reverse=True):
+        for place in find_whole_subjects(text, subject):
+            if _find_inside(spans, *place)[-1] == position:
+                return subject, place
+    words = [found.span() for found in re.finditer(r"\w+", text)]
+    of_token = [word for word in words if position in _find_inside(spans, *word)]
+    if not of_token:
+        token = decode_each_token(model, to_token_ids(model, text))[position]
+        raise PatchscopesError(
+            f"token {position} of {text!r} is {token!r}, of no word; give the position of a word's last token"
+        )
+    start, end = of_token[-1]
+    return text[start:end], of_token[-1]
+
+
+def find_last_token(model: LensModel, text: str, place: tuple[int, int]) -> int:
+    """The last token of the characters [start, end) of a text."""
+    return _find_inside(find_token_spans(model, text), *place)[-1]
+
+
+def _find_inside(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
+    """The tokens that stand for any of the characters [start, end)."""
+    return [place for place, span in enumerate(spans) if span[0] < end and span[1] > start]
 
 
 def take_source_prompt(model: LensModel, text: str | Chat, sample: RelationSample) -> AttributeSample:

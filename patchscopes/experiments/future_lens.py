@@ -23,6 +23,7 @@ from torch import Tensor
 from patchscopes.baselines import AffineLens
 from patchscopes.data.texts import Sample, TextSet
 from patchscopes.engine.batching import RowSize, run_in_batches
+from patchscopes.engine.proof import Engine
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
@@ -116,13 +117,15 @@ def build_readers(
     return readers
 
 
-def build_prompt_reader(target: TargetPrompt, batch_size: int | None) -> Reader:
-    """A Patchscope with ℓ* = ℓ that goes on for three tokens."""
+def build_prompt_reader(
+    target: TargetPrompt, batch_size: int | None, n_tokens: int = N_TOKENS, *, engine: Engine = "auto"
+) -> Reader:
+    """A Patchscope with ℓ* = ℓ that goes on for three tokens, or another number of them."""
 
     def read(
         vectors: Float[Tensor, "row d_model"], layers: Int[Tensor, " row"]
     ) -> Iterator[Float[Tensor, "batch ahead d_vocab"]]:
-        return patch_logits_ahead_in_batches(target, vectors, layers, N_TOKENS, batch_size=batch_size)
+        return patch_logits_ahead_in_batches(target, vectors, layers, n_tokens, engine=engine, batch_size=batch_size)
 
     return read
 

@@ -79,7 +79,10 @@ def run(
 
     finished = measure_chunks(split_into_chunks(drawn.samples, CHUNK_SAMPLES), store, measure, progress)
     summary = summarise_samples(finished, drawn.samples, config.methods, METRICS, config.seed)
-    twins = {original: _summarise_twin(finished, original) for original in find_originals(config.methods)}
+    twins = {
+        original: summarise_twins([Twin(**chunk["twins"][original]) for chunk in finished])
+        for original in find_originals(config.methods)
+    }
     return {"layers": layers} | summary | {"twins": twins}, sum_timing(finished)
 
 
@@ -214,9 +217,8 @@ def _measure(
     }
 
 
-def _summarise_twin(finished: Sequence[Json], original: str) -> Json:
-    """How far an original and its Patchscope are apart, over all chunks."""
-    twins = [Twin(**chunk["twins"][original]) for chunk in finished]
+def summarise_twins(twins: Sequence[Twin]) -> Json:
+    """How far an original and its Patchscope are apart, over all rows of several comparisons."""
     with_hooks = [twin.largest_difference_hooks for twin in twins if twin.largest_difference_hooks is not None]
     return {
         "largest_difference": max(twin.largest_difference for twin in twins),

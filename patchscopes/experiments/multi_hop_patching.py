@@ -109,7 +109,7 @@ def build_patching(
     if method == "back_patch":
         return query, end_of_pi1, TargetPrompt(model, query, end_of_pi1)
     hop1 = chat.of_source(question.hop1_prompt)
-    (end_of_hop1,) = _find_last_tokens(model, hop1, len(question.hop1_prompt) - len(question.cue))
+    (end_of_hop1,) = find_last_tokens(model, hop1, len(question.hop1_prompt) - len(question.cue))
     # Its place in the prompt, where π2 has an x of its own behind it.
     occurrence = question.pi2.partition(PLACE)[0].count(PLACEHOLDER)
     prompt = chat.of_target(question.ask_hop2(PLACEHOLDER))
@@ -124,11 +124,11 @@ def find_patch_positions(model: LensModel, question: TwoHopQuestion, chat: ChatF
         PatchscopesError: the model has one token for the end of π1 or π2 and what follows.
     """
     query = chat.of_target(question.query)
-    end_of_pi1, end_of_pi2 = _find_last_tokens(model, query, question.pi1_end, question.pi2_end)
+    end_of_pi1, end_of_pi2 = find_last_tokens(model, query, question.pi1_end, question.pi2_end)
     return end_of_pi1, end_of_pi2
 
 
-def _find_last_tokens(model: LensModel, text: str | Chat, *ends: int) -> list[int]:
+def find_last_tokens(model: LensModel, text: str | Chat, *ends: int) -> list[int]:
     """For each of some numbers of characters, the last token of the text (of a chat: its prompt) up to there."""
     characters, spans = find_characters(model, text)
     positions = []

@@ -1,7 +1,7 @@
 """Affine mappings and LREs from the user's cache folder, where they are fitted at most once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.data.texts import TextSet
@@ -29,6 +29,31 @@ _LRE_MODULES = [
     "engine/building",
     "engine/unembedding",
 ]
+
+Learned = TypeVar("Learned")
+
+
+class _NotLearnedYet(Exception):
+    """Ends a fit before its first step."""
+
+
+def load_if_learned(fit: Callable[..., Learned]) -> Learned | None:
+    """What an earlier `fit` left in the cache folder, or None: nothing is learned now.
+
+    Args:
+        fit: `fit_or_load_…`, `train_soft_prompt` or `fit_jacobian_lens` with its arguments, as by `functools.partial`.
+
+    Raises:
+        PatchscopesError: as `fit`.
+    """
+
+    def refuse(steps: Iterable[Any]) -> NoReturn:
+        raise _NotLearnedYet
+
+    try:
+        return fit(progress=refuse)
+    except _NotLearnedYet:
+        return None
 
 
 def fit_or_load_affine_maps(

@@ -1,11 +1,14 @@
 """Probes: linear classifiers trained to read an attribute out of a state, the paper's baseline in section 4.2."""
 
 import warnings
-from collections.abc import Collection, Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
@@ -19,6 +22,61 @@ N_INNER_FOLDS = 3
 # Inverse strengths of the penalty, scikit-learn's C, strongest first. On standardised states of 576 dimensions the
 # first only says the most frequent object, and from 0.01 on the accuracy hardly changes.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Probes:
+    """A probe for each of some layers: p = softmax(h W + b) over the objects of the samples that it was trained on.
+
+    Attributes:
+        objects: the classes.
+        weights: W.
+        biases: b.
+    """
+
+    objects: tuple[str, ...]
+    weights: Float[np.ndarray, "layer d_model object"]
+    biases: Float[np.ndarray, "layer object"]
+
+    def __call__(
+        self, states: Float[np.ndarray, "row d_model"], slots: Sequence[int]
+    ) -> Float[np.ndarray, "row object"]:
+        """How likely each object is for each state, which is of the layer in place `slots[row]` of those trained on."""
+        rows = np.asarray(slots)
+        scores = np.einsum("rd,rdo->ro", states.astype(np.float64), self.weights[rows]) + self.biases[rows]
+        return softmax(scores, axis=-1)
+
+
+def train_probes(
+    states: Float[np.ndarray, "sample layer d_model"],
+    objects: Sequence[str],
+    subjects: Sequence[str],
+    *,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Probes:
+    """A probe for every layer, trained on all the samples as those of `cross_validate_probe` are on theirs.
+
+    Args:
+        subjects: whose state every sample is: folds that the strength is chosen in keep them whole.
+        progress: wraps the iteration over layers, `tqdm` for instance.
+
+    Raises:
+        PatchscopesError: the arguments are not of one length, fewer than two subjects, or states that are not finite.
+    """
+    _check_samples(states, objects, subjects)
+    groups = np.unique(subjects, return_inverse=True)[1]
+    _check_groups(groups, "subject")
+    names, classes = np.unique(objects, return_inverse=True)
+    fits = _tabulate_fits(names, [[one] for one in objects])
+    weights = np.zeros((states.shape[1], states.shape[2], len(names)))
+    biases = np.zeros((states.shape[1], len(names)))
+    with _train_quietly():
+        for layer in progress(range(states.shape[1])) if len(names) > 1 else ():
+            of_layer = states[:, layer].astype(np.float64)
+            strength = _choose_strength(of_layer, classes, fits, groups, seed)
+            ((weights[layer], biases[layer]),) = _train(of_layer, classes, (strength,))
+    return Probes(objects=tuple(names.tolist()), weights=weights, biases=biases)
 
 
 def cross_validate_probe(
@@ -51,19 +109,12 @@ def cross_validate_probe(
     """
     _check_samples(states, objects, subjects)
     groups = np.unique(subjects, return_inverse=True)[1] if folds_by == "subject" else np.arange(len(states))
-    n_groups = len(np.unique(groups))
-    if n_groups < 2:
-        raise PatchscopesError(
-            f"a probe is trained on some {folds_by}s and tested on others, and there is {n_groups}; give at least two"
-        )
+    _check_groups(groups, folds_by)
     names, classes = np.unique(objects, return_inverse=True)
     fits = _tabulate_fits(names, [[one] for one in objects] if accepted is None else accepted)
     folds = _draw_folds(groups, N_FOLDS, seed)
     right = np.zeros(states.shape[:2], dtype=bool)
-    # The matrices are small: with a second thread for each product the same takes ten times as long.
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        # scikit-learn takes names of which many stand once for numbers to be predicted.
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+    with _train_quietly():
         for layer in range(states.shape[1]):
             of_layer = states[:, layer].astype(np.float64)
             for fold in range(folds.max() + 1):
@@ -71,6 +122,16 @@ def cross_validate_probe(
                 strength = _choose_strength(of_layer[~test], classes[~test], fits[~test], groups[~test], seed)
                 right[test, layer] = _train_and_test(of_layer, classes, fits, test, (strength,))[0]
     return right
+
+
+@contextmanager
+def _train_quietly() -> Iterator[None]:
+    """On one thread, and without warnings that are none here."""
+    # The matrices are small: with a second thread for each product the same takes ten times as long.
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        # scikit-learn takes names of which many stand once for numbers to be predicted.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        yield
 
 
 def _tabulate_fits(names: np.ndarray, accepted: Sequence[Collection[str]]) -> Bool[np.ndarray, "sample object"]:
@@ -118,19 +179,39 @@ def _train_and_test(
     if len(known) < 2 or not can_be_right.any():
         # Nothing to train: a probe with one class always says it, and one that knows none of the answers is wrong.
         return np.tile(can_be_right, (len(strengths), 1))
-    scaler = StandardScaler().fit(states[~test])
-    inputs, test_inputs = scaler.transform(states[~test]), scaler.transform(states[test])
+    scores = [states[test] @ weights + biases for weights, biases in _train(states[~test], classes[~test], strengths)]
+    return np.array([fits[np.arange(len(fits)), known[of_strength.argmax(axis=1)]] for of_strength in scores])
+
+
+def _train(
+    states: Float[np.ndarray, "sample d_model"], classes: Int[np.ndarray, " sample"], strengths: Sequence[float]
+) -> Iterator[tuple[Float[np.ndarray, "d_model class"], Float[np.ndarray, " class"]]]:
+    """W and b of a probe for each strength of the penalty, over the classes of these samples (two at least)."""
+    scaler = StandardScaler().fit(states)
+    inputs = scaler.transform(states)
     # The weights of a penalised probe lie in the span of its training states, and the penalty does not change with
     # rotation: in an orthonormal basis of that span the probe is the same, with fewer dimensions if samples are few.
     basis = np.linalg.qr(inputs.T)[0]
-    inputs, test_inputs = inputs @ basis, test_inputs @ basis
+    inputs = inputs @ basis
     # Each strength starts from the weights of the stronger penalty before it.
     probe = LogisticRegression(solver="newton-cg", warm_start=True, max_iter=1000)
-    right = np.zeros((len(strengths), len(fits)), dtype=bool)
-    for row, strength in enumerate(strengths):
-        probe.set_params(C=strength).fit(inputs, classes[~test])
-        right[row] = fits[np.arange(len(fits)), probe.predict(test_inputs)]
-    return right
+    for strength in strengths:
+        probe.set_params(C=strength).fit(inputs, classes)
+        coefficients, constants = probe.coef_, probe.intercept_
+        if len(constants) == 1:
+            # Of two classes scikit-learn keeps the score of the second against the first.
+            coefficients, constants = np.vstack([0 * coefficients, coefficients]), np.array([0, *constants])
+        weights = (basis @ coefficients.T) / scaler.scale_[:, None]
+        yield weights, constants - scaler.mean_ @ weights
+
+
+def _check_groups(groups: Int[np.ndarray, " sample"], name: str) -> None:
+    """Raise a PatchscopesError unless some can be kept for testing."""
+    n_groups = len(np.unique(groups))
+    if n_groups < 2:
+        raise PatchscopesError(
+            f"a probe is trained on some {name}s and tested on others, and there is {n_groups}; give at least two"
+        )
 
 
 def _check_samples(states: np.ndarray, objects: Sequence[str], subjects: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from patchscopes.plots.style import (
     METHOD_STYLES,
     SMALL_SIZE,
+    CurveStyle,
     create_figure,
     describe_positions,
     draw_curve,
@@ -52,14 +53,18 @@ def draw_lenses(axis: Axes, results: Json, metric: str) -> None:
     """One metric of all lenses over source layers."""
     for method, metrics in results["methods"].items():
         curve = metrics[metric]
-        style = METHOD_STYLES[method.removesuffix("_patchscope")]
-        if method.endswith("_patchscope"):
-            crosses = replace(style, label=f"{style.label} via Patchscope", line="", marker="x", marker_size=7)
-            draw_curve(axis, results["layers"], curve["mean"], None, crosses)
-        else:
-            draw_curve(axis, results["layers"], curve["mean"], curve["ci95"], style)
+        ci95 = None if method.endswith("_patchscope") else curve["ci95"]
+        draw_curve(axis, results["layers"], curve["mean"], ci95, get_form_style(method))
     finish_metric_axis(axis, metric)
     axis.set_xlabel("Source layer ℓ")
+
+
+def get_form_style(method: str) -> CurveStyle:
+    """How an original is drawn, or its Patchscope (`…_patchscope`): as crosses in its colour."""
+    style = METHOD_STYLES[method.removesuffix("_patchscope")]
+    if method.endswith("_patchscope"):
+        return replace(style, label=f"{style.label} via Patchscope", line="", marker="x", marker_size=7)
+    return style
 
 
 def draw_differences(axis: Axes, twins: Json) -> None:

@@ -56,6 +56,7 @@ METRIC_LABELS = {
     "precision_at_5": "Precision@5",
     "precision_at_10": "Precision@10",
     "surprisal": "Surprisal (nats)",
+    "rank": "Rank of the model's token",
     "rougeL_f1_of_description": "ROUGE-L (F1)",
     "rouge1_f1_of_description": "ROUGE-1 (F1)",
 }

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import pytest
 from conftest import make_hf_model
@@ -9,8 +10,11 @@ from conftest import make_hf_model
 from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned import files
-from patchscopes.learned.cached_fits import fit_or_load_affine_maps
+from patchscopes.learned.cached_fits import fit_or_load_affine_maps, load_if_learned
+from patchscopes.learned.config import JacobianLensConfig, TrainingConfig
 from patchscopes.learned.files import learn_once
+from patchscopes.learned.future_lens import train_soft_prompt
+from patchscopes.learned.jacobian_lens import fit_jacobian_lens
 from patchscopes.model.loading import load_model
 
 TEXTS = TextSet("made up", "train", tuple(f"{number} dogs and cats" for number in range(4)))
@@ -98,3 +102,26 @@ def test_a_cache_folder_that_cannot_be_written_is_told_before_the_work(tokenizer
     monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path / "file"))
     with pytest.raises(PatchscopesError, match="cannot write .*name another cache folder in PATCHSCOPES_CACHE"):
         fit_or_load_affine_maps(model, TEXTS, progress=refuse)
+
+
+@pytest.mark.parametrize(
+    "learn",
+    [
+        partial(fit_or_load_affine_maps, n_positions=40),
+        partial(train_soft_prompt, config=TrainingConfig(n_steps=1), n_samples=8),
+        partial(fit_jacobian_lens, config=JacobianLensConfig(n_texts=2, skip_first=1, dim_batch=32)),
+    ],
+    ids=["affine maps", "soft prompt", "Jacobian Lens"],
+)
+def test_what_was_learned_is_loaded_and_nothing_else_learned(llama, tmp_path, monkeypatch, learn):
+    monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
+    fit = partial(learn, llama, TextSet("made up", "train", tuple(f"{n} dogs are {n * n} cats" for n in range(20))))
+    assert load_if_learned(fit) is None
+    assert list(tmp_path.rglob("*.safetensors")) == []
+    learned = fit()
+    loaded = load_if_learned(fit)
+    assert type(loaded) is type(learned)
+    if isinstance(learned, dict):
+        assert loaded.keys() == learned.keys()
+    else:
+        assert loaded.vectors.equal(learned.vectors)

@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.learned import probes
-from patchscopes.learned.probes import cross_validate_probe
+from patchscopes.learned.probes import cross_validate_probe, train_probes
 
 KINDS_OF_FOLDS = ("subject", "sample")
 
@@ -111,6 +111,40 @@ def test_the_probe_is_the_plain_pipeline_of_scikit_learn(d_model, n_objects, fol
     assert (found == expected).mean() > 0.98
 
 
+@pytest.mark.parametrize(("d_model", "n_objects"), [(8, 3), (80, 5), (80, 2)])
+def test_trained_probes_are_those_of_scikit_learn(d_model, n_objects):
+    states, objects, subjects = make_samples(n_objects=n_objects, d_model=d_model, noise=2.0, seed=3)
+    new, answers, _ = make_samples(n_objects=n_objects, d_model=d_model, noise=2.0, seed=3)
+    trained = train_probes(states, objects, subjects)
+    assert trained.objects == tuple(sorted(set(objects)))
+    for layer in range(states.shape[1]):
+        # One of the strengths is its own, and the probe is that of scikit-learn from a cold start.
+        plain = [
+            make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=1e-8, max_iter=10_000))
+            .fit(states[:, layer], objects)
+            .predict_proba(new[:, layer])
+            for strength in probes.STRENGTHS
+        ]
+        found = trained(new[:, layer], [layer] * len(new))
+        assert found.sum(axis=1) == pytest.approx(1)
+        assert min(np.abs(found - one).max() for one in plain) < 1e-3
+    assert np.mean(np.array(trained.objects)[found.argmax(axis=1)] == answers) > 0.8
+
+
+def test_trained_probes_read_each_row_at_its_own_layer():
+    states, objects, subjects = make_samples(noise=0.02)
+    steps = []
+    trained = train_probes(
+        states, objects, subjects, progress=lambda layers: (steps.append(one) or one for one in layers)
+    )
+    assert steps == [0, 1]
+    rows = trained(states[:6].reshape(12, -1), [0, 1] * 6)
+    np.testing.assert_allclose(rows[::2], trained(states[:6, 0], [0] * 6))
+    assert [trained.objects[place] for place in rows.argmax(axis=1)] == list(np.repeat(objects[:6], 2))
+    alone = train_probes(states, ["same"] * len(objects), subjects)
+    np.testing.assert_array_equal(alone(states[:3, 0], [0] * 3), np.ones((3, 1)))
+
+
 def test_another_accepted_object_is_right_too():
     """Where the probe takes objects 0 and 1 for each other, it is right if both are accepted."""
     states, objects, subjects = make_samples(noise=0.02)
@@ -175,6 +209,8 @@ def test_what_no_probe_can_learn_from_is_named():
         cross_validate_probe(states, objects[1:], subjects)
     with pytest.raises(PatchscopesError, match="some subjects .* there is 1; give at least two"):
         cross_validate_probe(states, objects, ["same"] * len(subjects))
+    with pytest.raises(PatchscopesError, match="some subjects .* there is 1; give at least two"):
+        train_probes(states, objects, ["same"] * len(subjects))
     with pytest.raises(PatchscopesError, match="some samples .* there is 0; give at least two"):
         cross_validate_probe(states[:0], [], [], folds_by="sample")
     states[5, 1, 2] = np.inf

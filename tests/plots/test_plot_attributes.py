@@ -8,6 +8,7 @@ from made_up_attributes import (
     METHODS,
     RANKS,
     TASKS,
+    make_attribute_example,
     make_attribute_layers,
     make_attribute_lens,
     make_attributes,
@@ -16,6 +17,7 @@ from made_up_attributes import (
 from matplotlib.colors import to_hex
 
 from patchscopes.plots.attribute_bars import sort_tasks
+from patchscopes.plots.attribute_example import plot_attribute_example
 from patchscopes.plots.attribute_layers import plot_attribute_layers
 from patchscopes.plots.attribute_lens import plot_attribute_lens
 from patchscopes.plots.attributes import plot_attributes
@@ -207,3 +209,50 @@ class TestAttributeLayers:
     def test_no_answer_is_given(self):
         texts = check_texts(plot_attribute_layers(make_attribute_layers(answer="")))
         assert any("(no answer given)" in text for text in texts)
+
+
+class TestAttributeExample:
+    def test_every_method_and_control_is_named(self):
+        figure = plot_attribute_example(make_attribute_example())
+        check_texts(figure)
+        (axis,) = figure.axes
+        assert explained_curves(axis) == [
+            "Patchscope",
+            "Probe",
+            "LRE",
+            "LRE via Patchscope",
+            "the subject in clear",
+            "control: x with nothing patched",
+            "control: the object's share among the probe's samples",
+            "large: the object is named",
+            "control, dashed: the state of Peru",
+        ]
+        assert axis.get_ylabel() == "Probability of the object"
+
+    def test_dots_are_large_where_the_object_is_named(self):
+        document = make_attribute_example(methods=("patchscope",))
+        (axis,) = plot_attribute_example(document).axes
+        read = document["results"]["methods"]["patchscope"]
+        np.testing.assert_allclose(
+            axis.collections[0].get_offsets(), list(zip(LAYERS, read["probability"], strict=True))
+        )
+        assert [size > 0 for size in axis.collections[0].get_sizes()] == list(map(bool, read["solved"]))
+
+    def test_without_an_object_it_is_what_each_method_finds_most_likely(self):
+        figure = plot_attribute_example(make_attribute_example(answer=""))
+        texts = " ".join(check_texts(figure)).replace("\n", " ")
+        assert "Japan, no answer given" in texts
+        assert figure.axes[0].get_ylabel() == "Probability of its most likely answer"
+        assert explained_curves(figure.axes[0]) == ["Patchscope", "Probe", "LRE", "LRE via Patchscope"]
+
+    def test_a_probe_that_never_saw_the_object_says_so(self):
+        document = make_attribute_example()
+        document["results"]["methods"]["probe"]["share"] = 0.0
+        figure = plot_attribute_example(document)
+        check_texts(figure)
+        assert "Probe (no other subject has this object)" in explained_curves(figure.axes[0])
+
+    @pytest.mark.parametrize("layers", [(-1, 0, 14, 29), (7,)])
+    @pytest.mark.parametrize("subject", ["$x^2$ and_", "Côte d’Ivoire, " * 12, "Łódź"])
+    def test_any_name_and_layers(self, subject, layers):
+        check_texts(plot_attribute_example(make_attribute_example(subject, subject, layers=layers)))

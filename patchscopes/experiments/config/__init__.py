@@ -4,10 +4,12 @@ from patchscopes.experiments.config.benchmark import BenchmarkConfig
 from patchscopes.experiments.config.describing import CrossModelConfig, EntityConfig, LayerGridConfig
 from patchscopes.experiments.config.facts import (
     AttentionKnockoutConfig,
+    AttributeExampleConfig,
     AttributesConfig,
     CausalTracingConfig,
     EntityResolutionConfig,
     MultiHopConfig,
+    MultiHopExampleConfig,
     TracedSite,
     TracingExampleConfig,
 )
@@ -18,12 +20,14 @@ from patchscopes.experiments.config.reading import (
     LensesConfig,
     Mode,
     NextTokenConfig,
+    NextTokenExampleConfig,
     PromptTableConfig,
     TargetPromptsConfig,
 )
 
 __all__ = [
     "AttentionKnockoutConfig",
+    "AttributeExampleConfig",
     "AttributesConfig",
     "BenchmarkConfig",
     "CausalTracingConfig",
@@ -37,7 +41,9 @@ __all__ = [
     "LensesConfig",
     "Mode",
     "MultiHopConfig",
+    "MultiHopExampleConfig",
     "NextTokenConfig",
+    "NextTokenExampleConfig",
     "PromptTableConfig",
     "TargetPromptsConfig",
     "TracedSite",

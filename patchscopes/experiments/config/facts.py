@@ -40,6 +40,30 @@ class MultiHopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiHopExampleConfig:
+    """Options of one two-hop question over layers (`multi_hop_example`).
+
+    Attributes:
+        layers: source layers ℓ; None for all blocks.
+        target_layers: ℓ*; None for one, at `DEPTH` of the model.
+        max_new_tokens: of an answer: in each of them the answer may begin.
+        cot_new_tokens: of a chain of thought with its answer.
+        batch_size: rows at a time; None to choose by size.
+        chat: in which form the model reads S and T.
+    """
+
+    METHODS: ClassVar = ("patchscope", "control", "placeholder")
+    # Where a state that is written in changes most of the embedded model's answers.
+    DEPTH: ClassVar = 0.72
+    layers: tuple[int, ...] | None = None
+    target_layers: tuple[int, ...] | None = None
+    max_new_tokens: int = MultiHopConfig.max_new_tokens
+    cot_new_tokens: int = MultiHopConfig.cot_new_tokens
+    batch_size: int | None = None
+    chat: ChatForm = NO_CHAT
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttributesConfig:
     """Options of attribute extraction (`attributes`).
 
@@ -74,6 +98,29 @@ class AttributesConfig:
     seed: int = 0
     batch_size: int | None = None
     chat: ChatForm = NO_CHAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeExampleConfig:
+    """Options of one subject's attribute over layers (`attribute_example`).
+
+    Attributes:
+        source_prompt: S.
+        source_position: i, the last token of the subject.
+        layers: source layers ℓ; None for all blocks.
+        target_layer: ℓ*: `same` (ℓ* = ℓ), `embedding`, `last` or the number of a block.
+        answer: the object to look for; None for that of the relation's sample, "" for none.
+        max_new_tokens: after the target prompt.
+        seed: of the halves that the relation's subjects are dealt into, and so of the subject of the control.
+    """
+
+    source_prompt: str
+    source_position: int
+    layers: tuple[int, ...] | None = None
+    target_layer: str = "0"
+    answer: str | None = None
+    max_new_tokens: int = 8
+    seed: int = 0
 
 
 # What is restored: states, what MLPs or attention add, or states while the MLPs after them stay corrupted.

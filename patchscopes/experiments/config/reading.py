@@ -179,3 +179,38 @@ class LensesConfig:
     layers: tuple[int, ...] | None = None
     seed: int = 0
     chat: ChatForm = NO_CHAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenExampleConfig:
+    """Options of the next tokens of one prompt (`next_token_example`).
+
+    Attributes:
+        source_prompt: S.
+        source_position: i, counted from either end.
+        methods: None for all that there is what they have to learn for, and that say something of this token.
+        ahead: which of the model's next tokens is asked for, 1 to `N_TOKENS`.
+        layers: source layers ℓ; None for all blocks.
+        k: how many of the most likely tokens.
+        chat: in which form the model reads S and T.
+    """
+
+    METHODS: ClassVar = (
+        "logit_lens",
+        "tuned_lens",
+        "jacobian_lens",
+        "linear",
+        "fixed_prompt",
+        "learned_prompt",
+        "token_identity",
+        "simplescope",
+    )
+    # What of them says something of the tokens after the next one.
+    AHEAD: ClassVar = METHODS[3:]
+    source_prompt: str = "The Eiffel Tower is in the city of"
+    source_position: int = -1
+    methods: tuple[str, ...] | None = None
+    ahead: int = 1
+    layers: tuple[int, ...] | None = None
+    k: int = 5
+    chat: ChatForm = NO_CHAT
