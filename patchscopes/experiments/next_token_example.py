@@ -83,10 +83,13 @@ def run(
         target prompt unpatched. `twins` says how far the logits of original and Patchscope are apart, `by_layer` too.
 
     Raises:
-        PatchscopesError: a position, layer or method does not exist, or a method lacks what it has to learn first.
+        PatchscopesError: a position, layer or method does not exist, there is no layer, or a method lacks what it has
+            to learn first.
     """
     methods = choose_methods(config, maps or {}, soft_prompt)
     layers = resolve_layers(model, config.layers)
+    if not layers:
+        raise PatchscopesError("there is no layer to read: give at least one, or None for all blocks")
     check_k(model, config.k)
     tokens = to_token_ids(model, config.chat.of_source(config.source_prompt))
     position = resolve_position(len(tokens), config.source_position)

@@ -187,6 +187,7 @@ class TestMistakes:
             ({"ahead": 0}, "ahead must be from 1"),
             ({"ahead": 4}, "to 3, got 4"),
             ({"layers": (4,)}, "layer 4 does not exist"),
+            ({"layers": ()}, "there is no layer to read"),
             ({"source_position": 99}, "position 99 does not exist"),
             ({"k": 0}, "0 most likely ones were asked for"),
             ({"source_prompt": "x" * 513}, "514 tokens, the model reads at most 512"),
