@@ -112,7 +112,13 @@ def list_methods(choice: Choice | None, pair: Pair | None, maps: Maps, results: 
 def _describe(pair: Pair | None, maps: Maps, prompt: str, placeholder: str, there: Mapping[int, int]) -> Fields:
     """The nine fields: those of the Patchscope itself once both models and f are there."""
     if pair is None or pair.target is None or not there:
-        return Fields(target_prompt=prompt, target_position=placeholder, mapping="affine", target_model="as chosen")
+        return Fields(
+            target_prompt=prompt,
+            target_position=placeholder,
+            mapping="affine",
+            target_model="as chosen",
+            target_layers="at the same relative depth",
+        )
     from patchscopes.learned.mappings import LayerMapping
     from patchscopes.patchscope import Patchscope
 
@@ -196,7 +202,7 @@ def _write_asking(pair: Pair | None) -> str:
 def _tell_best(results: Json | None) -> str:
     """How often M* says what M says, over the pairs of layers, and with nothing patched."""
     if results is None:
-        return "How often both say the same is measured as soon as both models are there."
+        return "How often both say the same is measured as soon as there are both models and f."
     prompt = next(prompt for prompt in TARGET_PROMPTS if prompt in results["methods"])
     of = results["methods"]
     right = [same for row in of[prompt]["precision_at_1"] for same in row]

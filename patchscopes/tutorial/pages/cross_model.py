@@ -148,6 +148,7 @@ def get_maps(pair: Pair) -> "dict[MapKey, AffineMap] | None":
     found = work.run("Looking for maps between the models", key, lambda _: (_load_maps(pair),))
     if found is None or found[0] is not None:
         return found and found[0]
+    st.markdown("f is learned: a linear map for each pair of layers, from texts that both models read. Once is enough.")
     return work.run_on_request(
         f"Fit the maps from {pair.choice.model} to {pair.target_name}", key, partial(_fit_maps, pair), takes=TAKES
     )

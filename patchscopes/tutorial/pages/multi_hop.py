@@ -150,6 +150,8 @@ def draw_answers(
     if document is None:
         return None
     st.markdown(tell(document["results"]))
+    first = ", ".join(f"“{escape(token)}”" for token in document["results"]["first_tokens"])
+    st.caption(f"The curves: how likely the first token of the answer ({first}) gets within what is said.")
     show(document, "multi_hop_example")
     grid_layers = thin_out(choice.layers, N_GRID_LAYERS)
     with_pairs = replace(config, layers=grid_layers, target_layers=thin_out(range(last + 1), N_GRID_LAYERS))
