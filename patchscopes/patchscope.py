@@ -285,9 +285,12 @@ class Patchscope:
         tokens, position = self.source
         source = describe_positions(self.model, tokens, [position])
         target = describe_positions(self.target.model, self.target.tokens, self.target_positions)
-        target_layers = (
-            self.target_layers if isinstance(self.target_layers, str) else describe_layers(self.resolved_target_layers)
-        )
+        if isinstance(self.target_layers, str):
+            target_layers = self.target_layers
+        else:
+            # One for all is said once.
+            different = set(self.resolved_target_layers)
+            target_layers = describe_layers(list(different) if len(different) == 1 else self.resolved_target_layers)
         return [
             ("S", source[0]),
             ("i", source[1]),

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # f for each pair (ℓ, ℓ*); None for the identity.
 Maps: TypeAlias = "Mapping[MapKey, AffineMap] | None"
 PATCHSCOPES = "Ghandeharioun et al., ICML 2024, arXiv:2401.06102, section 4.4"
+PAPER = (
+    "It works between models of one family, of 7 and 13 billion parameters, and the larger one describes the states of "
+    "the smaller one better than that does itself (section 4.4)."
+)
 TARGET_PROMPTS = {"token_identity": build_token_identity_prompt(), "simplescope": SIMPLESCOPE_PROMPT}
 
 
@@ -66,7 +70,7 @@ def list_methods(choice: Choice | None, pair: Pair | None, maps: Maps, results: 
             differs="It is a Patchscope and has no other form. " + _tell_best(results),
             code=_write_code(pair, maps, prompt, PLACEHOLDER, there, "top_k(1)"),
             paper="It works between models of one family, of 7 and 13 billion parameters (section 4.4).",
-            here=_tell_next_token(),
+            here=tell_next_token(),
             source=PATCHSCOPES,
         ),
         Method(
@@ -80,7 +84,7 @@ def list_methods(choice: Choice | None, pair: Pair | None, maps: Maps, results: 
             code=_write_code(pair, maps, description, DESCRIPTION_PLACEHOLDER, there, "generate(12)"),
             paper="The larger model of a family describes the states of the smaller one better than that does itself "
             "(section 4.4).",
-            here=_tell_descriptions(),
+            here=tell_descriptions(),
             source=PATCHSCOPES,
         ),
         Method(
@@ -209,7 +213,7 @@ def _tell_alone(results: Json | None) -> str:
     return "Here it says the same." if alone["precision_at_1"] else "Here it says something else."
 
 
-def _tell_next_token() -> str:
+def tell_next_token() -> str:
     """The best pair of layers of the committed figure, beside M* that reads the whole text."""
     document = committed.load("cross_model")
     if document is None:
@@ -223,7 +227,7 @@ def _tell_next_token() -> str:
     )
 
 
-def _tell_descriptions() -> str:
+def tell_descriptions() -> str:
     """The best ROUGE-L of both models in the committed figure."""
     document = committed.load("cross_model")
     if document is None:

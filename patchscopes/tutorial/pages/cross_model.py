@@ -13,7 +13,7 @@ from patchscopes.model.layer_names import name_layer
 from patchscopes.model.registry import SECOND_MODEL
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, models, showing, work
-from patchscopes.tutorial.cross_model_methods import Maps, Pair, list_methods
+from patchscopes.tutorial.cross_model_methods import PAPER, Maps, Pair, list_methods, tell_descriptions, tell_next_token
 from patchscopes.tutorial.pages.multi_hop import thin_out
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
@@ -184,8 +184,10 @@ def _read(
 ) -> Json:
     from patchscopes.experiments import cross_model_example
 
-    options = {"prompts": [pair.prompt], "maps": maps, "vocabularies": vocabularies, "progress": progress}
-    return _frame(pair, target, config, partial(cross_model_example.run, **options))
+    run = partial(
+        cross_model_example.run, prompts=[pair.prompt], maps=maps, vocabularies=vocabularies, progress=progress
+    )
+    return _frame(pair, target, config, run)
 
 
 def _describe(pair: Pair, target: "LensModel", config: CrossModelConfig, maps: Maps, progress: work.Progress) -> Json:
@@ -199,8 +201,8 @@ def _frame(pair: Pair, target: "LensModel", config: CrossModelConfig, run: Calla
     from patchscopes.model.environment import describe_model
 
     place = pair.choice.source_prompt, pair.choice.source_position
-    options = {"source_model": pair.choice.model, "target_model": pair.target_name}
-    options |= {"source_prompt": place[0], "source_position": place[1], **asdict(config)}
+    options = asdict(config) | {"source_model": pair.choice.model, "target_model": pair.target_name}
+    options |= {"source_prompt": place[0], "source_position": place[1]}
     document = showing.build(
         "cross_model_example", pair.source, options, lambda: run(pair.source, target, *place, config)
     )
@@ -283,6 +285,9 @@ def show_descriptions(document: Json) -> None:
 def draw_many() -> None:
     """The committed figure: 200 states, and 100 names."""
     st.subheader("On many samples", anchor="many")
+    left, right = st.columns(2)
+    left.markdown(f"**The paper.** {PAPER}")
+    right.markdown(f"**The embedded model.** {tell_next_token()} {tell_descriptions()}")
     committed.show_figure(
         "cross_model", "How often Gemma 3 270M names SmolLM2's next token from one of its states, for each (ℓ, ℓ\\*)."
     )

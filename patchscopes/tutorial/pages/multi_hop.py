@@ -13,7 +13,7 @@ from patchscopes.experiments.config import MultiHopExampleConfig
 from patchscopes.model.layer_names import name_layer
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, showing, work
-from patchscopes.tutorial.multi_hop_methods import list_methods
+from patchscopes.tutorial.multi_hop_methods import describe_many, list_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
@@ -147,6 +147,7 @@ def draw_answers(
     )
     if document is None:
         return None
+    st.markdown(tell(document["results"]))
     show(document, "multi_hop_example")
     grid_layers = thin_out(choice.layers, N_GRID_LAYERS)
     with_pairs = replace(config, layers=grid_layers, target_layers=thin_out(range(last + 1), N_GRID_LAYERS))
@@ -173,9 +174,10 @@ def draw_control(question: TwoHopQuestion, questions: Sequence[TwoHopQuestion]) 
     """The question whose state the control writes, drawn as in the experiment."""
     from patchscopes.experiments.multi_hop import draw_unrelated
 
-    control = draw_unrelated(question, questions, seed=0)
+    drawn = work.run("Drawing a control", question, lambda _: (draw_unrelated(question, questions, seed=0),))
+    control = drawn[0] if drawn else None
     if control is None:
-        st.error("Every question of the file is about the same; give another answer.")
+        st.info("Every question of the file is about the same, so that none can be the control; give another answer.")
     else:
         st.caption(f"The control writes the state of another question: “{escape(control.query)}”.")
     return control
@@ -226,6 +228,25 @@ def show(document: Json, name: str) -> None:
         showing.show_table(tabulate_unpatched(results), alt="What is said without a patch")
 
 
+def tell(results: Json) -> str:
+    """What came of it, in two sentences (Markdown)."""
+    of = results["methods"]
+    token = escape(results["source_tokens"][results["source_position"]].strip())
+    unpatched = escape(of["vanilla"]["text"].strip())
+    right = "which is right" if of["vanilla"]["solved"] else "which is not the answer"
+    return (
+        f"Unpatched, the model says “{unpatched}”, {right}. With the state of “{token}” written in it says the answer "
+        f"{_list_solved(results, 'patchscope')}; with the control's state {_list_solved(results, 'control')}."
+    )
+
+
+def _list_solved(results: Json, method: str) -> str:
+    """At which ℓ the answer is said."""
+    solved = zip(results["layers"], results["methods"][method]["solved"], strict=True)
+    layers = [name_layer(layer) for layer, (of_layer,) in solved if of_layer]
+    return f"at ℓ = {', '.join(layers)}" if layers else "at none of these ℓ"
+
+
 def tabulate(results: Json) -> list[dict[str, str]]:
     """What is said for each ℓ (and ℓ*, where there are several); ✓ marks the answer."""
     several = len(results["target_layers"]) > 1
@@ -252,8 +273,12 @@ def tabulate_unpatched(results: Json) -> list[dict[str, str]]:
 
 
 def draw_many() -> None:
-    """The committed figure: 100 questions."""
+    """The committed figure: 100 questions, with the paper's finding beside the embedded model's."""
     st.subheader("On many questions", anchor="many")
+    paper, here = describe_many()
+    left, right = st.columns(2)
+    left.markdown(f"**The paper.** {paper}")
+    right.markdown(f"**The embedded model.** {here}")
     committed.show_figure(
         "multi_hop", "Questions whose two hops the model answers one by one: how many it answers in one, by method."
     )
