@@ -96,6 +96,7 @@ def test_a_word_that_is_no_subject_and_a_token_of_no_word(open_page):
     assert not app.exception
 
 
+@pytest.mark.filterwarnings("ignore:no font of this machine")
 @pytest.mark.parametrize("prompt", ["", "$Japan$ *is* :red[japan] <b>", "妹は日本へ", "  ", "x"])
 def test_any_source_prompt(open_page, prompt):
     app = open_page("attributes", S=prompt, ℓ="1", i="3")
