@@ -96,6 +96,15 @@ def test_a_word_that_is_no_subject_and_a_token_of_no_word(open_page):
     assert not app.exception
 
 
+@pytest.mark.filterwarnings("ignore:no font of this machine")
+@pytest.mark.parametrize("prompt", ["", "$Japan$ *is* :red[japan] <b>", "妹は日本へ", "  ", "x"])
+def test_any_source_prompt(open_page, prompt):
+    app = open_page("attributes", S=prompt, ℓ="1", i="3")
+    assert not app.exception
+    assert bool(app.error) == (not prompt.strip())
+    assert all("of no word" in error.value for error in app.error)
+
+
 def test_a_model_that_knows_nothing_says_so(open_page, tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHSCOPES_CACHE", str(tmp_path))
     app = open_page("attributes", ℓ="1")

@@ -118,13 +118,13 @@ def build_lre(choice: Choice | None, relation: Relation, document: Json | None, 
         n_layers = len(document["results"]["layers"])
         measured = (
             f"On your example, over {n_layers} layers, the logits of the two differ by at most "
-            f"{live['largest_difference']:.1e}."
+            f"{live['largest_difference']:.1g}."
         )
     if tasks is not None:
         both = [task["methods"]["lre_patchscope"] for task in tasks.values() if "lre_patchscope" in task["methods"]]
         measured += (
             f" On the samples of the figure below, in {len(both)} tasks, by at most "
-            f"{max(one['largest_logit_difference'] for one in both):.1e}."
+            f"{max(one['largest_logit_difference'] for one in both):.1g}."
         )
     return Method(
         key="lre",

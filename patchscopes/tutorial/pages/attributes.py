@@ -197,6 +197,14 @@ def read(choice: Choice, model: "LensModel", question: Question, taught: "Taught
         answer=question.answer,
     )
 
+    without_patch = work.run(
+        "Asking without a patch",
+        (choice.model, question.relation.name, question.subject, question.answer),
+        lambda _: read_without_patch(model, question, config),
+    )
+    if without_patch is None:
+        return None
+
     def run() -> Json:
         from patchscopes.experiments import attribute_example
 
@@ -205,11 +213,19 @@ def read(choice: Choice, model: "LensModel", question: Question, taught: "Taught
             "attribute_example",
             model,
             described,
-            lambda: attribute_example.run(model, question.relation, config, taught),
+            lambda: attribute_example.run(model, question.relation, config, taught, without_patch),
         )
 
     key = (choice.model, question.relation.name, config, None if taught is None else taught.examples)
     return work.run("Reading every layer", key, lambda _: run())
+
+
+def read_without_patch(model: "LensModel", question: Question, config: AttributeExampleConfig) -> Json:
+    """What the model says in clear, and with nothing patched."""
+    from patchscopes.experiments.attribute_example import find_sample, read_without_patch
+
+    sample = find_sample(question.relation, question.subject, question.answer)
+    return read_without_patch(model, question.relation, sample, config.max_new_tokens)
 
 
 def describe_result(results: Json) -> str:
