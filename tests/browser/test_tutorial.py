@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import psutil
 import pytest
 from conftest import ROOT
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from patchscopes.patchscope import Patchscope
 from patchscopes.plots.text import show_whitespace
@@ -87,11 +87,16 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": WIDTHS["wide"], "height": 1000})
     opened = context.new_page()
     errors: list[str] = []
-    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.on("console", lambda message: errors.append(message.text) if is_error(message) else None)
     opened.on("pageerror", lambda error: errors.append(str(error)))
     yield opened
     context.close()
     assert errors == []
+
+
+def is_error(message: ConsoleMessage) -> bool:
+    """Whether it is one of the page: Streamlit looks for its own server below the address of a page first."""
+    return message.type == "error" and "/_stcore/" not in message.location["url"]
 
 
 def open_address(page: Page, server: str, module: str = "", **address: str) -> None:
