@@ -140,6 +140,8 @@ print(patchscope.generate(10))
 def _compare_descriptions(results: Json) -> str:
     likeness = {name: of["rougeL_f1_of_description"] for name, of in results["methods"].items()}
     best, layer = find_largest(likeness["patchscope"], results["layers"])
+    if best == 0:
+        return "no layer's description shares a word with that of the name in clear."
     return (
         f"the description most like that of the name in clear is that of ℓ = {layer} (ROUGE-L {best:.2f}; of the "
         f"unpatched x {likeness['unpatched'][0]:.2f})."
