@@ -11,7 +11,7 @@ from patchscopes.experiments.config import AttributeExampleConfig
 from patchscopes.positions import find_substring_token_position
 from patchscopes.tutorial import models
 from patchscopes.tutorial.pages import attributes
-from patchscopes.tutorial.pages.attribute_methods import list_methods
+from patchscopes.tutorial.pages.attributes_methods import list_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 

@@ -12,7 +12,7 @@ from patchscopes.experiments.config import AttributeExampleConfig, AttributesCon
 from patchscopes.model.layer_names import name_layer
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, showing, work
-from patchscopes.tutorial.pages import attribute_methods
+from patchscopes.tutorial.pages import attributes_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import DEFAULT_PROMPT, DEFAULT_WORD, Choice, read_address
 
@@ -69,7 +69,7 @@ def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
         question = draw_question(choice, model, relation, target_layer)
         if question is not None:
             document = draw_result(choice, model, question)
-    methods.draw_methods(attribute_methods.list_methods(choice, relation, target_layer, document), page=PAGE)
+    methods.draw_methods(attributes_methods.list_methods(choice, relation, target_layer, document), page=PAGE)
     draw_many_samples()
     values = {RELATION: relation.name, TARGET_LAYER: target_layer}
     return values if question is None else values | {ANSWER: question.answer}
@@ -284,7 +284,7 @@ def draw_many_samples() -> None:
     committed.show_figure("attributes", "Every task of the paper that the embedded model knows enough of.")
     document = committed.load("attributes")
     if document is not None:
-        st.markdown(attribute_methods.describe_many(document["results"]["tasks"]))
+        st.markdown(attributes_methods.describe_many(document["results"]["tasks"]))
     committed.show_figure("attribute_example", "One subject, every source layer ℓ and six target layers ℓ\\*.")
     committed.show_figure(
         "attribute_lens", "The LRE at every token of a text: whatever stands there, it is asked for its capital."
