@@ -6,10 +6,7 @@ description and that of the name in clear are is their ROUGE-L: only the words t
 measure (`entity_layers` has a better one, and takes its time).
 """
 
-from collections.abc import Sequence
-
 from patchscopes.data.entities import cut_description
-from patchscopes.engine.unpatched import generate_after
 from patchscopes.experiments.chunks import Progress, split_into_chunks
 from patchscopes.experiments.config import EntityConfig
 from patchscopes.experiments.entity import fill_placeholder
@@ -17,12 +14,13 @@ from patchscopes.experiments.facts import find_name
 from patchscopes.metrics import rouge
 from patchscopes.model.layers import resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
+from patchscopes.patch import Row, TargetPrompt, generate_rows
 from patchscopes.patchscope import Patchscope
 from patchscopes.results import Json
 from patchscopes.tokens import decode_each_token
 
-# Layers that are generated together: between them progress is shown.
-LAYERS_AT_A_TIME = 15
+# Layers, and controls, that are generated together: between them progress is shown.
+ROWS_AT_A_TIME = 32
 
 
 def run(
@@ -38,7 +36,7 @@ def run(
 
     Args:
         name: in clear; None for the words of S that token i stands in (`find_name`).
-        progress: wraps the iteration over chunks of layers.
+        progress: wraps the iteration over chunks of what is generated.
 
     Raises:
         PatchscopesError: a position, a layer or the placeholder does not exist, or token i is of no word and no name
@@ -48,24 +46,23 @@ def run(
     target_layers = resolve_target_layers(model, layers, config.target_layer)
     if name is None or not name.strip():
         name = source_prompt[slice(*find_name(model, source_prompt, source_position))]
-    patchscopes = [
-        build_patchscope(model, source_prompt, source_position, some, target_layers, config)
-        for some, target_layers in zip(
-            split_into_chunks(layers, LAYERS_AT_A_TIME),
-            split_into_chunks(target_layers, LAYERS_AT_A_TIME),
-            strict=True,
-        )
-    ]
-    tokens, position = patchscopes[0].source
-    prompts = [fill_placeholder(config, words) for words in (name.strip(), config.placeholder)]
-    in_clear, unpatched = model.tokenizer.batch_decode(
-        generate_after(model, prompts, max_new_tokens=config.max_new_tokens), skip_special_tokens=True
+    patchscope = Patchscope(
+        model=model,
+        source_prompt=config.chat.of_source(source_prompt),
+        source_position=source_position,
+        source_layers=layers,
+        target_prompt=config.chat.of_target(config.target_prompt),
+        target_position=config.placeholder,
+        target_layers=target_layers,
     )
-    said = [
-        text
-        for patchscope in progress(patchscopes)
-        for text in patchscope.generate(config.max_new_tokens, batch_size=config.batch_size)
-    ]
+    tokens, position = patchscope.source
+    clear = TargetPrompt(model, fill_placeholder(config, name.strip()), -1)
+    rows = [Row(target=clear), Row(target=patchscope.target), *patchscope.rows]
+    said: list[str] = []
+    for some in progress(split_into_chunks(rows, ROWS_AT_A_TIME)):
+        generated = generate_rows(some, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+        said += model.tokenizer.batch_decode(generated, skip_special_tokens=True)
+    in_clear, unpatched, *described = said
     reference = cut_description(in_clear, config.separator)
     return {
         "layers": layers,
@@ -75,31 +72,11 @@ def run(
         "source_tokens": decode_each_token(model, tokens),
         "source_position": position,
         "methods": {
-            "patchscope": compare_descriptions(said, reference, config.separator),
+            "patchscope": compare_descriptions(described, reference, config.separator),
             "name_in_clear": compare_descriptions([in_clear], reference, config.separator),
             "unpatched": compare_descriptions([unpatched], reference, config.separator),
         },
     }
-
-
-def build_patchscope(
-    model: LensModel,
-    source_prompt: str,
-    source_position: int,
-    layers: Sequence[int],
-    target_layers: Sequence[int],
-    config: EntityConfig,
-) -> Patchscope:
-    """The entity description of one state: T is the few-shot prompt, and i* its placeholder."""
-    return Patchscope(
-        model=model,
-        source_prompt=config.chat.of_source(source_prompt),
-        source_position=source_position,
-        source_layers=layers,
-        target_prompt=config.chat.of_target(config.target_prompt),
-        target_position=config.placeholder,
-        target_layers=target_layers,
-    )
 
 
 def compare_descriptions(generations: list[str], reference: str, separator: str) -> Json:

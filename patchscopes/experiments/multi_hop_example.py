@@ -76,8 +76,8 @@ def run(
     layers, target_layers = resolve_layers(model, config.layers), resolve_targets(model, config)
     patchings = build_patchings(model, question, control, source_position, config.chat)
     alone = ask_unpatched(model, question, config) if unpatched is None else unpatched
-    sources, positions = zip(*((source, position) for source, position, _ in patchings.values()), strict=True)
-    read = extract_representations(model, sources, positions, layers)
+    sources, positions, _ = zip(*patchings.values(), strict=True)
+    read = extract_representations(model, list(sources), list(positions), layers)
     states = dict(zip(patchings, read, strict=True))
     tables: Json = {method: {field: [] for field in Answering._fields} for method in patchings}
     # Many rows at a time take little more than few; the control's are written into the same T as the Patchscope's.

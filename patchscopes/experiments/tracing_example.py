@@ -109,11 +109,14 @@ def choose_tokens(fact: KnownFact) -> dict[str, int]:
 
 
 def spread_out(layers: Sequence[int], n_layers: int | None) -> list[int]:
-    """At most `n_layers` of the layers at equal distances, the first and the last among them; all for None."""
+    """At most `n_layers` of the layers at equal distances; all for None.
+
+    Neither the first nor the last, where least is to be seen, if there are others.
+    """
     if n_layers is None or n_layers >= len(layers):
         return list(layers)
-    last = len(layers) - 1
-    return [layers[round(number * last / max(1, n_layers - 1))] for number in range(n_layers)]
+    step = (len(layers) - 1) / (n_layers + 1)
+    return [layers[slot] for slot in sorted({round(number * step) for number in range(1, n_layers + 1)})]
 
 
 def restore(

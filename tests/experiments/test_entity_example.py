@@ -59,16 +59,18 @@ class TestRun:
         assert results["source_position"] == position
         assert entity_example.run(model, TEXT, position, replace(CONFIG, layers=(0,)), name=" cat ")["name"] == "cat"
 
-    def test_progress_sees_all_layers(self, model):
+    def test_progress_sees_every_layer_and_both_controls(self, model, monkeypatch):
+        whole = entity_example.run(model, TEXT, -1, CONFIG)
+        monkeypatch.setattr(entity_example, "ROWS_AT_A_TIME", 2)
         seen = []
 
         def progress(chunks):
             for chunk in chunks:
-                seen.extend(chunk.resolved_source_layers)
+                seen.extend(chunk)
                 yield chunk
 
-        entity_example.run(model, TEXT, -1, CONFIG, progress=progress)
-        assert seen == list(range(model.cfg.n_layers))
+        assert entity_example.run(model, TEXT, -1, CONFIG, progress=progress) == whole
+        assert len(seen) == model.cfg.n_layers + 2
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,7 @@ class TestRun:
     def test_the_original_is_measured_at_some_of_the_layers(self, model):
         config = replace(CONFIG, n_original_layers=2)
         results = tracing_example.run(model, "The big Dog lives in a", "big Dog", config)
-        last = model.cfg.n_layers - 1
-        assert results["methods"]["original"]["layers"] == [0, last]
+        assert results["methods"]["original"]["layers"] == [1, 2]
         assert {len(curve) for curve in results["methods"]["original"]["restored"].values()} == {2}
 
     def test_another_seed_is_other_noise(self, model, results):
@@ -113,9 +112,10 @@ class TestTokens:
         assert self.choose(2, (1,)) == {"last_subject": 1}
 
     def test_layers_at_equal_distances(self):
-        assert spread_out([0, 3, 6, 9, 12], 3) == [0, 6, 12]
+        assert spread_out([0, 3, 6, 9, 12], 3) == [3, 6, 9]
+        assert spread_out(list(range(30)), 2) == [10, 19]
         assert spread_out([4], 3) == spread_out([4], 1) == spread_out([4], None) == [4]
-        assert spread_out(list(range(30)), 1) == [0]
+        assert spread_out(list(range(29)), 1) == [14]
 
 
 @pytest.mark.parametrize(

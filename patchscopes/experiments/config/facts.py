@@ -177,7 +177,7 @@ class TracingExampleConfig:
     layers: tuple[int, ...] | None = None
     noise: float = CausalTracingConfig.noise
     n_noise_samples: int = 3
-    n_original_layers: int | None = 3
+    n_original_layers: int | None = 2
     seed: int = 0
     batch_size: int | None = None
     chat: ChatForm = NO_CHAT

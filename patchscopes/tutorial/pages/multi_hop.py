@@ -13,7 +13,7 @@ from patchscopes.experiments.config import MultiHopExampleConfig
 from patchscopes.model.layer_names import name_layer
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, showing, work
-from patchscopes.tutorial.multi_hop_methods import describe_many, list_methods
+from patchscopes.tutorial.pages.multi_hop_methods import describe_many, list_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
