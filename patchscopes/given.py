@@ -3,7 +3,7 @@
 import operator
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ else:
     AnyVectors = Num[Tensor, "row d_model"] | Num[np.ndarray, "row d_model"] | Sequence[Any]
     AnyVector = Num[Tensor, " d_model"] | Num[np.ndarray, " d_model"] | Sequence[Any]
     # One whole number or several, such as positions and layers: of Python, NumPy or torch, or a range.
-    AnyNumbers = SupportsIndex | Sequence[SupportsIndex] | np.ndarray | Tensor
-    AnyNumber = SupportsIndex
+    AnyNumber = int | np.integer | Tensor
+    AnyNumbers = AnyNumber | Sequence[AnyNumber] | np.ndarray
     Numbers = AnyNumbers
 
 # Where a model of Hugging Face keeps its bridge. (A dictionary with weak keys would keep both for ever: a bridge holds

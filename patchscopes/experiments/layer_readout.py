@@ -5,7 +5,9 @@ token-identity prompt; the most likely next tokens and a short generation show h
 """
 
 from patchscopes.experiments.config import LayerReadoutConfig, Mode
+from patchscopes.likely_tokens import list_likely_tokens
 from patchscopes.model.lens_model import LensModel
+from patchscopes.patch import Row, generate_rows, patch_rows
 from patchscopes.patchscope import Patchscope
 from patchscopes.results import Json
 from patchscopes.tokens import decode_each_token
@@ -39,7 +41,7 @@ def read_layers(
     max_new_tokens: int = LayerReadoutConfig.max_new_tokens,
     batch_size: int | None = None,
 ) -> Json:
-    """The same of any Patchscope, whatever its f, M* and i*.
+    """The same of any Patchscope, whatever its f, M* and i*; and as `unpatched` what T alone says.
 
     Args: as the options of those names.
 
@@ -47,13 +49,19 @@ def read_layers(
         PatchscopesError: as `Patchscope.top_k` and `Patchscope.generate`.
     """
     source_tokens, source_position = patchscope.source
+    nothing_written = [Row(target=patchscope.target)]
     readout: Json = {}
+    unpatched: Json = {}
     if mode in ("top_k", "both"):
         readout["top_k"] = [
             [likely._asdict() for likely in of_layer] for of_layer in patchscope.top_k(k, batch_size=batch_size)
         ]
+        likely_tokens = list_likely_tokens(patchscope.target.model, patch_rows(nothing_written), k)
+        unpatched["top_k"] = [likely._asdict() for likely in likely_tokens[0]]
     if mode in ("generate", "both"):
         readout["generations"] = patchscope.generate(max_new_tokens, batch_size=batch_size)
+        tokens = generate_rows(nothing_written, max_new_tokens=max_new_tokens)
+        (unpatched["generation"],) = patchscope.target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return {
         "layers": patchscope.resolved_source_layers,
         "n_samples": 1,
@@ -62,5 +70,5 @@ def read_layers(
         "target_tokens": decode_each_token(patchscope.target.model, patchscope.target.tokens),
         "target_position": patchscope.target.position,
         "target_layers": patchscope.resolved_target_layers,
-        "methods": {"token_identity": readout},
+        "methods": {"token_identity": readout, "unpatched": unpatched},
     }

@@ -238,7 +238,7 @@ def test_a_link_says_the_same(server, page, browser, smollm):
         target_layers=0,
     )
     page.get_by_text("Table", exact=True).first.click()
-    assert list_answers(page, 2) == [show_whitespace(words) for words in first.generate(5)]
+    assert list_answers(page, 2)[1:] == [show_whitespace(words) for words in first.generate(5)]
     another = browser.new_page()
     another.goto(page.url)
     wait_for_answer(another)

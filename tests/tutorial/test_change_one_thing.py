@@ -17,9 +17,10 @@ BASE = {
 
 
 def list_said(app, number=0):
-    """What each layer says, in the table of the first or the second Patchscope."""
+    """What each layer says, in the table of the first or the second Patchscope, below what T alone says."""
     tables = [table.value for table in app.table if "it says" in table.value.columns]
-    return list(tables[number]["it says"])
+    assert tables[number]["ℓ"].iloc[0] == "unpatched"
+    return list(tables[number]["it says"])[1:]
 
 
 def read_with_library(model, n_tokens=8, **changed):

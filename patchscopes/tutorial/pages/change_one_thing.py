@@ -202,14 +202,14 @@ def _draw_answers(sides: list[dict[str, str]], n_tokens: int) -> None:
 
 
 def _tabulate(results: Json) -> list[dict[str, str]]:
-    readout = results["methods"]["token_identity"]
-    return [
-        {
-            "ℓ": name_layer(layer),
-            "most likely": f"{top[0]['token']} {top[0]['probability']:.2f}",
-            "it says": said,
-        }
+    readout, unpatched = results["methods"]["token_identity"], results["methods"]["unpatched"]
+    rows = [("unpatched", unpatched["top_k"], unpatched["generation"])] + [
+        (name_layer(layer), top, said)
         for layer, top, said in zip(results["layers"], readout["top_k"], readout["generations"], strict=True)
+    ]
+    return [
+        {"ℓ": name, "most likely": f"{top[0]['token']} {top[0]['probability']:.2f}", "it says": said}
+        for name, top, said in rows
     ]
 
 

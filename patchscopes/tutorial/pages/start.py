@@ -118,6 +118,7 @@ def draw_step(step: str, readout: Json, slot: int) -> None:
     token = escape(readout["source_tokens"][source_position].strip())
     placeholder = escape(readout["target_tokens"][target_position].strip())
     said = readout["methods"]["token_identity"]["generations"][slot]
+    unpatched = escape(readout["methods"]["unpatched"]["generation"])
     with st.container(border=True):
         texts = (
             "The model M reads the source prompt **S** token by token; every token has a state at every layer.",
@@ -128,8 +129,8 @@ def draw_step(step: str, readout: Json, slot: int) -> None:
             "While a model M\\* (here the same one) reads the target prompt **T**, the vector replaces the state of "
             f"the token **i\\*** = {target_position} (“{placeholder}”) after block **ℓ\\*** = {target_layer}. Nothing "
             "else is changed.",
-            "From there on the model computes as ever, and goes on after T. What it says of the gap can only come from "
-            "the one vector that we put in:",
+            "From there on the model computes as ever, and goes on after T. What it says of the gap comes from the one "
+            f"vector that we put in. (With nothing put in, it says: “{unpatched}”.)",
         )
         st.markdown(texts[number])
         draw_tokens("S", readout["source_tokens"], source_position if number > 0 else None, BLUE)
