@@ -32,13 +32,20 @@ from patchscopes.tokens import decode_each_token, resolve_position, to_token_ids
 
 
 @torch.no_grad()
-def run(model: LensModel, relation: Relation, config: AttributeExampleConfig, taught: Taught | None = None) -> Json:
+def run(
+    model: LensModel,
+    relation: Relation,
+    config: AttributeExampleConfig,
+    taught: Taught | None = None,
+    without_patch: Json | None = None,
+) -> Json:
     """The `results` of the result file. Of each method, per layer: the answer that is most likely (`top`,
     `top_probability`), whether the object is named (`solved`), its probability, and that with another subject's state
     (`of_other`). Without an object the last three are None.
 
     Args:
         taught: what the LRE and the probes have learned, from `learn_from_others`; without it they are left out.
+        without_patch: from `read_without_patch` of the same subject, whose answers do not depend on layers.
 
     Raises:
         PatchscopesError: a layer or token does not exist, the token is of no word, or the relation's phrase leaves no
@@ -56,7 +63,9 @@ def run(model: LensModel, relation: Relation, config: AttributeExampleConfig, ta
         prompts.append(config.source_prompt[:start] + other + config.source_prompt[end:])
         positions.append(find_last_token(model, prompts[1], (start, start + len(other))))
     states = extract_representations(model, prompts, positions, layers)
-    methods = read_without_patch(model, relation, sample, config)
+    if without_patch is None:
+        without_patch = read_without_patch(model, relation, sample, config.max_new_tokens)
+    methods = dict(without_patch)
     methods["patchscope"] = read_by_patchscope(model, relation, sample, states, target_layers, config)
     if taught is not None:
         methods |= read_by_lre(model, taught, sample, tokens.tolist(), position, states, layers)
@@ -86,12 +95,11 @@ def find_sample(relation: Relation, subject: str, answer: str | None = None) -> 
     return found or RelationSample(subject=subject, object="")
 
 
-def read_without_patch(
-    model: LensModel, relation: Relation, sample: RelationSample, config: AttributeExampleConfig
-) -> Json:
+@torch.no_grad()
+def read_without_patch(model: LensModel, relation: Relation, sample: RelationSample, max_new_tokens: int) -> Json:
     """What the model says with the subject in clear, and after the x with nothing patched; for each one answer."""
     phrases = [relation.fill(name) for name in (sample.subject, ATTRIBUTE_PLACEHOLDER)]
-    said = generate_after(model, phrases, max_new_tokens=config.max_new_tokens)
+    said = generate_after(model, phrases, max_new_tokens=max_new_tokens)
     texts = model.tokenizer.batch_decode(said, skip_special_tokens=True)
     last = extract_representations(
         model, [phrase + relation.cue for phrase in phrases], [-1, -1], [-1 + model.cfg.n_layers]

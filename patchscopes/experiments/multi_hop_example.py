@@ -22,7 +22,7 @@ from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.chunks import Progress
+from patchscopes.experiments.chunks import Progress, split_into_chunks
 from patchscopes.experiments.config import MultiHopExampleConfig
 from patchscopes.experiments.multi_hop import PROMPTS
 from patchscopes.experiments.multi_hop_patching import (
@@ -39,6 +39,9 @@ from patchscopes.positions import find_first_tokens, find_token_spans
 from patchscopes.prompts import ChatForm
 from patchscopes.results import Json
 from patchscopes.tokens import Text, decode_each_token, get_end_tokens, resolve_position, to_token_ids
+
+# Of one method, that go on together.
+ROWS_AT_A_TIME = 32
 
 
 class Answering(NamedTuple):
@@ -65,7 +68,7 @@ def run(
         control: the question whose π1 the control reads.
         source_position: i, in the tokens of π1 read alone, counted from either end.
         unpatched: what `ask_unpatched` has said already; it depends neither on layers nor on i.
-        progress: wraps the iteration over methods and target layers, `tqdm` for instance.
+        progress: wraps the iteration over target layers, `tqdm` for instance.
 
     Raises:
         PatchscopesError: the question has no answer, or it cannot be patched there; a layer does not exist.
@@ -73,25 +76,25 @@ def run(
     layers, target_layers = resolve_layers(model, config.layers), resolve_targets(model, config)
     patchings = build_patchings(model, question, control, source_position, config.chat)
     alone = ask_unpatched(model, question, config) if unpatched is None else unpatched
-    states = {
-        method: extract_representations(model, [source], [position], layers)[0]
-        for method, (source, position, _) in patchings.items()
-    }
-    methods: Json = {method: {field: [] for field in Answering._fields} for method in patchings}
-    for method, target_layer in progress([(method, layer) for method in patchings for layer in target_layers]):
-        said = answer(
-            patchings[method][2],
-            states[method],
-            [target_layer] * len(layers),
-            question,
-            config.max_new_tokens,
-            config.batch_size,
-        )
-        for field, column in zip(Answering._fields, zip(*said, strict=True), strict=True):
-            methods[method][field].append(column)
+    sources, positions, _ = zip(*patchings.values(), strict=True)
+    read = extract_representations(model, list(sources), list(positions), layers)
+    states = dict(zip(patchings, read, strict=True))
+    tables: Json = {method: {field: [] for field in Answering._fields} for method in patchings}
+    # Many rows at a time take little more than few; the control's are written into the same T as the Patchscope's.
+    sides = (("patchscope", "control"), ("placeholder",))
+    chunks = split_into_chunks(target_layers, max(1, ROWS_AT_A_TIME // len(layers)))
+    for side, some in progress([(side, some) for some in chunks for side in sides]):
+        vectors = torch.cat([states[method] for method in side for _ in some])
+        at = [target_layer for _ in side for target_layer in some for _ in layers]
+        target = patchings[side[0]][2]
+        said = iter(answer(target, vectors, at, question, config.max_new_tokens, config.batch_size))
+        for method in side:
+            for _ in some:
+                column = [next(said) for _ in layers]
+                for field, values in zip(Answering._fields, zip(*column, strict=True), strict=True):
+                    tables[method][field].append(values)
     source, position, _ = patchings["placeholder"]
     query, query_position, target = patchings["patchscope"]
-    cot = to_token_ids(model, config.chat.of_target(PROMPTS["cot"](question)))
     return {
         "layers": layers,
         "target_layers": target_layers,
@@ -104,11 +107,7 @@ def run(
         "placeholder_position": patchings["placeholder"][2].position,
         "control_query": control.query[: control.pi1_end],
         "first_tokens": decode_each_token(model, find_first_tokens(model, question.accepted)),
-        "largest_difference": {
-            "vanilla": measure_difference(model, question, query, query_position, layers, config.batch_size),
-            "cot": measure_difference(model, question, cot, len(cot) - 1, layers, config.batch_size),
-        },
-        "methods": alone | {method: _by_source_layer(tables) for method, tables in methods.items()},
+        "methods": alone | {method: _by_source_layer(of_method) for method, of_method in tables.items()},
     }
 
 
@@ -155,6 +154,9 @@ def build_patchings(
 def ask_unpatched(model: LensModel, question: TwoHopQuestion, config: MultiHopExampleConfig) -> Json:
     """What is said with nothing patched: to the question, after a chain of thought, and of the placeholder itself.
 
+    Each is also measured as a Patchscope with T = S, i* = i (the last token) and ℓ* = ℓ, which writes every state over
+    itself: `largest_difference` is how far the probability of the answer's first token is then from the unpatched one.
+
     Raises:
         PatchscopesError: the question has no answer.
     """
@@ -167,7 +169,8 @@ def ask_unpatched(model: LensModel, question: TwoHopQuestion, config: MultiHopEx
         own = extract_representations(model, [target.tokens], [-1], [EMBEDDING])[0]
         n_tokens = config.cot_new_tokens if method == "cot" else config.max_new_tokens
         (answering,) = answer(target, own, [EMBEDDING], question, n_tokens, config.batch_size)
-        said[method] = {"prompt": prompt} | answering._asdict()
+        difference = measure_difference(target, question, config.batch_size)
+        said[method] = {"prompt": prompt} | answering._asdict() | {"largest_difference": difference}
     return said
 
 
@@ -204,25 +207,14 @@ def answer(
     return said
 
 
-def measure_difference(
-    model: LensModel,
-    question: TwoHopQuestion,
-    prompt: Int[Tensor, " pos"],
-    position: int,
-    layers: Sequence[int],
-    batch_size: int | None,
-) -> float:
-    """A prompt as a Patchscope: with T = S, i* = i and ℓ* = ℓ each state is written over itself, and the probability of
-    the answer's first token after the prompt changes by this much at most."""
-    first, last = find_first_tokens(model, question.accepted), model.cfg.n_layers - 1
-    states = extract_representations(model, [prompt, prompt], [position, -1], [*layers, last])
-    logits = torch.cat(
-        [
-            patch_logits(TargetPrompt(model, prompt, position), states[0, :-1], layers, batch_size=batch_size),
-            logit_lens(model, states[1, -1:]),
-        ]
-    )
-    likely = torch.softmax(logits.float(), dim=-1)[:, first].sum(dim=-1)
+def measure_difference(target: TargetPrompt, question: TwoHopQuestion, batch_size: int | None) -> float:
+    """By how much the probability of the answer's first token changes at most when the state at i* is written over
+    itself, at any layer."""
+    model = target.model
+    layers, first = range(model.cfg.n_layers), find_first_tokens(model, question.accepted)
+    states = extract_representations(model, [target.tokens], [target.position], layers)[0]
+    patched = patch_logits(target, states, layers, batch_size=batch_size)
+    likely = torch.softmax(torch.cat([patched, logit_lens(model, states[-1:])]).float(), dim=-1)[:, first].sum(dim=-1)
     return float((likely[:-1] - likely[-1]).abs().max())
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from patchscopes.results import Json
 
 FIGURES = Path(patchscopes.__file__).parent.parent / "figures"
 GALLERY = "figures/README.md"
+NO_NUMBERS = "The committed numbers come with the repository, not with the installed package."
 # Pixels, of Streamlit's content on a screen of twice the usual density.
 WIDEST = 1460
 
@@ -21,6 +23,12 @@ def load(name: str) -> Json | None:
     """The result file of a committed figure, or None where the package came without figures."""
     path = FIGURES / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def quote(name: str, say: Callable[[Json], str], otherwise: str = NO_NUMBERS) -> str:
+    """What the results of a committed figure show, in words."""
+    document = load(name)
+    return otherwise if document is None else f"{say(document['results'])} (figures/{name}.json)"
 
 
 @cache

@@ -124,6 +124,14 @@ class TestMethods:
         for method in METHODS:
             assert read[method]["probability"] == pytest.approx(own[method]["of_other"], rel=1e-3)
 
+    def test_what_needs_no_patch_may_be_given(self, llama, relation, config, taught, results):
+        once = attribute_example.read_without_patch(llama, relation, relation.samples[0], config.max_new_tokens)
+        assert {method: results["methods"][method] for method in once} == once
+        marked = once | {"in_clear": once["in_clear"] | {"text": "given"}}
+        read = attribute_example.run(llama, relation, config, taught, marked)["methods"]
+        assert read == results["methods"] | marked
+        assert "patchscope" not in marked
+
     def test_without_an_object_nothing_is_marked(self, llama, relation, config, taught):
         results = attribute_example.run(llama, relation, replace(config, answer=""), taught)
         assert (results["object"], results["other_subject"]) == ("", None)

@@ -11,7 +11,7 @@ from patchscopes.experiments.config import AttributeExampleConfig
 from patchscopes.positions import find_substring_token_position
 from patchscopes.tutorial import models
 from patchscopes.tutorial.pages import attributes
-from patchscopes.tutorial.pages.attribute_methods import list_methods
+from patchscopes.tutorial.pages.attributes_methods import list_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
@@ -94,6 +94,15 @@ def test_a_word_that_is_no_subject_and_a_token_of_no_word(open_page):
     app.pills(key="i").set_value(0).run()
     assert "of no word" in app.error[0].value
     assert not app.exception
+
+
+@pytest.mark.filterwarnings("ignore:no font of this machine")
+@pytest.mark.parametrize("prompt", ["", "$Japan$ *is* :red[japan] <b>", "妹は日本へ", "  ", "x"])
+def test_any_source_prompt(open_page, prompt):
+    app = open_page("attributes", S=prompt, ℓ="1", i="3")
+    assert not app.exception
+    assert bool(app.error) == (not prompt.strip())
+    assert all("of no word" in error.value for error in app.error)
 
 
 def test_a_model_that_knows_nothing_says_so(open_page, tmp_path, monkeypatch):

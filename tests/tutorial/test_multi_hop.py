@@ -108,3 +108,16 @@ def test_thinned_layers(n, at_most):
     layers = multi_hop.thin_out(range(3, 3 + n), at_most)
     assert len(set(layers)) == len(layers) == min(n, at_most)
     assert (layers[0], layers[-1]) == (3, 2 + n)
+
+
+@pytest.mark.parametrize(
+    ("source_prompt", "pi2", "cue"),
+    [
+        ("the country whose capital is Tokyo is ", "The official currency of {}", "is"),
+        ("the country whose capital is Tokyo", " The official currency of {} is ", " is"),
+        ("the country whose capital is Tokyo", "The official currency of", "is"),
+    ],
+)
+def test_a_question_of_the_file_is_known_however_it_is_typed(source_prompt, pi2, cue):
+    question = multi_hop.make_question(source_prompt, pi2, "yen", cue, QUESTIONS)
+    assert question == QUESTIONS[0]

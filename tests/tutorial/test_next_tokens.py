@@ -12,8 +12,10 @@ from patchscopes.experiments import next_token_example
 from patchscopes.experiments.config import NextTokenExampleConfig
 from patchscopes.plots.style import METHOD_STYLES
 from patchscopes.plots.text import show_whitespace
-from patchscopes.tutorial import committed, lens_findings, lens_methods, models
-from patchscopes.tutorial.learned_lenses import LEARNABLE, learn
+from patchscopes.tutorial import committed, models
+from patchscopes.tutorial.pages import next_tokens_findings as findings
+from patchscopes.tutorial.pages.next_tokens_learned import LEARNABLE, learn
+from patchscopes.tutorial.pages.next_tokens_methods import build_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
@@ -21,7 +23,7 @@ PAGE = "next_tokens"
 PROMPT = "a dog in the sun"
 CONFIG = NextTokenExampleConfig(source_prompt=PROMPT, source_position=3)
 CHOICE = Choice(model="tiny", source_prompt=PROMPT, source_position=3, layers=(0, 1, 2, 3))
-METHODS = {method.key: method for method in lens_methods.build_methods(CHOICE, None, None)}
+METHODS = {method.key: method for method in build_methods(CHOICE, None, None)}
 
 
 TRAIN = TextSet("made up", "train", tuple(f"{number} dogs are {number * number} cats" for number in range(40)))
@@ -163,7 +165,7 @@ class TestMethods:
     def test_code_holds_any_prompt(self, run_code, model):
         prompt = "a \"quote\", a 'quote'\nand {braces} \\n"
         choice = replace(CHOICE, source_prompt=prompt, layers=(2,))
-        (method,) = (one for one in lens_methods.build_methods(choice, model, None) if one.key == "simplescope")
+        (method,) = (one for one in build_methods(choice, model, None) if one.key == "simplescope")
         assert run_code(method.code, model).startswith("2 [")
         assert method.patchscope.source_prompt == f"<s>{prompt}"
 
@@ -188,17 +190,17 @@ class TestCommittedNumbers:
     def test_since_when_a_method_is_ahead(self, ours, lead):
         curves = {"simplescope": ours, "tuned_lens": [0.2, 0.3, 0.3, 0.4, 1.0]}
         methods = {name: {"precision_at_1": {"mean": curve}} for name, curve in curves.items()}
-        assert lens_findings.find_lead({"layers": [0, 1, 2, 3, 4], "methods": methods}, "simplescope") == lead
+        assert findings.find_lead({"layers": [0, 1, 2, 3, 4], "methods": methods}, "simplescope") == lead
 
     def test_are_those_of_the_figures(self):
         results = committed.load("fig2")["results"]
-        lead = lens_findings.find_lead(results, "token_identity")
-        assert f"only from layer {lead} of 30 on" in lens_findings.describe_figure_2()
+        lead = findings.find_lead(results, "token_identity")
+        assert f"only from layer {lead} of 30 on" in findings.describe_figure_2()
         share = results["methods"]["logit_lens"]["precision_at_1"]["mean"][24]
         assert f"{share:.0%} at layer 24" in METHODS["logit_lens"].here
 
     def test_without_the_repository(self, monkeypatch):
         monkeypatch.setattr(committed, "load", lambda name: None)
-        methods = {method.key: method for method in lens_methods.build_methods(None, None, None)}
-        assert methods["logit_lens"].here == lens_findings.NO_FIGURES
+        methods = {method.key: method for method in build_methods(None, None, None)}
+        assert methods["logit_lens"].here == committed.NO_NUMBERS
         assert "figures/" not in methods["tuned_lens"].differs

@@ -12,7 +12,7 @@ from patchscopes.experiments.config import AttributeExampleConfig, AttributesCon
 from patchscopes.model.layer_names import name_layer
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, showing, work
-from patchscopes.tutorial.pages import attribute_methods
+from patchscopes.tutorial.pages import attributes_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import DEFAULT_PROMPT, DEFAULT_WORD, Choice, read_address
 
@@ -69,7 +69,7 @@ def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
         question = draw_question(choice, model, relation, target_layer)
         if question is not None:
             document = draw_result(choice, model, question)
-    methods.draw_methods(attribute_methods.list_methods(choice, relation, target_layer, document), page=PAGE)
+    methods.draw_methods(attributes_methods.list_methods(choice, relation, target_layer, document), page=PAGE)
     draw_many_samples()
     values = {RELATION: relation.name, TARGET_LAYER: target_layer}
     return values if question is None else values | {ANSWER: question.answer}
@@ -197,6 +197,14 @@ def read(choice: Choice, model: "LensModel", question: Question, taught: "Taught
         answer=question.answer,
     )
 
+    without_patch = work.run(
+        "Asking without a patch",
+        (choice.model, question.relation.name, question.subject, question.answer),
+        lambda _: read_without_patch(model, question, config),
+    )
+    if without_patch is None:
+        return None
+
     def run() -> Json:
         from patchscopes.experiments import attribute_example
 
@@ -205,11 +213,19 @@ def read(choice: Choice, model: "LensModel", question: Question, taught: "Taught
             "attribute_example",
             model,
             described,
-            lambda: attribute_example.run(model, question.relation, config, taught),
+            lambda: attribute_example.run(model, question.relation, config, taught, without_patch),
         )
 
     key = (choice.model, question.relation.name, config, None if taught is None else taught.examples)
     return work.run("Reading every layer", key, lambda _: run())
+
+
+def read_without_patch(model: "LensModel", question: Question, config: AttributeExampleConfig) -> Json:
+    """What the model says in clear, and with nothing patched."""
+    from patchscopes.experiments.attribute_example import find_sample, read_without_patch
+
+    sample = find_sample(question.relation, question.subject, question.answer)
+    return read_without_patch(model, question.relation, sample, config.max_new_tokens)
 
 
 def describe_result(results: Json) -> str:
@@ -268,7 +284,7 @@ def draw_many_samples() -> None:
     committed.show_figure("attributes", "Every task of the paper that the embedded model knows enough of.")
     document = committed.load("attributes")
     if document is not None:
-        st.markdown(attribute_methods.describe_many(document["results"]["tasks"]))
+        st.markdown(attributes_methods.describe_many(document["results"]["tasks"]))
     committed.show_figure("attribute_example", "One subject, every source layer ℓ and six target layers ℓ\\*.")
     committed.show_figure(
         "attribute_lens", "The LRE at every token of a text: whatever stands there, it is asked for its capital."

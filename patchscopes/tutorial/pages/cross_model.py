@@ -13,7 +13,14 @@ from patchscopes.model.layer_names import name_layer
 from patchscopes.model.registry import SECOND_MODEL
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, models, showing, work
-from patchscopes.tutorial.cross_model_methods import PAPER, Maps, Pair, list_methods, tell_descriptions, tell_next_token
+from patchscopes.tutorial.pages.cross_model_methods import (
+    PAPER,
+    Maps,
+    Pair,
+    list_methods,
+    tell_descriptions,
+    tell_next_token,
+)
 from patchscopes.tutorial.pages.multi_hop import thin_out
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice

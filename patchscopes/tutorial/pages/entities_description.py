@@ -2,8 +2,9 @@
 
 from patchscopes.model.registry import SECOND_MODEL
 from patchscopes.results import Json
+from patchscopes.tutorial.committed import quote
 from patchscopes.tutorial.methods import Fields, Method
-from patchscopes.tutorial.pages.entities_subject import PATCHSCOPES, Subject, find_largest, tell, tell_live
+from patchscopes.tutorial.pages.entities_subject import PATCHSCOPES, Subject, find_largest, tell_live
 
 FEW_SHOT = "Syria: Country in the Middle East, Leonardo DiCaprio: American actor, Samsung: …, x"
 SETUP = "make setup-cross-model"
@@ -69,7 +70,7 @@ for layer, text in zip(patchscope.resolved_source_layers, patchscope.generate(10
 """,
         paper="In Vicuna 13B names are resolved in the first layers: the last token of “Diana, Princess of Wales” "
         "stands for the country at first, and for the princess a few layers later (section 4.3).",
-        here=tell("entity", describe) + tell("entity_diana", describe_diana, ""),
+        here=quote("entity", describe) + quote("entity_diana", describe_diana, ""),
         source=PATCHSCOPES,
     )
 
@@ -132,7 +133,7 @@ print(patchscope.generate(10))
 """,
         paper="A larger model of the same family describes better: Vicuna 13B the states of Vicuna 7B, and Pythia 12B "
         "those of Pythia 6.9B, above all those of early layers (section 4.4).",
-        here=tell("cross_model", describe),
+        here=quote("cross_model", describe),
         source=PATCHSCOPES,
     )
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from patchscopes.results import Json
+from patchscopes.tutorial.committed import quote
 from patchscopes.tutorial.methods import Fields, Method
-from patchscopes.tutorial.pages.entities_subject import PATCHSCOPES, Subject, find_largest, tell, tell_live
+from patchscopes.tutorial.pages.entities_subject import PATCHSCOPES, Subject, find_largest, tell_live
 
 
 def build_tracing(subject: Subject, document: Json | None) -> Method:
@@ -55,7 +56,7 @@ def build_tracing(subject: Subject, document: Json | None) -> Method:
             target_model="M",
             target_layers="ℓ",
         ),
-        differs=tell("causal_tracing", compare) + tell_live(document, _compare_tracing),
+        differs=quote("causal_tracing", compare) + tell_live(document, _compare_tracing),
         code=f"""
 import torch
 
@@ -87,7 +88,7 @@ for layer, likely in zip(layers, after):
         paper="In GPT-2 XL two places carry a fact: the subject's last token in the middle layers (8.7 % of 18.6 % at "
         "layer 15), and the last token in the last ones (Meng et al., section 2.2, figure 2). The Patchscopes paper "
         "writes it as a choice of T, appendix A, table 4.",
-        here=tell("causal_tracing", describe),
+        here=quote("causal_tracing", describe),
         source=f"Meng et al., NeurIPS 2022, arXiv:2202.05262; as a Patchscope: {PATCHSCOPES}",
     )
 
@@ -141,7 +142,7 @@ def build_knockout(subject: Subject, document: Json | None) -> Method:
             target_model="M",
             target_layers=f"all of a window of {window}",
         ),
-        differs=tell("attention_knockout", compare) + tell_live(document, _compare_knockout),
+        differs=quote("attention_knockout", compare) + tell_live(document, _compare_knockout),
         code=f"""
 import torch
 
@@ -172,7 +173,7 @@ for number, layer in enumerate(layers):
         paper="In GPT-2 XL and GPT-J the last token reads the subject in the middle and upper layers: without that the "
         "answer loses up to 60 % (Geva et al., section 5, figure 2). The Patchscopes paper has it as a looser match, "
         "appendix A, table 4.",
-        here=tell("attention_knockout", describe),
+        here=quote("attention_knockout", describe),
         source=f"Geva et al., EMNLP 2023, arXiv:2304.14767; as a Patchscope: {PATCHSCOPES}",
     )
 

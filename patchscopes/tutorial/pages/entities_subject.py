@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchscopes.results import Json
-from patchscopes.tutorial import committed
 from patchscopes.tutorial.state import Choice
 
 PATCHSCOPES = "Ghandeharioun et al., ICML 2024, arXiv:2401.06102"
@@ -23,12 +22,6 @@ class Subject:
     def layers(self) -> str:
         """The layers, as code."""
         return f"range({self.choice.layers[0]}, {self.choice.layers[-1] + 1})"
-
-
-def tell(name: str, tell: Callable[[Json], str], without: str = "The numbers come with the repository.") -> str:
-    """What a committed result file says, or that it is not there."""
-    document = committed.load(name)
-    return without if document is None else tell(document["results"])
 
 
 def tell_live(document: Json | None, tell: Callable[[Json], str]) -> str:

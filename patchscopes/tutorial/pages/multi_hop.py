@@ -13,7 +13,7 @@ from patchscopes.experiments.config import MultiHopExampleConfig
 from patchscopes.model.layer_names import name_layer
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, showing, work
-from patchscopes.tutorial.multi_hop_methods import describe_many, list_methods
+from patchscopes.tutorial.pages.multi_hop_methods import describe_many, list_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
@@ -109,8 +109,10 @@ def make_question(
     """
     if not answer.strip():
         raise PatchscopesError("the answer is empty; give it in a word or two, so that it can be found in what is said")
+    # Spaces at the ends would hide the word that asks.
+    source_prompt, pi2 = source_prompt.rstrip(), pi2.strip()
     if PLACE not in pi2:
-        pi2 = f"{pi2.rstrip()} {PLACE}"
+        pi2 = f"{pi2} {PLACE}"
     made = build_question(
         "these inputs", id=0, hop1_prompt=source_prompt, hop1_answer="", hop2_prompt=pi2, hop2_answer=answer, cue=cue
     )

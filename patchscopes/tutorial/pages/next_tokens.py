@@ -10,9 +10,11 @@ from patchscopes.experiments.config import NextTokenExampleConfig
 from patchscopes.learned.config import N_TOKENS
 from patchscopes.plots.text import show_whitespace
 from patchscopes.results import Json
-from patchscopes.tutorial import committed, lens_findings, lens_methods, methods, showing, work
+from patchscopes.tutorial import committed, methods, showing, work
 from patchscopes.tutorial.bar import Example, offer_examples
-from patchscopes.tutorial.learned_lenses import LEARNABLE, get_learned
+from patchscopes.tutorial.pages import next_tokens_findings as findings
+from patchscopes.tutorial.pages.next_tokens_learned import LEARNABLE, get_learned
+from patchscopes.tutorial.pages.next_tokens_methods import build_methods
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
@@ -38,7 +40,7 @@ def draw(choice: Choice | None, model: "LensModel | None") -> None:
     )
     offer_examples(EXAMPLES, page=PAGE)
     document = draw_example(choice, model) if choice is not None and model is not None else None
-    methods.draw_methods(lens_methods.build_methods(choice, model, document and document["results"]), page=PAGE)
+    methods.draw_methods(build_methods(choice, model, document and document["results"]), page=PAGE)
     draw_many_samples()
 
 
@@ -164,8 +166,8 @@ def draw_many_samples() -> None:
     """The committed figures, with the paper's finding beside the embedded model's."""
     st.subheader("On many samples", anchor="many-samples")
     left, right = st.columns(2)
-    left.markdown(f"**The paper.** {lens_findings.PAPER_ON_FIGURE_2}")
-    right.markdown(f"**The embedded model.** {lens_findings.describe_figure_2()}")
+    left.markdown(f"**The paper.** {findings.PAPER_ON_FIGURE_2}")
+    right.markdown(f"**The embedded model.** {findings.describe_figure_2()}")
     committed.show_figure("fig2", "How often each method names the model's next token, and how unlikely what it names.")
     committed.show_figure("future_lens", "The next three tokens, by the forms of the Future Lens and token identity.")
     committed.show_figure("lenses", "Originals (lines) and the same as Patchscopes (crosses), and how far they differ.")

@@ -1,7 +1,5 @@
 """What the methods that read next tokens show, in words: committed numbers, and those of the reader's own example."""
 
-from collections.abc import Callable
-
 from patchscopes.plots.text import format_significant
 from patchscopes.results import Json
 from patchscopes.tutorial import committed
@@ -12,15 +10,8 @@ PAPER_ON_FIGURE_2 = (
     "Patchscope, which learns nothing, is ahead of both lenses, by up to 98% in layers 18 to 22. In the first ten "
     "layers all are poor: token identity is on a par with the Logit Lens, and the Tuned Lens slightly better."
 )
-NO_FIGURES = "The committed numbers come with the repository, not with the installed package."
 # Of the embedded model: an early, a middle and a late layer that numbers are quoted of.
 QUOTED_LAYERS = (0, 15, 24)
-
-
-def quote(name: str, say: Callable[[Json], str]) -> str:
-    """What a committed result file shows, in words."""
-    document = committed.load(name)
-    return NO_FIGURES if document is None else f"{say(document['results'])} (figures/{name}.json)"
 
 
 def describe_precision(results: Json, method: str) -> str:
@@ -47,7 +38,7 @@ def describe_overtaking(results: Json, method: str) -> str:
 
 def describe_figure_2() -> str:
     """What the embedded model shows, and where it differs from the paper's."""
-    return quote("fig2", _describe_figure_2)
+    return committed.quote("fig2", _describe_figure_2)
 
 
 def _describe_figure_2(results: Json) -> str:

@@ -10,7 +10,6 @@ from patchscopes.tutorial.methods import Fields, Method
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import DEFAULT_PROMPT, DEFAULT_WORD, Choice
 
-NO_NUMBERS = "The numbers come with the repository, not with the installed package."
 PATCHSCOPES = "Ghandeharioun et al., ICML 2024, arXiv:2401.06102, section 4.2"
 
 
@@ -64,7 +63,7 @@ def build_patchscope(choice: Choice | None, relation: Relation, target_layer: st
         """,
         paper="On 12 tasks, without any training, it beats a trained probe significantly in six, and is on a par with "
         "it in all but one of the others (section 4.2).",
-        here=NO_NUMBERS if tasks is None else describe_patchscope(tasks),
+        here=committed.NO_NUMBERS if tasks is None else describe_patchscope(tasks),
         source=PATCHSCOPES,
     )
 
@@ -105,7 +104,7 @@ def build_probe(choice: Choice | None, relation: Relation, document: Json | None
         """,
         paper="The probe is the baseline: it needs training data, and loses to the Patchscope in half of the tasks "
         "(section 4.2).",
-        here=NO_NUMBERS if tasks is None else describe_probe(tasks),
+        here=committed.NO_NUMBERS if tasks is None else describe_probe(tasks),
         source=f"As in {PATCHSCOPES}; folds by subject are this library's control",
     )
 
@@ -118,13 +117,13 @@ def build_lre(choice: Choice | None, relation: Relation, document: Json | None, 
         n_layers = len(document["results"]["layers"])
         measured = (
             f"On your example, over {n_layers} layers, the logits of the two differ by at most "
-            f"{live['largest_difference']:.1e}."
+            f"{live['largest_difference']:.1g}."
         )
     if tasks is not None:
         both = [task["methods"]["lre_patchscope"] for task in tasks.values() if "lre_patchscope" in task["methods"]]
         measured += (
             f" On the samples of the figure below, in {len(both)} tasks, by at most "
-            f"{max(one['largest_logit_difference'] for one in both):.1e}."
+            f"{max(one['largest_logit_difference'] for one in both):.1g}."
         )
     return Method(
         key="lre",
@@ -162,7 +161,7 @@ def build_lre(choice: Choice | None, relation: Relation, document: Json | None, 
         """,
         paper="In 48 % of 47 relations the map finds the answer of most subjects; and it does so up to some middle "
         "layer, and later no more (Hernandez et al., ICLR 2024).",
-        here=NO_NUMBERS if tasks is None else describe_lre(tasks),
+        here=committed.NO_NUMBERS if tasks is None else describe_lre(tasks),
         source="Hernandez et al., ICLR 2024, arXiv:2308.09124; as a Patchscope in Table 4 of the paper",
     )
 

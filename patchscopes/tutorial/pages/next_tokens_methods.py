@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 from patchscopes.learned.config import FIXED_PROMPT
 from patchscopes.prompts import PLACEHOLDER, SIMPLESCOPE_PROMPT, build_token_identity_prompt
 from patchscopes.results import Json
-from patchscopes.tutorial.lens_code import write_affine_code, write_code, write_prompt_code
-from patchscopes.tutorial.lens_findings import (
+from patchscopes.tutorial.committed import quote
+from patchscopes.tutorial.methods import NONE, Fields, Method
+from patchscopes.tutorial.pages.next_tokens_code import write_affine_code, write_code, write_prompt_code
+from patchscopes.tutorial.pages.next_tokens_findings import (
     PAPER_ON_FIGURE_2,
     describe_control,
     describe_difference,
     describe_later_tokens,
     describe_overtaking,
     describe_precision,
-    quote,
 )
-from patchscopes.tutorial.methods import NONE, Fields, Method
 from patchscopes.tutorial.state import Choice
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ LEARNABLE = {
         request="Fit the linear Future Lens", takes="about two minutes on two cores; kept for next time"
     ),
     "learned_prompt": Learnable(
-        request="Train the Future Lens's prompt", takes="about two minutes on two cores; kept for next time"
+        request="Train the Future Lens's prompt", takes="about three minutes on two cores; kept for next time"
     ),
     "jacobian_lens": Learnable(
         request="Fit the Jacobian Lens", takes="about nine minutes on two cores; kept for next time"

@@ -33,8 +33,8 @@ def list_methods(
     at = {"source_layers": layers, "target_layers": target_layer}
     query = {"source_prompt": question.query, "source_position": ends["i"]}
     nine = {
-        "vanilla": query | {"source_layers": layers},
-        "cot": {"source_prompt": cot, "source_layers": layers},
+        "vanilla": {"source_prompt": question.combined_question},
+        "cot": {"source_prompt": cot},
         "patchscope": query | {"target_position": ends["i*"]} | at,
         "control": {"source_prompt": control, "target_prompt": question.query, "target_position": ends["i*"]} | at,
         "placeholder": {
@@ -154,7 +154,7 @@ def _describe(model: "LensModel | None", arguments: dict[str, Any], results: Jso
     return Fields(
         source_prompt=source_prompt,
         source_position=str(arguments.get("source_position", "last")),
-        source_layers=", ".join(map(name_layer, arguments["source_layers"])),
+        source_layers=", ".join(map(name_layer, arguments.get("source_layers", ()))) or "each",
         target_prompt=arguments.get("target_prompt", source_prompt),
         target_position=str(arguments.get("target_position", arguments.get("source_position", "last"))),
         mapping="identity",
@@ -167,8 +167,8 @@ def _tell_difference(results: Json | None, method: str) -> str:
     if results is None:
         return "With T = S, i\\* = i and ℓ\\* = ℓ every state is written over itself, which changes nothing."
     return (
-        "With T = S, i\\* = i and ℓ\\* = ℓ every state is written over itself: the probability of the answer's first "
-        f"token changes by {results['largest_difference'][method]:.1e} at most."
+        "With T = S, i\\* = i and ℓ\\* = ℓ every state (of the last token) is written over itself: the probability "
+        f"of the answer's first token changes by {results['methods'][method]['largest_difference']:.1e} at most."
     )
 
 
