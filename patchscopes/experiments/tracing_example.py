@@ -59,20 +59,18 @@ def run(
     restored = choose_tokens(fact)
     original_layers = spread_out(layers, config.n_original_layers)
     of_method = {"original": original_layers, "patchscope": layers}
-    nothing = [Restoration()]
     methods: Json = {}
     probabilities: dict[tuple[str, str], Float[Tensor, "layer noise"]] = {}
     for method, token in progress(list(product(of_method, restored))):
+        corrupted, found = restore(trace, restored[token], of_method[method], method, config.batch_size)
         if method not in methods:
-            ((clean,),) = FORMS[method](trace.without_noise(), nothing, config.batch_size)
-            (corrupted,) = FORMS[method](trace, nothing, config.batch_size)
+            ((clean,),) = FORMS[method](trace.without_noise(), [Restoration()], config.batch_size)
             methods[method] = {
                 "layers": of_method[method],
                 "clean": float(clean),
                 "corrupted": float(corrupted.mean()),
                 "restored": {},
             }
-        found = restore(trace, restored[token], of_method[method], method, config.batch_size)
         probabilities[method, token] = found
         methods[method]["restored"][token] = found.mean(dim=-1).tolist()
     both = [layers.index(layer) for layer in original_layers]
@@ -121,7 +119,8 @@ def spread_out(layers: Sequence[int], n_layers: int | None) -> list[int]:
 
 def restore(
     trace: Trace, position: int, layers: Sequence[int], method: str, batch_size: int | None
-) -> Float[Tensor, "layer noise"]:
-    """How likely the answer is in each corrupted run with the clean state of one token put back at each layer."""
+) -> tuple[Float[Tensor, " noise"], Float[Tensor, "layer noise"]]:
+    """How likely the answer is in each corrupted run, and with the clean state of one token put back at each layer."""
     restorations = list_restorations("resid", [position], layers, trace.model.cfg.n_layers, window=1)
-    return FORMS[method](trace, restorations, batch_size)
+    runs = FORMS[method](trace, [Restoration(), *restorations], batch_size)
+    return runs[0], runs[1:]
