@@ -4,10 +4,11 @@ The representation of one token of a source prompt is written, layer by layer, o
 token-identity prompt; the most likely next tokens and a short generation show how its meaning is resolved.
 """
 
+from patchscopes.engine.hooks import extract_replaced
 from patchscopes.experiments.config import LayerReadoutConfig, Mode
 from patchscopes.likely_tokens import list_likely_tokens
 from patchscopes.model.lens_model import LensModel
-from patchscopes.patch import Row, generate_rows, patch_rows
+from patchscopes.patch import patch_generate, patch_logits
 from patchscopes.patchscope import Patchscope
 from patchscopes.results import Json
 from patchscopes.tokens import decode_each_token
@@ -49,19 +50,22 @@ def read_layers(
         PatchscopesError: as `Patchscope.top_k` and `Patchscope.generate`.
     """
     source_tokens, source_position = patchscope.source
-    nothing_written = [Row(target=patchscope.target)]
+    target = patchscope.target
+    # A state that is written over itself changes nothing.
+    last = [target.model.cfg.n_layers - 1]
+    replaced = extract_replaced(target, last)
     readout: Json = {}
     unpatched: Json = {}
     if mode in ("top_k", "both"):
         readout["top_k"] = [
             [likely._asdict() for likely in of_layer] for of_layer in patchscope.top_k(k, batch_size=batch_size)
         ]
-        likely_tokens = list_likely_tokens(patchscope.target.model, patch_rows(nothing_written), k)
-        unpatched["top_k"] = [likely._asdict() for likely in likely_tokens[0]]
+        (alone,) = list_likely_tokens(target.model, patch_logits(target, replaced, last), k)
+        unpatched["top_k"] = [likely._asdict() for likely in alone]
     if mode in ("generate", "both"):
         readout["generations"] = patchscope.generate(max_new_tokens, batch_size=batch_size)
-        tokens = generate_rows(nothing_written, max_new_tokens=max_new_tokens)
-        (unpatched["generation"],) = patchscope.target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        tokens = patch_generate(target, replaced, last, max_new_tokens=max_new_tokens)
+        (unpatched["generation"],) = target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return {
         "layers": patchscope.resolved_source_layers,
         "n_samples": 1,

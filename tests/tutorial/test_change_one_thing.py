@@ -7,6 +7,7 @@ from patchscopes.learned.mappings import norm_matched, scaled
 from patchscopes.patchscope import Patchscope
 from patchscopes.tutorial.signs import escape
 
+LONGER = "My brother came to us from Canada in May"
 BASE = {
     "source_prompt": "My sister moved to Japan last year",
     "source_position": "Japan",
@@ -46,7 +47,7 @@ def test_answers_as_the_library_does(open_page, tiny):
 @pytest.mark.parametrize(
     ("symbol", "value", "changed"),
     [
-        ("S", "She is from Canada", {"source_prompt": "She is from Canada", "source_position": 11}),
+        ("S", LONGER, {"source_prompt": LONGER, "source_position": 11}),
         ("i", "3", {"source_position": 3}),
         ("i", "moved", {"source_position": "moved"}),
         ("ℓ", "1,3", {"source_layers": [1, 3]}),
