@@ -2,10 +2,12 @@
 
 import pytest
 
+from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import layer_readout
 from patchscopes.experiments.config import LayerReadoutConfig
 from patchscopes.model.layers import EMBEDDING, resolve_target_layers
+from patchscopes.tokens import to_token_ids
 
 
 class TestLayerReadout:
@@ -37,3 +39,13 @@ class TestLayerReadout:
             resolve_target_layers(llama, [0], "4")
         with pytest.raises(PatchscopesError, match="same, embedding, last or a number"):
             resolve_target_layers(llama, [0], "first")
+
+
+def test_unpatched_is_what_the_target_prompt_alone_says(tiny_models):
+    model = tiny_models("llama")
+    config = LayerReadoutConfig(source_prompt="ab", source_word="b", target_prompt="x is ?", max_new_tokens=3, k=2)
+    unpatched = layer_readout.run(model, config)["methods"]["unpatched"]
+    tokens = generate_after(model, ["x is ?"], max_new_tokens=3)
+    assert unpatched["generation"] == model.tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
+    probabilities = model(to_token_ids(model, "x is ?")[None])[0, -1].softmax(dim=-1)
+    assert [one["probability"] for one in unpatched["top_k"]] == pytest.approx(probabilities.topk(2).values.tolist())
