@@ -34,7 +34,7 @@ def main() -> None:
         )
     from streamlit.web import cli
 
-    from patchscopes.plots.style import BLUE
+    from patchscopes.plots.style import BLUE, LIGHT_BLUE
 
     settings = {
         "server.address": options.host,
@@ -44,7 +44,9 @@ def main() -> None:
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
-        "theme.primaryColor": BLUE,
+        # Set for both, so that the reader's own choice of light and dark holds.
+        "theme.light.primaryColor": BLUE,
+        "theme.dark.primaryColor": LIGHT_BLUE,
         # A reader never sees a traceback; the terminal has it.
         "client.showErrorDetails": "none",
     }

@@ -5,6 +5,7 @@ token-identity prompt; the most likely next tokens and a short generation show h
 """
 
 from patchscopes.engine.hooks import extract_replaced
+from patchscopes.engine.target import TargetPrompt
 from patchscopes.experiments.config import LayerReadoutConfig, Mode
 from patchscopes.likely_tokens import list_likely_tokens
 from patchscopes.model.lens_model import LensModel
@@ -41,31 +42,27 @@ def read_layers(
     k: int = LayerReadoutConfig.k,
     max_new_tokens: int = LayerReadoutConfig.max_new_tokens,
     batch_size: int | None = None,
+    unpatched: Json | None = None,
 ) -> Json:
     """The same of any Patchscope, whatever its f, M* and i*; and as `unpatched` what T alone says.
 
-    Args: as the options of those names.
+    Args:
+        mode, k, max_new_tokens, batch_size: as the options of those names.
+        unpatched: what `read_unpatched` has said already; it depends neither on layers nor on S and i.
 
     Raises:
         PatchscopesError: as `Patchscope.top_k` and `Patchscope.generate`.
     """
     source_tokens, source_position = patchscope.source
-    target = patchscope.target
-    # A state that is written over itself changes nothing.
-    last = [target.model.cfg.n_layers - 1]
-    replaced = extract_replaced(target, last)
     readout: Json = {}
-    unpatched: Json = {}
     if mode in ("top_k", "both"):
         readout["top_k"] = [
             [likely._asdict() for likely in of_layer] for of_layer in patchscope.top_k(k, batch_size=batch_size)
         ]
-        (alone,) = list_likely_tokens(target.model, patch_logits(target, replaced, last), k)
-        unpatched["top_k"] = [likely._asdict() for likely in alone]
     if mode in ("generate", "both"):
         readout["generations"] = patchscope.generate(max_new_tokens, batch_size=batch_size)
-        tokens = patch_generate(target, replaced, last, max_new_tokens=max_new_tokens)
-        (unpatched["generation"],) = target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    if unpatched is None:
+        unpatched = read_unpatched(patchscope.target, mode, k=k, max_new_tokens=max_new_tokens)
     return {
         "layers": patchscope.resolved_source_layers,
         "n_samples": 1,
@@ -76,3 +73,24 @@ def read_layers(
         "target_layers": patchscope.resolved_target_layers,
         "methods": {"token_identity": readout, "unpatched": unpatched},
     }
+
+
+def read_unpatched(
+    target: TargetPrompt,
+    mode: Mode = LayerReadoutConfig.mode,
+    *,
+    k: int = LayerReadoutConfig.k,
+    max_new_tokens: int = LayerReadoutConfig.max_new_tokens,
+) -> Json:
+    """What T alone says: the control. Args and errors: as for `read_layers`."""
+    # A state that is written over itself changes nothing.
+    last = [target.model.cfg.n_layers - 1]
+    replaced = extract_replaced(target, last)
+    unpatched: Json = {}
+    if mode in ("top_k", "both"):
+        (alone,) = list_likely_tokens(target.model, patch_logits(target, replaced, last), k)
+        unpatched["top_k"] = [likely._asdict() for likely in alone]
+    if mode in ("generate", "both"):
+        tokens = patch_generate(target, replaced, last, max_new_tokens=max_new_tokens)
+        (unpatched["generation"],) = target.model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return unpatched

@@ -229,6 +229,11 @@ def _read(side: Mapping[str, str], n_tokens: int) -> Json | None:
             return None
     model, target_model = cast("LensModel", found[0]), cast("LensModel", found[-1])
 
+    def read_alone() -> Json:
+        from patchscopes.experiments.layer_readout import read_unpatched
+
+        return read_unpatched(build_patchscope(side, model, target_model).target, max_new_tokens=n_tokens)
+
     def read() -> Json:
         from patchscopes.experiments.layer_readout import read_layers
 
@@ -241,8 +246,17 @@ def _read(side: Mapping[str, str], n_tokens: int) -> Json | None:
             "inputs": dict(side),
             "max_new_tokens": n_tokens,
         }
-        return showing.build("layer_readout", model, config, lambda: read_layers(patchscope, max_new_tokens=n_tokens))
+        return showing.build(
+            "layer_readout",
+            model,
+            config,
+            lambda: read_layers(patchscope, max_new_tokens=n_tokens, unpatched=unpatched),
+        )
 
+    of_target = (names[1], side[TARGET_PROMPT], side[TARGET_POSITION], n_tokens)
+    unpatched = work.run("Reading T alone", of_target, lambda _: read_alone())
+    if unpatched is None:
+        return None
     return work.run("Reading every layer", (*sorted(side.items()), n_tokens), lambda _: read())
 
 

@@ -60,14 +60,26 @@ def read_example(choice: Choice | None, model: "LensModel | None") -> Json | Non
     )
     target_layer = right.slider("Target layer ℓ*", 0, max(1, model.cfg.n_layers - 1), 0, key=TARGET_LAYER)
     target_layer = min(target_layer, model.cfg.n_layers - 1)
+    unpatched = work.run(
+        "Reading T alone", (choice.model, target_prompt), lambda _: _read_unpatched(model, target_prompt)
+    )
+    if unpatched is None:
+        return None
     return work.run(
         "Reading every layer",
         (choice, target_prompt, target_layer),
-        lambda _: _read(choice, model, target_prompt, target_layer),
+        lambda _: _read(choice, model, target_prompt, target_layer, unpatched),
     )
 
 
-def _read(choice: Choice, model: "LensModel", target_prompt: str, target_layer: int) -> Json:
+def _read_unpatched(model: "LensModel", target_prompt: str) -> Json:
+    from patchscopes.engine.target import placeholder_target
+    from patchscopes.experiments.layer_readout import read_unpatched
+
+    return read_unpatched(placeholder_target(model, target_prompt, "x"), "generate", max_new_tokens=N_TOKENS)
+
+
+def _read(choice: Choice, model: "LensModel", target_prompt: str, target_layer: int, unpatched: Json) -> Json:
     from patchscopes.experiments.layer_readout import read_layers
     from patchscopes.patchscope import Patchscope
 
@@ -80,7 +92,7 @@ def _read(choice: Choice, model: "LensModel", target_prompt: str, target_layer: 
         target_position="x",
         target_layers=target_layer,
     )
-    return read_layers(patchscope, "generate", max_new_tokens=N_TOKENS)
+    return read_layers(patchscope, "generate", max_new_tokens=N_TOKENS, unpatched=unpatched)
 
 
 def draw_steps() -> str:
