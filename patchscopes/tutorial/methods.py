@@ -58,7 +58,7 @@ class Method:
         original, patchscope: the nine choices in its own form and as a Patchscope; None where there is no such form.
         differs: the measured difference of the two, or why there is only one (Markdown).
         code: Python that does the same with what the reader has chosen, and prints something.
-        paper: what the paper found, and where it says so (Markdown).
+        paper: what the paper, or the method's own, found, and where it says so (Markdown).
         here: what the embedded model shows, with numbers of a committed result file (Markdown).
         source: who proposed it.
     """
@@ -103,7 +103,7 @@ def draw_method(method: Method) -> None:
         show_table(_tabulate_fields(method), alt=f"The nine choices of {method.name}", height=None)
         st.markdown(f"**Measured.** {method.differs}")
         left, right = st.columns(2)
-        left.markdown(f"**The paper.** {method.paper}")
+        left.markdown(f"**The papers.** {method.paper}")
         right.markdown(f"**The embedded model.** {method.here}")
         st.markdown("**The same in Python:**")
         st.code(inspect.cleandoc(method.code), language="python", wrap_lines=True)

@@ -10,30 +10,31 @@ from patchscopes.model.layer_names import name_layer, parse_layers
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, models, showing, state, work
 from patchscopes.tutorial.methods import SYMBOLS
+from patchscopes.tutorial.pages.change_one_thing_inputs import (
+    CHANGED,
+    FACTOR,
+    IDENTITY,
+    MAPPING,
+    MOST_TOKENS,
+    N_TOKENS,
+    NORM_MATCHED,
+    SAME_MODEL,
+    SCALED,
+    SECOND,
+    TARGET_LAYERS,
+    TARGET_MODEL,
+    TARGET_POSITION,
+    TARGET_PROMPT,
+    begin,
+    draw_inputs,
+    offer_target_prompts,
+)
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
 if TYPE_CHECKING:
     from patchscopes.model.lens_model import LensModel
     from patchscopes.patchscope import Patchscope
-
-# The inputs of the page, by their names in the address; those of the second Patchscope begin with another letter.
-TARGET_PROMPT, TARGET_POSITION, MAPPING, TARGET_MODEL, TARGET_LAYERS = SYMBOLS[4:]
-SECOND = "B"
-FACTOR, N_TOKENS, CHANGED = "α", "n", "changed"
-IDENTITY, NORM_MATCHED, SCALED = MAPPINGS = ("identity", "norm_matched", "scaled")
-SAME_MODEL = "the same as M"
-MOST_TOKENS = 20
-
-# Inputs at first: the start page's example.
-DEFAULTS = {
-    TARGET_PROMPT: "The official currency of x",
-    TARGET_POSITION: "x",
-    MAPPING: IDENTITY,
-    FACTOR: "1.0",
-    TARGET_MODEL: SAME_MODEL,
-    TARGET_LAYERS: "0",
-}
 
 
 def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
@@ -44,12 +45,14 @@ def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
     """
     st.markdown(
         "Here every one of the nine choices is yours. What does the answer depend on? Change one thing, and see both "
-        "side by side. The address of this page holds all of it: send the link, and the other reader sees the same."
+        "side by side. The address of this page holds all of it: send the link, and the other reader sees the same. "
+        "(A model "
+        "M\\* of another width needs a learned f: see “Across models”.)"
     )
-    _begin()
-    _offer_target_prompts()
-    first = _draw_inputs(SYMBOLS[4:], "")
-    n_tokens = st.slider("Generated tokens", 1, MOST_TOKENS, 8, key=N_TOKENS, persist_state="session")
+    begin()
+    offer_target_prompts()
+    first = draw_inputs(SYMBOLS[4:], "")
+    n_tokens = st.slider("Generated tokens", 1, MOST_TOKENS, key=N_TOKENS, persist_state="session")
     changed = st.pills(
         "Change one thing (or more) in a second Patchscope",
         SYMBOLS,
@@ -58,118 +61,12 @@ def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
         key=CHANGED,
         persist_state="session",
     )
-    second = _draw_inputs([symbol for symbol in SYMBOLS if symbol in changed], SECOND)
+    second = draw_inputs([symbol for symbol in SYMBOLS if symbol in changed], SECOND)
     if choice is not None and model is not None:
         of_bar = bar.describe_choice(choice)
         sides = [of_bar | first] + ([of_bar | first | second] if changed else [])
         _draw_answers(sides, n_tokens)
     return first | {f"{SECOND}{name}": value for name, value in second.items()} | {N_TOKENS: str(n_tokens)}
-
-
-def _begin() -> None:
-    """What the inputs hold at first: what the address says, or the start page's example."""
-    if TARGET_PROMPT in st.session_state:
-        return
-    names = (*SYMBOLS, FACTOR)
-    given = state.read_address((*DEFAULTS, N_TOKENS, *(f"{SECOND}{name}" for name in names)))
-    for name, value in (DEFAULTS | given).items():
-        _set(name, value)
-    st.session_state[CHANGED] = [symbol for symbol in SYMBOLS if f"{SECOND}{symbol}" in given]
-
-
-def _set(name: str, value: str) -> None:
-    """Put a text of the address into an input, if that can hold it."""
-    kind = name.removeprefix(SECOND)
-    if kind == N_TOKENS:
-        if value.isdecimal() and 1 <= int(value) <= MOST_TOKENS:
-            st.session_state[name] = int(value)
-    elif kind == FACTOR:
-        try:
-            st.session_state[name] = float(value)
-        except ValueError:
-            st.session_state[name] = 1.0
-    elif kind == MAPPING:
-        st.session_state[name] = value if value in MAPPINGS else IDENTITY
-    elif kind == TARGET_MODEL:
-        st.session_state[name] = value if value in models.list_names() else SAME_MODEL
-    elif kind == state.MODEL:
-        st.session_state[name] = value if value in models.list_names() else models.list_names()[0]
-    else:
-        st.session_state[name] = value
-
-
-def _offer_target_prompts() -> None:
-    """Buttons that put a known target prompt into the inputs, with the placeholder and layer that go with it."""
-    from patchscopes.prompts import (
-        DESCRIPTION_PLACEHOLDER,
-        PLACEHOLDER,
-        SIMPLESCOPE_PROMPT,
-        build_entity_description_prompt,
-        build_token_identity_prompt,
-    )
-
-    known = {
-        "Token identity": (build_token_identity_prompt(), PLACEHOLDER, "same"),
-        "Simplescope": (SIMPLESCOPE_PROMPT, PLACEHOLDER, "same"),
-        "Entity description": (build_entity_description_prompt(), DESCRIPTION_PLACEHOLDER, "same"),
-        "Currency": (DEFAULTS[TARGET_PROMPT], DEFAULTS[TARGET_POSITION], DEFAULTS[TARGET_LAYERS]),
-    }
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown("Target prompts:", width="content")
-        for label, values in known.items():
-            st.button(label, key=f"use {label}", on_click=_use_target_prompt, args=values)
-
-
-def _use_target_prompt(target_prompt: str, placeholder: str, target_layer: str) -> None:
-    st.session_state[TARGET_PROMPT] = target_prompt
-    st.session_state[TARGET_POSITION] = placeholder
-    st.session_state[TARGET_LAYERS] = target_layer
-
-
-def _draw_inputs(symbols: "tuple[str, ...] | list[str]", side: str) -> dict[str, str]:
-    """Inputs for some of the nine choices, two in a row; what they hold, as the address has it."""
-    values: dict[str, str] = {}
-    title = "Second Patchscope: " if side else ""
-    places = iter([column for _ in range((len(symbols) + 1) // 2) for column in st.columns(2)])
-    for symbol in symbols:
-        key = f"{side}{symbol}"
-        label = f"{title}{_LABELS[symbol]}"
-        place = next(places)
-        if side and key not in st.session_state:
-            # It begins as the first one.
-            _set(key, str(st.session_state.get(symbol, DEFAULTS.get(symbol, ""))))
-            if symbol == state.LAYERS:
-                first, last = st.session_state.get(symbol, (0, 0))
-                st.session_state[key] = f"{first}-{last}"
-        if symbol in (state.PROMPT, TARGET_PROMPT):
-            values[symbol] = place.text_area(label, key=key, height=100, persist_state="session")
-        elif symbol == MAPPING:
-            values[symbol] = place.selectbox(label, MAPPINGS, key=key, persist_state="session")
-            if values[symbol] == SCALED:
-                st.session_state.setdefault(f"{side}{FACTOR}", 1.0)
-                factor = place.number_input(f"{title}α", key=f"{side}{FACTOR}", persist_state="session")
-                values[FACTOR] = str(factor)
-        elif symbol == TARGET_MODEL:
-            names = (SAME_MODEL, *models.list_names())
-            values[symbol] = place.selectbox(label, names, key=key, persist_state="session")
-        elif symbol == state.MODEL:
-            values[symbol] = place.selectbox(label, models.list_names(), key=key, persist_state="session")
-        else:
-            values[symbol] = place.text_input(label, key=key, persist_state="session")
-    return values
-
-
-_LABELS = {
-    "S": "S, source prompt",
-    "i": "i, position in S (a number, or a word)",
-    "M": "M, model that reads S",
-    "ℓ": "ℓ, layers (6, or 0-29)",
-    "T": "T, target prompt",
-    "i*": "i\\*, position in T (a number, or a word)",
-    "f": "f, of the vector",
-    "M*": "M\\*, model that reads T",
-    "ℓ*": "ℓ\\*: same, last, embedding, or a number",
-}
 
 
 def _draw_answers(sides: list[dict[str, str]], n_tokens: int) -> None:

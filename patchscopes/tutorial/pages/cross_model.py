@@ -46,8 +46,9 @@ TAKES = "about two minutes on two cores; kept for next time"
 def draw(choice: Choice | None, model: "LensModel | None") -> None:
     """Two models, what the second reads in a state of the first, the methods, and what 200 states show."""
     st.markdown(
-        "So far a model has put its own states into words. Can **another** model do it, of another size and another "
-        "family? Its states are other numbers, so a map f from the first model's states to its own has to come between."
+        "So far a model has put its own states into words. Can **another** model do it, of another size and family, "
+        "once "
+        "a map f brings the first model's states to its own?"
     )
     bar.offer_examples(EXAMPLES, page="cross_model")
     pair = draw_target(choice, model)

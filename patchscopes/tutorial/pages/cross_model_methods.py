@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Maps: TypeAlias = "Mapping[MapKey, AffineMap] | None"
 PATCHSCOPES = "Ghandeharioun et al., ICML 2024, arXiv:2401.06102, section 4.4"
 PAPER = (
-    "It works between models of one family, of 7 and 13 billion parameters, and the larger one describes the states of "
-    "the smaller one better than that does itself (section 4.4)."
+    "It works between models of one family (Vicuna 7B and 13B, Pythia 6.9B and 12B), and the larger one describes the "
+    "states of the smaller one better than that does itself (section 4.4)."
 )
 TARGET_PROMPTS = {"token_identity": build_token_identity_prompt(), "simplescope": SIMPLESCOPE_PROMPT}
 
@@ -69,7 +69,7 @@ def list_methods(choice: Choice | None, pair: Pair | None, maps: Maps, results: 
             patchscope=_describe(pair, maps, prompt, PLACEHOLDER, there),
             differs="It is a Patchscope and has no other form. " + _tell_best(results),
             code=_write_code(pair, maps, prompt, PLACEHOLDER, there, "top_k(1)"),
-            paper="It works between models of one family, of 7 and 13 billion parameters (section 4.4).",
+            paper="It works between models of one family: Vicuna 7B and 13B, Pythia 6.9B and 12B (section 4.4).",
             here=tell_next_token(),
             source=PATCHSCOPES,
         ),
@@ -228,8 +228,9 @@ def tell_next_token() -> str:
     best = max(share for row in of["token_identity"]["precision_at_1"]["mean"] for share in row)
     alone = of["target_model_alone"]["precision_at_1"]["mean"]
     return (
-        f"Gemma 3 270M names SmolLM2's next token in {best:.0%} at the best pair of late layers, from one state; when "
-        f"it reads the whole text itself, in {alone:.0%}. Written in before block 8 little comes through."
+        f"Gemma 3 270M names SmolLM2's next token in {best:.1%} at the best of all pairs of layers, from one state; "
+        "when "
+        f"it reads the whole text itself, in {alone:.1%}. Written in before block 8 little comes through."
     )
 
 

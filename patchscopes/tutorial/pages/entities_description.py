@@ -26,13 +26,20 @@ def build_description(subject: Subject, document: Json | None) -> Method:
             f"On {results['n_samples']} names, ROUGE-L against references is {known[0]:.2f} at best (ℓ = {known[1]}) "
             f"for well-known ones and {unknown[0]:.2f} (ℓ = {unknown[1]}) for little-known ones; in clear the "
             f"well-known ones reach {clear:.2f}, the unpatched x {nothing:.3f}. A small model describes little, and "
-            "it knows names early, as in the paper."
+            "well-known names best at the first layer, where the state is little more than the last word: there is no "
+            "rise over the first layers, as the paper's model has it."
         )
 
     def describe_diana(results: Json) -> str:
         resolved = results["methods"]["patchscope"]["resolved"]
         whole = [layer for layer, words in zip(results["layers"], resolved, strict=True) if words == results["name"]]
-        return f" “{results['name']}” as a whole is resolved in layers {whole[0]} to {whole[-1]}." if whole else ""
+        if not whole:
+            return ""
+        return (
+            f" The state makes the description of the whole name “{results['name']}” the likeliest in layers "
+            f"{whole[0]} "
+            f"to {whole[-1]}; what the model says agrees with that only at the first of them."
+        )
 
     return Method(
         key="patchscope",

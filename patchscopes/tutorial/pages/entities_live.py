@@ -59,7 +59,10 @@ def resolve_endings(model: "LensModel", subject: Subject, config: EntityConfig) 
     def run(progress: "Progress") -> Json:
         return entity_layers.run(model, subject.name, config, lambda _: None, progress)
 
-    st.markdown("Which words of the name has a layer put together? The model describes each ending of the name too:")
+    st.markdown(
+        "Which words of the name has a layer put together? The model describes each ending of the name in clear too; "
+        "resolved is the one whose description the state makes likeliest, beside T alone."
+    )
     resolved = _compute(
         "Describing every ending of the name",
         "entity_layers",

@@ -69,9 +69,15 @@ def list_methods(
             patchscope=fields["cot"],
             differs=_tell_difference(results, "cot"),
             code=_write_asking(name, cot, 4 * N_TOKENS),
-            paper="Its baseline beside the vanilla question. Patching is called a chain of thought too, as it hands on "
-            "the first answer: S = T = [π2][π1] (section 5).",
-            here=_tell("cot", "accuracy", "{} are answered; often the model only repeats the question."),
+            paper="With *Let's think step by step* Vicuna 13B answers 35.71 %, between the question as it is and "
+            "patching. That is called a chain of thought too, as it hands on the first answer: S = T = [π2][π1] "
+            "(section 5).",
+            here=_tell(
+                "cot",
+                "accuracy",
+                "{} are answered; a wrong text often gives the first hop's answer (“Japan”) and stops there, or "
+                "says it again.",
+            ),
             source="Kojima et al., NeurIPS 2022, arXiv:2205.11916",
         ),
         Method(
@@ -201,7 +207,7 @@ def _tell_repaired() -> str:
     )
     return (
         f" It repairs {sum(repaired)} of {len(repaired)} failures, but keeps only {sum(kept)} of the {len(kept)} "
-        "questions that need no repair."
+        "questions that need no repair. No control was run for it."
     )
 
 

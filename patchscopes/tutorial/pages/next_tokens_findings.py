@@ -28,11 +28,18 @@ def find_lead(results: Json, method: str) -> int:
     return results["layers"][min(max(behind, default=-1) + 1, len(ours) - 1)]
 
 
+def list_behind(results: Json, method: str) -> str:
+    """The layers at which a method is behind the Tuned Lens."""
+    ours, theirs = (results["methods"][name]["precision_at_1"]["mean"] for name in (method, "tuned_lens"))
+    compared = zip(results["layers"], ours, theirs, strict=True)
+    return ", ".join(str(layer) for layer, our, their in compared if our < their)
+
+
 def describe_overtaking(results: Json, method: str) -> str:
     """How often a method names the next token, and since when it is ahead of the Tuned Lens."""
     return (
         f"{describe_precision(results, method)} From layer {find_lead(results, method)} of "
-        f"{len(results['layers'])} on it is ahead of the Tuned Lens."
+        f"{len(results['layers'])} on it is ahead of the Tuned Lens, and level with it at the last."
     )
 
 
@@ -51,8 +58,8 @@ def _describe_figure_2(results: Json) -> str:
         f"{find_lead(results, 'token_identity')} of {len(results['layers'])} on. In early layers the Tuned Lens is not "
         f"slightly better but by far ({first['tuned_lens']:.0%} against {first['token_identity']:.0%} at layer "
         f"{results['layers'][0]}), and before layer {results['layers'][worse]} token identity has a worse Surprisal "
-        "than the Logit Lens: there it repeats the token that it is given. Simplescope is ahead of the Tuned Lens from "
-        f"layer {find_lead(results, 'simplescope')} on."
+        "than the Logit Lens: there it repeats the token that it is given. Simplescope is behind the Tuned Lens only "
+        f"at layers {list_behind(results, 'simplescope')}."
     )
 
 

@@ -89,9 +89,8 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
                 fitted=", ahead=(0, 1, 2)",
                 chosen=", ahead=1",
             ),
-            paper="The paper treats the Future Lens as a Patchscope with a target prompt (section 3.2); as affine maps "
-            "it is the Tuned Lens with another aim. Pal et al. (GPT-J 6B): a learned prompt names later tokens more "
-            "often.",
+            paper="Table 4: ℓ\\* = ℓ, with a linear f, or a fixed or learned T. The maps here go to the last layer, "
+            "hence ℓ\\* = last. Pal et al. (GPT-J 6B): a learned prompt names later tokens more often; so it is here.",
             here=quote("future_lens", lambda of: describe_later_tokens(of, "linear")),
             source="Pal et al., CoNLL 2023, arXiv:2311.04897.",
         ),
@@ -100,12 +99,14 @@ def build_methods(choice: Choice | None, model: "LensModel | None", results: Jso
             name="Future Lens: a prompt",
             idea="Write the state over the last token of a text that has nothing to do with S, and let the model go "
             "on. The text is fixed, or replaced by ten vectors that are trained to bring out what the state holds.",
-            original=replace(fixed_prompt, mapping="identity (plain hooks: the whole prompt for every layer)"),
-            patchscope=replace(fixed_prompt, mapping="identity (fast engine)"),
-            differs=describe_difference("fixed_prompt", results),
+            original=fixed_prompt,
+            patchscope=fixed_prompt,
+            differs="Already a Patchscope: the original runs the whole prompt with plain hooks, the other one on "
+            "the fast "
+            f"engine. {describe_difference('fixed_prompt', results)}",
             code=write_prompt_code(choice, FIXED_PROMPT, None),
-            paper="Section 3.2: a Patchscope with M\\* = M and ℓ\\* = ℓ. Pal et al. (GPT-J 6B): at some layers later "
-            "tokens are named in more than 48% of cases.",
+            paper="Section 3.2: a Patchscope with M\\* = M and ℓ\\* = ℓ. Pal et al. (GPT-J 6B): with a learned prompt "
+            "later tokens are named in more than 48% of cases at some layers; fewer here.",
             here=quote("future_lens", lambda of: describe_later_tokens(of, "learned_prompt", "fixed_prompt")),
             source="Pal et al., CoNLL 2023, arXiv:2311.04897.",
         ),

@@ -26,8 +26,10 @@ N_TOKENS = 8
 def draw(choice: Choice | None, model: "LensModel | None") -> None:
     """The metaphor, and the example in five steps: live for what the reader has chosen, else as committed."""
     st.markdown(
-        "While a language model reads, each word becomes a **hidden state**: a list of a few hundred or thousand "
-        "numbers, rewritten layer by layer. What do those numbers hold?\n\n"
+        "A language model reads *tokens*: words or pieces of them (the first one often only marks the beginning). "
+        "Each token becomes a **hidden state**, a list of a few hundred or thousand numbers that every layer, or "
+        "block, "
+        "rewrites. What do those numbers hold?\n\n"
         "Imagine you could stop a reader in the middle of a sentence, lift out the one thought it has at that word, "
         "and set it into the gap of another sentence: *The official currency of ▢*. Then let it read on. If it says "
         "“the yen”, the thought held Japan. That is a **Patchscope**: the model puts its own hidden state into words."
@@ -174,6 +176,7 @@ def draw_all_layers(readout: Json) -> None:
         alt="What the model says after T, for each layer",
     )
     st.markdown(
-        "In the last layers the state of the word no longer holds what the word means: there the model gets ready to "
-        "say the *next* word. Click another token above, or change a word of S, and see."
+        "In the example of Japan the model speaks of Japan or its money up to layer 23, and from 24 on of other "
+        "things: there the state no longer says Japan, as the model gets ready to say the *next* word. Click another "
+        "token above, or change a word of S, and see."
     )
