@@ -22,16 +22,15 @@ def main() -> None:
             "the tutorial needs Streamlit, which is not installed: run `make tutorial`, or pip install -c "
             'constraints.txt -e ".[tutorial]"'
         )
-    if options.model:
-        models.serve(
-            models.ServedModels(
-                names=tuple(dict.fromkeys(options.model)),
-                device=options.device,
-                dtype=options.dtype,
-                quantization=options.quantization,
-                trust_remote_code=options.trust_remote_code,
-            )
+    models.serve(
+        models.ServedModels(
+            names=tuple(dict.fromkeys(options.model or models.list_installed())),
+            device=options.device,
+            dtype=options.dtype,
+            quantization=options.quantization,
+            trust_remote_code=options.trust_remote_code,
         )
+    )
     from streamlit.web import cli
 
     from patchscopes.plots.style import BLUE, LIGHT_BLUE
@@ -40,6 +39,8 @@ def main() -> None:
         "server.address": options.host,
         "server.port": options.port,
         "server.headless": options.no_browser,
+        # On its first run Streamlit would ask for an address and wait.
+        "server.showEmailPrompt": False,
         # The library stays as it is while it is served; watching its files, and torch's, takes time.
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": False,

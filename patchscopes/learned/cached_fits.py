@@ -1,12 +1,12 @@
 """Affine mappings and LREs from the user's cache folder, where they are fitted at most once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.data.texts import TextSet
 from patchscopes.learned.config import RIDGE
-from patchscopes.learned.files import get_cached_path, learn_once
+from patchscopes.learned.files import ONLY_LOOK, NotLearnedError, get_cached_path, learn_once
 from patchscopes.learned.fitting import fit_affine_maps, fit_cross_model_maps
 from patchscopes.learned.lre import BETAS, LRE, build_training_prompts, describe_fit, fit_lre
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
@@ -33,10 +33,6 @@ _LRE_MODULES = [
 Learned = TypeVar("Learned")
 
 
-class _NotLearnedYet(Exception):
-    """Ends a fit before its first step."""
-
-
 def load_if_learned(fit: Callable[..., Learned]) -> Learned | None:
     """What an earlier `fit` left in the cache folder, or None: nothing is learned now.
 
@@ -46,14 +42,14 @@ def load_if_learned(fit: Callable[..., Learned]) -> Learned | None:
     Raises:
         PatchscopesError: as `fit`.
     """
-
-    def refuse(steps: Iterable[Any]) -> NoReturn:
-        raise _NotLearnedYet
-
+    # Nor does anybody wait for another process that learns it just now.
+    before = ONLY_LOOK.set(True)
     try:
-        return fit(progress=refuse)
-    except _NotLearnedYet:
+        return fit(progress=iter)
+    except NotLearnedError:
         return None
+    finally:
+        ONLY_LOOK.reset(before)
 
 
 def fit_or_load_affine_maps(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -91,6 +92,14 @@ def get_cached_path(
     return path
 
 
+class NotLearnedError(Exception):
+    """Something is only looked for, and not there."""
+
+
+# Whether what is not in the cache folder is to be left alone: see `load_if_learned`.
+ONLY_LOOK: ContextVar[bool] = ContextVar("ONLY_LOOK", default=False)
+
+
 def learn_once(
     path: Path,
     load: Callable[[Path], Loaded],
@@ -110,6 +119,8 @@ def learn_once(
     cached = None if fresh else load_cached(path, load)
     if cached is not None:
         return cached
+    if ONLY_LOOK.get():
+        raise NotLearnedError
     checkpoint = path.with_suffix(".checkpoint")
     with hold_lock(path, CACHE_ADVICE):
         if fresh:

@@ -71,9 +71,10 @@ def train_probes(
     fits = _tabulate_fits(names, [[one] for one in objects])
     weights = np.zeros((states.shape[1], states.shape[2], len(names)))
     biases = np.zeros((states.shape[1], len(names)))
-    with _train_quietly():
-        for layer in progress(range(states.shape[1])) if len(names) > 1 else ():
-            of_layer = states[:, layer].astype(np.float64)
+    for layer in progress(range(states.shape[1])) if len(names) > 1 else ():
+        of_layer = states[:, layer].astype(np.float64)
+        # Only here, as these settings are the process's, and others may work between the steps.
+        with _train_quietly():
             strength = _choose_strength(of_layer, classes, fits, groups, seed)
             ((weights[layer], biases[layer]),) = _train(of_layer, classes, (strength,))
     return Probes(objects=tuple(names.tolist()), weights=weights, biases=biases)

@@ -3,6 +3,8 @@
 from patchscopes.errors import PatchscopesError
 
 EMBEDDING = -1
+# Of the number of a layer.
+MOST_DIGITS = 4
 _EMBEDDING_NAME = "embedding"
 
 
@@ -15,7 +17,7 @@ def parse_layer(name: str) -> int | None:
     """The layer of a name, which `name_layer` gives, or its number; None for what is neither."""
     if name.lower() in (_EMBEDDING_NAME, str(EMBEDDING)):
         return EMBEDDING
-    return int(name) if name.isdecimal() else None
+    return int(name) if name.isdecimal() and len(name) <= MOST_DIGITS else None
 
 
 def parse_layers(text: str) -> tuple[int, ...] | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.given import AnyNumbers, is_number, to_numbers
-from patchscopes.model.layer_names import EMBEDDING, name_layer
+from patchscopes.model.layer_names import EMBEDDING, name_layer, parse_layer
 from patchscopes.model.lens_model import LensModel
 
 
@@ -56,7 +56,7 @@ def resolve_target_layers(model: LensModel, source_layers: Sequence[int], target
     if target_layers == "same":
         return [check_layer(model, layer) for layer in source_layers]
     fixed = {"embedding": EMBEDDING, "last": model.cfg.n_layers - 1}
-    if target_layers not in fixed and not target_layers.removeprefix("-").isdecimal():
+    if target_layers not in fixed and parse_layer(target_layers.removeprefix("-")) is None:
         raise PatchscopesError(f"target layer must be same, embedding, last or a number, got {target_layers!r}")
     layer = fixed[target_layers] if target_layers in fixed else int(target_layers)
     return [check_layer(model, layer)] * len(source_layers)

@@ -19,6 +19,7 @@ from patchscopes.tutorial.state import (
     SHARED,
     Choice,
     read_address,
+    read_number,
 )
 
 if TYPE_CHECKING:
@@ -119,11 +120,13 @@ def _begin(names: Sequence[str]) -> None:
     st.session_state[PROMPT] = given.get(PROMPT, DEFAULT_PROMPT)
     if PROMPT not in given:
         st.session_state[WORD] = DEFAULT_WORD
-    if given.get(POSITION, "").isdecimal():
-        st.session_state[POSITION] = int(given[POSITION])
+    position = read_number(given.get(POSITION, ""))
+    if position is not None:
+        st.session_state[POSITION] = position
     first, _, last = given.get(LAYERS, "").partition("-")
-    if first.isdecimal() and (last or first).isdecimal():
-        st.session_state[LAYERS] = (int(first), int(last or first))
+    ends = read_number(first), read_number(last or first)
+    if None not in ends:
+        st.session_state[LAYERS] = ends
 
 
 def _read_tokens(model: "LensModel", prompt: str) -> list[str]:
@@ -134,9 +137,10 @@ def _read_tokens(model: "LensModel", prompt: str) -> list[str]:
 
 def _draw_tokens(name: str, model: "LensModel", prompt: str, tokens: Sequence[str]) -> int | None:
     """The tokens of S, of which the reader clicks the one whose state is read."""
-    word = st.session_state.pop(WORD, None)
+    word = st.session_state.get(WORD)
     if word is not None:
         found = work.run("Finding the word", (name, prompt, word), lambda _: _find_word(model, prompt, word))
+        del st.session_state[WORD]
         if found is None:
             return None
         st.session_state[POSITION] = found

@@ -1,12 +1,13 @@
 """What a method is: its nine fields as the paper has them, original and as a Patchscope, and what each shows."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from patchscopes.tutorial import work
 from patchscopes.tutorial.showing import show_table
 
 if TYPE_CHECKING:
@@ -93,6 +94,19 @@ def draw_methods(methods: Sequence[Method], *, page: str) -> None:
         persist_state="session",
     )
     draw_method(by_key[chosen])
+
+
+def draw_methods_of(
+    key: Hashable, build: Callable[[], list[Method]], otherwise: Callable[[], list[Method]], *, page: str
+) -> None:
+    """The methods of a page, described with what the reader has chosen, for which the model is asked.
+
+    Args:
+        key: what they depend on, for `work.run`.
+        otherwise: gives them in general, where what is chosen cannot be.
+    """
+    methods = work.run("Describing the methods", (page, key), lambda _: build())
+    draw_methods(otherwise() if methods is None else methods, page=page)
 
 
 def draw_method(method: Method) -> None:

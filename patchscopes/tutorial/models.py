@@ -31,22 +31,20 @@ class ServedModels:
 
 
 @cache
-def is_second_model_installed() -> bool:
-    """Whether Gemma 3 270M is there without the hub."""
+def list_installed() -> tuple[str, ...]:
+    """The models that are there without the hub: the embedded one, and Gemma 3 270M where it is installed."""
     try:
         find_parts(SECOND_MODEL)
     except PatchscopesError:
-        return False
-    return True
+        return (EMBEDDED_MODEL,)
+    return (EMBEDDED_MODEL, SECOND_MODEL)
 
 
 class _Shelf:
     """The models that are loaded or loading, one after the other."""
 
     def __init__(self, served: ServedModels | None = None) -> None:
-        self.served = served or ServedModels(
-            names=(EMBEDDED_MODEL, *([SECOND_MODEL] if is_second_model_installed() else []))
-        )
+        self.served = served or ServedModels(names=list_installed())
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.loading: dict[str, Future[LensModel]] = {}
@@ -97,10 +95,16 @@ def _load(name: str, served: ServedModels) -> "LensModel":
     from patchscopes.model.loading import load_model
 
     keep_freed_memory()
-    return load_model(
-        name,
-        device=served.device,
-        dtype=served.dtype,
-        quantization=served.quantization,
-        trust_remote_code=served.trust_remote_code,
-    )
+    try:
+        return load_model(
+            name,
+            device=served.device,
+            dtype=served.dtype,
+            quantization=served.quantization,
+            trust_remote_code=served.trust_remote_code,
+        )
+    except (MemoryError, RuntimeError) as error:
+        raise PatchscopesError(
+            f"{name} cannot be loaded ({error}); start the tutorial with a smaller model, --dtype bfloat16 or another "
+            "--device"
+        ) from error

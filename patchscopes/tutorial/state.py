@@ -10,6 +10,7 @@ DEFAULT_WORD = "Japan"
 
 # In the address and in Streamlit's session: the paper's symbols.
 MODEL, PROMPT, POSITION, LAYERS = "M", "S", "i", "ℓ"
+MOST_DIGITS = 6
 SHARED = (MODEL, PROMPT, POSITION, LAYERS)
 
 
@@ -35,6 +36,11 @@ def keep(*names: str) -> None:
     for name in names:
         if name in st.session_state:
             st.session_state[name] = st.session_state[name]
+
+
+def read_number(text: str) -> int | None:
+    """A whole number from 0 on that stands in an address or an input; None for what is none, or too long for one."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def read_address(names: tuple[str, ...]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -30,6 +31,7 @@ SHOWN_AFTER, DRAWN_EVERY = 1.0, 0.1
 TOLD_AFTER = 0.3
 
 _kept: OrderedDict[Key, Any] = OrderedDict()
+_locks: "WeakValueDictionary[Key, threading.Lock]" = WeakValueDictionary()
 _keeping = threading.Lock()
 
 
@@ -54,7 +56,11 @@ def run(label: str, key: Hashable, function: Callable[[Progress], Found]) -> Fou
         return None
     place = st.empty()
     try:
-        with _turns.take(lambda: place.caption("Another reader's computation is under way; yours is next.")):
+        # In this order: what is learned holds a lock of its file while it lets others compute in between.
+        with (
+            _hold(full_key, lambda: place.caption("Another reader has asked for the same; it is under way.")),
+            _turns.take(lambda: place.caption("Another reader's computation is under way; yours is next.")),
+        ):
             # Another reader may have asked for the same.
             found, value = _look_up(full_key)
             if not found:
@@ -78,6 +84,7 @@ def run_on_request(label: str, key: Hashable, function: Callable[[Progress], Fou
     if found:
         return cast(Found, value)
     if st.button(f"{label} ({takes})", key=f"ask for {(label, key)}"):
+        st.session_state.setdefault("stopped", set()).discard((label, key))
         return run(label, key, function)
     return None
 
@@ -101,6 +108,19 @@ def _keep(key: Key, value: Any) -> None:
         _kept[key] = value
         while len(_kept) > N_KEPT:
             _kept.popitem(last=False)
+
+
+@contextmanager
+def _hold(key: Key, tell: Callable[[], object]) -> Iterator[None]:
+    """Let one thread at a time compute the same; `tell` is called from time to time in those that wait."""
+    with _keeping:
+        lock = _locks.setdefault(key, threading.Lock())
+    while not lock.acquire(timeout=TOLD_AFTER):
+        tell()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Turns:

@@ -297,3 +297,25 @@ def test_two_readers_do_not_disturb_each_other(server, page, browser, smollm):
     for reader, prompt, word in zip(pages, prompts, words, strict=True):
         expect_answers(reader, read_with_library(smollm, prompt, word))
     another.close()
+
+
+def test_begins_without_a_question_on_a_fresh_machine(tmp_path):
+    """Streamlit asks its first user for an address, and waits."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"HOME": str(tmp_path), "BROWSER": "true"}
+    command = [sys.executable, "scripts/tutorial.py", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        process.wait()

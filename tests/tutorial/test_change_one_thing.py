@@ -99,6 +99,9 @@ def test_another_model(open_page, models_by_tokenizer, llama, tiny_models):
         ("ℓ*", "99", "layer 99 does not exist"),
         ("T", "word " * 600, "the model reads at most"),
         ("Bℓ", "3-1", "expected layers like"),
+        ("Bℓ", "0-99999999999", "expected layers like"),
+        ("i*", "9" * 5000, "has no placeholder"),
+        ("ℓ*", "9" * 5000, "target layer must be"),
         ("Bi", "absent", "'absent' is not in the text"),
     ],
 )
@@ -146,3 +149,16 @@ def test_downloads_are_the_library_s_frame(open_page):
     app = open_page("change_one_thing")
     buttons = {button.key: button for button in app.download_button}
     assert set(buttons) == {"patchscope_first.json", "patchscope_first.png"}
+
+
+@pytest.mark.parametrize("layers", ["all", "embedding,1"])
+def test_the_code_reads_the_layers_that_are_chosen(open_page, run_code, tiny, layers):
+    app = open_page("change_one_thing", **{"Bℓ": layers})
+    printed = run_code(app.code[1].value, tiny)
+    assert printed.count("\n") >= len(list_said(app, 1))
+
+
+def test_a_factor_that_is_none_is_left_alone(open_page):
+    app = open_page("change_one_thing", f="scaled", α="nan", **{"Bf": "identity"})
+    assert not app.error
+    assert app.number_input(key="α").value == 1.0

@@ -6,6 +6,7 @@ import time
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from patchscopes.results import hold_lock
 from patchscopes.tutorial import work
 
 
@@ -143,3 +144,40 @@ def test_what_is_used_longest_ago_is_let_go_first(monkeypatch):
     assert work._look_up(("a", 0)) == (True, 1)
     work._keep(("c", 0), 3)
     assert [work._look_up((name, 0))[0] for name in "abc"] == [True, False, True]
+
+
+def test_what_holds_a_lock_while_others_compute_is_asked_for_by_two_and_done_once(tmp_path):
+    done, given = [], []
+
+    def learn(progress):
+        with hold_lock(tmp_path / "lens"):
+            for _ in progress(range(40)):
+                time.sleep(0.01)
+            done.append(1)
+        return "learned"
+
+    def ask():
+        given.append(work.run("Learning", "lens", learn))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert given == ["learned", "learned"]
+    assert len(done) == 1
+
+
+def test_a_request_that_was_stopped_is_asked_for_again_with_one_click():
+    def page():
+        import streamlit as st
+
+        from patchscopes.tutorial import work
+
+        st.write(str(work.run_on_request("Fit it", "z", lambda progress: 7, takes="a minute")))
+
+    app = make_app(page)
+    app.session_state["stopped"] = {("Fit it", "z")}
+    app.run()
+    app.button[0].click().run()
+    assert app.markdown[-1].value == "7"

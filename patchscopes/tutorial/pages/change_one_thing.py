@@ -163,10 +163,12 @@ def build_patchscope(side: Mapping[str, str], model: "LensModel", target_model: 
     Raises:
         PatchscopesError: one of them is wrong.
     """
-    from patchscopes.learned.mappings import norm_matched, scaled
+    from patchscopes.learned.mappings import RepresentationMapping, norm_matched, scaled
     from patchscopes.patchscope import Patchscope
 
-    mapping = {IDENTITY: None, NORM_MATCHED: norm_matched, SCALED: scaled(float(side.get(FACTOR, "1")))}
+    mapping: dict[str, RepresentationMapping | None] = {IDENTITY: None, NORM_MATCHED: norm_matched}
+    if side[MAPPING] == SCALED:
+        mapping[SCALED] = scaled(float(side[FACTOR]))
     return Patchscope(
         model=model,
         source_prompt=side[state.PROMPT],
@@ -182,7 +184,8 @@ def build_patchscope(side: Mapping[str, str], model: "LensModel", target_model: 
 
 def to_position(text: str) -> int | str:
     """A position as `Patchscope` takes it: a number, or else a word."""
-    return int(text) if text.removeprefix("-").isdecimal() else text
+    number = state.read_number(text.removeprefix("-"))
+    return text if number is None else -number if text.startswith("-") else number
 
 
 def write_code(config: Json) -> str:
@@ -198,14 +201,14 @@ def write_code(config: Json) -> str:
         f"    model=load_model({side[state.MODEL]!r}),",
         f"    source_prompt={side[state.PROMPT]!r},",
         f"    source_position={to_position(side[state.POSITION])!r},",
-        f"    source_layers={list(parse_layers(side[state.LAYERS]) or ())!r},",
+        f"    source_layers={parse_layers(side[state.LAYERS])!r},",
         f"    target_prompt={side[TARGET_PROMPT]!r},",
         f"    target_position={to_position(side[TARGET_POSITION])!r},",
         *([f"    mapping={mapping},"] if mapping else []),
         *([f"    target_model=load_model({side[TARGET_MODEL]!r}),"] if side[TARGET_MODEL] != SAME_MODEL else []),
         f"    target_layers={side[TARGET_LAYERS]!r},",
         ")",
-        f"for layer, words in zip(patchscope.source_layers, patchscope.generate({config['max_new_tokens']})):",
+        f"for layer, words in zip(patchscope.resolved_source_layers, patchscope.generate({config['max_new_tokens']})):",
         "    print(layer, words)",
     ]
     return "\n".join(lines)

@@ -44,8 +44,8 @@ def _set(name: str, value: str) -> None:
     """Put a text of the address into an input, if that can hold it."""
     kind = name.removeprefix(SECOND)
     if kind == N_TOKENS:
-        is_possible = value.isdecimal() and 1 <= int(value) <= MOST_TOKENS
-        st.session_state[name] = int(value if is_possible else DEFAULTS[N_TOKENS])
+        number = state.read_number(value) or 0
+        st.session_state[name] = number if 1 <= number <= MOST_TOKENS else int(DEFAULTS[N_TOKENS])
     elif kind == FACTOR:
         try:
             factor = float(value)
@@ -110,8 +110,8 @@ def draw_inputs(symbols: Sequence[str], side: str) -> dict[str, str]:
         elif symbol == MAPPING:
             values[symbol] = place.selectbox(label, MAPPINGS, key=key, persist_state="session")
             if values[symbol] == SCALED:
-                st.session_state.setdefault(f"{side}{FACTOR}", 1.0)
-                factor = place.number_input(f"{title}α", key=f"{side}{FACTOR}", persist_state="session")
+                st.session_state.setdefault(f"{side}{FACTOR}", st.session_state.get(FACTOR, 1.0))
+                factor = place.number_input(f"{title}α", format="%g", key=f"{side}{FACTOR}", persist_state="session")
                 values[FACTOR] = str(factor)
         elif symbol == TARGET_MODEL:
             names = (SAME_MODEL, *models.list_names())

@@ -46,15 +46,19 @@ TAKES = "about two minutes on two cores; kept for next time"
 def draw(choice: Choice | None, model: "LensModel | None") -> None:
     """Two models, what the second reads in a state of the first, the methods, and what 200 states show."""
     st.markdown(
-        "So far a model has put its own states into words. Can **another** model do it, of another size and family, "
-        "once "
-        "a map f brings the first model's states to its own?"
+        "So far a model has put its own states into words. Can **another** model do it, of another size and "
+        "family, once a map f brings the first model's states to its own?"
     )
     bar.offer_examples(EXAMPLES, page="cross_model")
     pair = draw_target(choice, model)
     maps = get_maps(pair) if pair is not None and pair.target is not None else None
     results = draw_answers(pair, maps) if pair is not None and pair.target is not None else None
-    methods.draw_methods(list_methods(choice, pair, maps, results), page="cross_model")
+    methods.draw_methods_of(
+        (pair and (pair.choice, pair.target_name, pair.prompt), results and showing.hash_document(results)),
+        lambda: list_methods(choice, pair, maps, results),
+        lambda: list_methods(choice, None, None, None),
+        page="cross_model",
+    )
     draw_many()
 
 
@@ -224,7 +228,7 @@ def show_next_tokens(document: Json) -> None:
 
     results = document["results"]
     st.markdown(
-        f"The first model itself goes on with **{escape(results['next_token'].strip())}** "
+        f"The first model itself goes on with **{escape(results['next_token'])}** "
         f"({results['next_token_probability']:.0%})."
     )
     showing.show_document(

@@ -47,7 +47,12 @@ def draw(choice: Choice | None, model: "LensModel | None") -> None:
     if choice is not None and model is not None and question is not None:
         results = draw_answers(choice, model, question, questions)
     shown = question or questions[0]
-    methods.draw_methods(list_methods(choice, model, shown, results), page="multi_hop")
+    methods.draw_methods_of(
+        (choice, model is None, shown, results and showing.hash_document(results)),
+        lambda: list_methods(choice, model, shown, results),
+        lambda: list_methods(None, None, shown, None),
+        page="multi_hop",
+    )
     draw_many()
 
 

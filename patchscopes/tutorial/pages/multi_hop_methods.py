@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchscopes.data.questions import TwoHopQuestion
 from patchscopes.model.layer_names import name_layer
+from patchscopes.model.registry import EMBEDDED_MODEL
 from patchscopes.results import Json
 from patchscopes.tutorial import committed
 from patchscopes.tutorial.methods import NONE, Fields, Method
@@ -25,7 +26,7 @@ def list_methods(
 ) -> list[Method]:
     """The methods with what is chosen filled in, as far as there are a model and results."""
     cot = f"Let's think step by step. {question.combined_question}"
-    name = choice.model if choice else "smollm2-135m-instruct"
+    name = choice.model if choice else EMBEDDED_MODEL
     ends = _find_ends(question, results)
     layers = results["layers"] if results else list(choice.layers) if choice else [17]
     target_layer = results["target_layers"][0] if results else 21

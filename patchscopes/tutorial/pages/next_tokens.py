@@ -40,7 +40,13 @@ def draw(choice: Choice | None, model: "LensModel | None") -> None:
     )
     offer_examples(EXAMPLES, page=PAGE)
     document = draw_example(choice, model) if choice is not None and model is not None else None
-    methods.draw_methods(build_methods(choice, model, document and document["results"]), page=PAGE)
+    results = document and document["results"]
+    methods.draw_methods_of(
+        (choice, model is None, results and showing.hash_document(results)),
+        lambda: build_methods(choice, model, results),
+        lambda: build_methods(None, None, None),
+        page=PAGE,
+    )
     draw_many_samples()
 
 
