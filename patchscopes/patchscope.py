@@ -5,10 +5,10 @@ and, where it writes at several positions, `patch_rows` or `generate_rows`.
 """
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchscopes.alignment import align_position
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.generation import follow
 from patchscopes.engine.proof import Engine
 from patchscopes.engine.relevancy import Continuation, describe_relevancy, generate_with_relevancy
 from patchscopes.engine.target import TargetPrompt, find_target_positions
@@ -177,6 +178,7 @@ class Patchscope:
         temperature: float = 0.0,
         engine: Engine = "auto",
         batch_size: int | None = None,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> list[str]: ...
 
     @overload
@@ -188,6 +190,7 @@ class Patchscope:
         temperature: float = 0.0,
         engine: Engine = "auto",
         batch_size: int | None = None,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> list[Continuation]: ...
 
     def generate(
@@ -198,11 +201,13 @@ class Patchscope:
         temperature: float = 0.0,
         engine: Engine = "auto",
         batch_size: int | None = None,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> list[str] | list[Continuation]:
         """What the target model says after T, for each ℓ.
 
         Args:
             relevancy: say of each token too how much of it is due to the patch (SelfIE's relevancy).
+            progress: wraps the iteration over new tokens, `tqdm` for instance (with one i* and without relevancy).
 
         Other args and errors: as for `patch_generate`; the model must have a tokenizer; and with several i*, or
         relevancy, the temperature must be 0.
@@ -233,6 +238,7 @@ class Patchscope:
                 temperature=temperature,
                 engine=engine,
                 batch_size=batch_size,
+                stop=follow(progress, max_new_tokens),
             )
         continuations: list[str] = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return continuations

@@ -40,6 +40,10 @@ def build_token_identity_prompt(
     return separator.join([*(f"{demo} -> {demo}" for demo in demos), placeholder])
 
 
+# T of the two ways to read the next token with nothing learned, by their names in result files.
+NEXT_TOKEN_PROMPTS = {"token_identity": build_token_identity_prompt(), "simplescope": SIMPLESCOPE_PROMPT}
+
+
 def build_entity_description_prompt(
     examples: Sequence[tuple[str, str]] = DESCRIPTION_EXAMPLES,
     *,

@@ -335,3 +335,16 @@ class TestTopLevel:
         )
         ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert float(ran.stdout) < 0.2
+
+
+def test_generating_can_be_followed_token_by_token(llama):
+    steps = []
+
+    def watch(members):
+        for member in members:
+            steps.append(member)
+            yield member
+
+    patchscope = Patchscope(model=llama, source_prompt="abc", source_position=1, target_prompt="x is ?")
+    assert patchscope.generate(4, progress=watch) == patchscope.generate(4)
+    assert steps == list(range(4))

@@ -1,7 +1,7 @@
 """Generating after a patched prompt: the part that is the same for both engines."""
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,17 @@ LogitsInParts: TypeAlias = Iterable[Float[Tensor, "_ d_vocab"]]
 
 # Appends the chosen tokens to the rows that go on (a mask over the rows so far) and returns their next logits.
 Advance: TypeAlias = Callable[[Int[Tensor, " kept_row"], Bool[Tensor, " row"]], LogitsInParts]
+
+
+def follow(progress: Callable[[Iterable[Any]], Iterable[Any]], max_new_tokens: int, stop: Stop | None = None) -> Stop:
+    """`stop`, or one that ends no row, during which each new token is a step of the progress."""
+    steps = iter(progress(range(max_new_tokens)))
+
+    def step_and_stop(tokens: Int[Tensor, "row new_token"], rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
+        next(steps, None)
+        return torch.zeros_like(rows, dtype=torch.bool) if stop is None else stop(tokens, rows)
+
+    return step_and_stop
 
 
 def number_rows(stop: Stop, numbers: Int[Tensor, " row"]) -> Stop:

@@ -15,12 +15,14 @@ from torch import Tensor
 from patchscopes.data.questions import contains_answer
 from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.engine.extract import extract_representations
+from patchscopes.engine.generation import follow
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.experiments.attribute_learning import Taught, find_other_subject
 from patchscopes.experiments.attribute_lre import compute_lre_logits
 from patchscopes.experiments.attribute_patching import build_attribute_target, stop_at_answers
 from patchscopes.experiments.attribute_samples import find_last_token, find_subject_at
+from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import AttributeExampleConfig
 from patchscopes.model.layers import resolve_layers, resolve_target_layers
 from patchscopes.model.lens_model import LensModel
@@ -38,6 +40,7 @@ def run(
     config: AttributeExampleConfig,
     taught: Taught | None = None,
     without_patch: Json | None = None,
+    progress: Progress = iter,
 ) -> Json:
     """The `results` of the result file. Of each method, per layer: the answer that is most likely (`top`,
     `top_probability`), whether the object is named (`solved`), its probability, and that with another subject's state
@@ -46,6 +49,7 @@ def run(
     Args:
         taught: what the LRE and the probes have learned, from `learn_from_others`; without it they are left out.
         without_patch: from `read_without_patch` of the same subject, whose answers do not depend on layers.
+        progress: wraps the iteration over new tokens.
 
     Raises:
         PatchscopesError: a layer or token does not exist, the token is of no word, or the relation's phrase leaves no
@@ -66,7 +70,7 @@ def run(
     if without_patch is None:
         without_patch = read_without_patch(model, relation, sample, config.max_new_tokens)
     methods = dict(without_patch)
-    methods["patchscope"] = read_by_patchscope(model, relation, sample, states, target_layers, config)
+    methods["patchscope"] = read_by_patchscope(model, relation, sample, states, target_layers, config, progress)
     if taught is not None:
         methods |= read_by_lre(model, taught, sample, tokens.tolist(), position, states, layers)
         methods["probe"] = read_by_probe(taught, sample, states, layers)
@@ -119,18 +123,20 @@ def read_by_patchscope(
     states: Float[Tensor, "subject layer d_model"],
     target_layers: Sequence[int],
     config: AttributeExampleConfig,
+    progress: Progress = iter,
 ) -> Json:
     """The zero-shot Patchscope: what it says (`texts`), and how likely the object is.
 
     Args:
         states: of the subject, and of the other one.
     """
+    stop = stop_at_answers(model, [sample], [False], len(target_layers))
     tokens = patch_generate(
         build_attribute_target(model, relation),
         states[0],
         target_layers,
         max_new_tokens=config.max_new_tokens,
-        stop=stop_at_answers(model, [sample], [False], len(target_layers)),
+        stop=follow(progress, config.max_new_tokens, stop),
     )
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     asked = build_attribute_target(model, relation, cue=relation.cue)

@@ -28,12 +28,9 @@ from patchscopes.learned.mappings import AffineMap, MapKey
 from patchscopes.model.layers import EMBEDDING
 from patchscopes.model.lens_model import LensModel
 from patchscopes.patch import patch_logits
-from patchscopes.prompts import PLACEHOLDER, SIMPLESCOPE_PROMPT, Chat, build_token_identity_prompt
+from patchscopes.prompts import NEXT_TOKEN_PROMPTS, PLACEHOLDER, Chat
 from patchscopes.results import Json
 from patchscopes.tokens import decode_each_token, resolve_position, to_token_ids
-
-# T of each way to read the next token.
-TARGET_PROMPTS = {"token_identity": build_token_identity_prompt(), "simplescope": SIMPLESCOPE_PROMPT}
 
 
 def run(
@@ -43,7 +40,7 @@ def run(
     source_position: int,
     config: CrossModelConfig,
     *,
-    prompts: Sequence[str] = tuple(TARGET_PROMPTS),
+    prompts: Sequence[str] = tuple(NEXT_TOKEN_PROMPTS),
     maps: Mapping[MapKey, AffineMap] | None = None,
     vocabularies: Vocabularies | None = None,
     progress: Progress = iter,
@@ -54,7 +51,7 @@ def run(
     Args:
         source_prompt, source_position: S, and i counted from either end.
         config: its layers, f and form of the prompts count here.
-        prompts: which of `TARGET_PROMPTS` M* reads.
+        prompts: which of `NEXT_TOKEN_PROMPTS` M* reads.
         maps: f for each pair, if it is affine.
         vocabularies: `Vocabularies.of(source, target)`, made anew unless given.
         progress: wraps the iteration over what is read, `tqdm` for instance.
@@ -62,7 +59,7 @@ def run(
     Raises:
         PatchscopesError: a prompt, layer or position does not exist, or f does not fit the models.
     """
-    check_methods(prompts, tuple(TARGET_PROMPTS))
+    check_methods(prompts, tuple(NEXT_TOKEN_PROMPTS))
     pair, tokens, position = _pair_and_locate(source, target, source_prompt, source_position, config, maps)
     vocabularies = vocabularies or Vocabularies.of(source, target)
     states = extract_representations(source, [tokens], [position], [*pair.layers, source.cfg.n_layers - 1])
@@ -87,11 +84,11 @@ def run(
     grid = (len(pair.layers), len(pair.target_layers))
     for method in progress([*prompts, "same_model", CrossModelConfig.TARGET_MODEL_ALONE]):
         if method in prompts:
-            prompt = _find_placeholder(target, config.chat.of_target(TARGET_PROMPTS[method]))
+            prompt = _find_placeholder(target, config.chat.of_target(NEXT_TOKEN_PROMPTS[method]))
             methods[method] = read(prompt, vectors, [layer for _, layer in pair.grid], grid)
             methods[f"{method}_unpatched"] = read_unpatched(prompt)
         elif method == "same_model":
-            prompt = _find_placeholder(source, config.chat.of_target(TARGET_PROMPTS["token_identity"]))
+            prompt = _find_placeholder(source, config.chat.of_target(NEXT_TOKEN_PROMPTS["token_identity"]))
             methods[method] = read(prompt, states[0], pair.layers, (len(pair.layers),))
         else:
             seen = _find_in_target(source, target, source_prompt, position, config)

@@ -19,7 +19,7 @@ from patchscopes.experiments.config import LayerGridConfig
 from patchscopes.experiments.layer_grid_choices import ChosenNames, Source
 from patchscopes.experiments.layer_grid_classes import STRONG
 from patchscopes.experiments.layer_grid_consistency import measure_consistency
-from patchscopes.experiments.layer_grid_layers import choose_layers, find_best_pair, find_neighbours, thin_out
+from patchscopes.experiments.layer_grid_layers import choose_layers, find_best_pair, find_neighbours
 from patchscopes.experiments.layer_grid_measures import (
     average_others,
     classify_states,
@@ -28,6 +28,7 @@ from patchscopes.experiments.layer_grid_measures import (
     select_own,
 )
 from patchscopes.experiments.layer_grid_patching import Grid, build_target, describe_grid, describe_source, say_grid
+from patchscopes.model.layer_names import thin_out
 from patchscopes.model.lens_model import LensModel
 from patchscopes.prompts import NO_CHAT, ChatForm
 from patchscopes.results import ChunkStore, Json

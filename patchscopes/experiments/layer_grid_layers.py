@@ -65,9 +65,3 @@ def find_neighbours(layers: Sequence[int], number: int) -> list[int]:
     low = layers[number - 1] + 1 if number > 0 else layers[number]
     high = layers[number + 1] - 1 if number + 1 < len(layers) else layers[number]
     return list(range(low, high + 1))
-
-
-def thin_out(layers: Sequence[int], n_layers: int) -> list[int]:
-    """At most `n_layers` of the layers at equal distances, the first and last among them."""
-    n_layers = min(n_layers, len(layers))
-    return [layers[round(number * (len(layers) - 1) / max(1, n_layers - 1))] for number in range(n_layers)]

@@ -6,6 +6,7 @@ token-identity prompt; the most likely next tokens and a short generation show h
 
 from patchscopes.engine.hooks import extract_replaced
 from patchscopes.engine.target import TargetPrompt
+from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import LayerReadoutConfig, Mode
 from patchscopes.likely_tokens import list_likely_tokens
 from patchscopes.model.lens_model import LensModel
@@ -43,12 +44,14 @@ def read_layers(
     max_new_tokens: int = LayerReadoutConfig.max_new_tokens,
     batch_size: int | None = None,
     unpatched: Json | None = None,
+    progress: Progress = iter,
 ) -> Json:
     """The same of any Patchscope, whatever its f, M* and i*; and as `unpatched` what T alone says.
 
     Args:
         mode, k, max_new_tokens, batch_size: as the options of those names.
         unpatched: what `read_unpatched` has said already; it depends neither on layers nor on S and i.
+        progress: wraps the iteration over new tokens.
 
     Raises:
         PatchscopesError: as `Patchscope.top_k` and `Patchscope.generate`.
@@ -60,7 +63,7 @@ def read_layers(
             [likely._asdict() for likely in of_layer] for of_layer in patchscope.top_k(k, batch_size=batch_size)
         ]
     if mode in ("generate", "both"):
-        readout["generations"] = patchscope.generate(max_new_tokens, batch_size=batch_size)
+        readout["generations"] = patchscope.generate(max_new_tokens, batch_size=batch_size, progress=progress)
     if unpatched is None:
         unpatched = read_unpatched(patchscope.target, mode, k=k, max_new_tokens=max_new_tokens)
     return {

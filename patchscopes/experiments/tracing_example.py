@@ -21,6 +21,7 @@ from patchscopes.experiments.causal_tracing_states import Restoration, Trace, me
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import TracingExampleConfig
 from patchscopes.experiments.facts import KnownFact, describe_fact, locate_subject, take_answer
+from patchscopes.model.layer_names import thin_out
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import Json
@@ -57,7 +58,7 @@ def run(
     # As in `causal_tracing`: the noise of the first fact.
     trace = prepare_trace(model, fact, config.noise * spread, config.n_noise_samples, (config.seed, 0))
     restored = choose_tokens(fact)
-    original_layers = spread_out(layers, config.n_original_layers)
+    original_layers = choose_inner(layers, config.n_original_layers)
     of_method = {"original": original_layers, "patchscope": layers}
     methods: Json = {}
     probabilities: dict[tuple[str, str], Float[Tensor, "layer noise"]] = {}
@@ -106,15 +107,14 @@ def choose_tokens(fact: KnownFact) -> dict[str, int]:
     return chosen | ({"control": fact.subject[0]} if len(fact.subject) > 1 else {})
 
 
-def spread_out(layers: Sequence[int], n_layers: int | None) -> list[int]:
+def choose_inner(layers: Sequence[int], n_layers: int | None) -> list[int]:
     """At most `n_layers` of the layers at equal distances; all for None.
 
     Neither the first nor the last, where least is to be seen, if there are others.
     """
     if n_layers is None or n_layers >= len(layers):
         return list(layers)
-    step = (len(layers) - 1) / (n_layers + 1)
-    return [layers[slot] for slot in sorted({round(number * step) for number in range(1, n_layers + 1)})]
+    return thin_out(layers, n_layers + 2)[1:-1]
 
 
 def restore(

@@ -1,4 +1,6 @@
-"""Layers by name. Nothing heavy is imported: options and figures name layers too."""
+"""Layers by name, and choices of them. Nothing heavy is imported: options, figures and pages name layers too."""
+
+from collections.abc import Sequence
 
 from patchscopes.errors import PatchscopesError
 
@@ -39,3 +41,9 @@ def parse_layers(text: str) -> tuple[int, ...] | None:
     if len(set(layers)) < len(layers):
         raise PatchscopesError(f"some layer is given twice in {text!r}")
     return tuple(layers)
+
+
+def thin_out(layers: Sequence[int], n_layers: int) -> list[int]:
+    """At most `n_layers` of the layers at equal distances, the first and last among them."""
+    n_layers = min(n_layers, len(layers))
+    return [layers[round(number * (len(layers) - 1) / max(1, n_layers - 1))] for number in range(n_layers)]

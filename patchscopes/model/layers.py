@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.given import AnyNumbers, is_number, to_numbers
-from patchscopes.model.layer_names import EMBEDDING, name_layer, parse_layer
+from patchscopes.model.layer_names import EMBEDDING, name_layer, parse_layer, thin_out
 from patchscopes.model.lens_model import LensModel
 
 
@@ -64,9 +64,7 @@ def resolve_target_layers(model: LensModel, source_layers: Sequence[int], target
 
 def spread_layers(model: LensModel, n_layers: int) -> list[int]:
     """At most `n_layers` blocks of the model at equal distances, its first and last among them."""
-    last = model.cfg.n_layers - 1
-    n_layers = min(n_layers, model.cfg.n_layers)
-    return sorted({round(number * last / max(1, n_layers - 1)) for number in range(n_layers)})
+    return thin_out(range(model.cfg.n_layers), n_layers)
 
 
 def describe_layers(layers: Sequence[int]) -> str:

@@ -31,13 +31,6 @@ class Choice:
     layers: tuple[int, ...]
 
 
-def keep(*names: str) -> None:
-    """Let inputs of a page have the values that they had when the reader left it: some would else begin anew."""
-    for name in names:
-        if name in st.session_state:
-            st.session_state[name] = st.session_state[name]
-
-
 def read_number(text: str) -> int | None:
     """A whole number from 0 on that stands in an address or an input; None for what is none, or too long for one."""
     return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None

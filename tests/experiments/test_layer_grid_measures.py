@@ -16,9 +16,9 @@ from patchscopes.experiments.layer_grid_layers import (
     convert_shares,
     find_best_pair,
     find_neighbours,
-    thin_out,
 )
 from patchscopes.experiments.layer_grid_measures import average_others, measure_grid, measure_regions
+from patchscopes.model.layer_names import thin_out
 
 LAYERS = [0, 6, 12, 17, 23, 29]
 

@@ -11,7 +11,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.experiments import causal_tracing, tracing_example
 from patchscopes.experiments.config import CausalTracingConfig, TracingExampleConfig
 from patchscopes.experiments.facts import KnownFact
-from patchscopes.experiments.tracing_example import choose_tokens, spread_out
+from patchscopes.experiments.tracing_example import choose_inner, choose_tokens
 from patchscopes.positions import find_substring_token_position
 from patchscopes.results import ChunkStore
 from patchscopes.tokens import to_token_ids
@@ -112,10 +112,10 @@ class TestTokens:
         assert self.choose(2, (1,)) == {"last_subject": 1}
 
     def test_layers_at_equal_distances(self):
-        assert spread_out([0, 3, 6, 9, 12], 3) == [3, 6, 9]
-        assert spread_out(list(range(30)), 2) == [10, 19]
-        assert spread_out([4], 3) == spread_out([4], 1) == spread_out([4], None) == [4]
-        assert spread_out(list(range(29)), 1) == [14]
+        assert choose_inner([0, 3, 6, 9, 12], 3) == [3, 6, 9]
+        assert choose_inner(list(range(30)), 2) == [10, 19]
+        assert choose_inner([4], 3) == choose_inner([4], 1) == choose_inner([4], None) == [4]
+        assert choose_inner(list(range(29)), 1) == [14]
 
 
 @pytest.mark.parametrize(

@@ -103,13 +103,6 @@ def test_without_a_model_all_but_the_result_is_there(open_page, monkeypatch):
     assert "Vicuna" in " ".join(markdown.value for markdown in app.markdown)
 
 
-@pytest.mark.parametrize(("n", "at_most"), [(1, 10), (10, 10), (30, 10), (31, 8)])
-def test_thinned_layers(n, at_most):
-    layers = multi_hop.thin_out(range(3, 3 + n), at_most)
-    assert len(set(layers)) == len(layers) == min(n, at_most)
-    assert (layers[0], layers[-1]) == (3, 2 + n)
-
-
 @pytest.mark.parametrize(
     ("source_prompt", "pi2", "cue"),
     [

@@ -186,7 +186,7 @@ class TestMethods:
 
 
 class TestCommittedNumbers:
-    @pytest.mark.parametrize(("ours", "lead"), [([0.1, 0.5, 0.2, 0.4, 1.0], 3), ([1.0] * 5, 0), ([0.0] * 5, 4)])
+    @pytest.mark.parametrize(("ours", "lead"), [([0.1, 0.5, 0.2, 0.4, 1.0], 3), ([1.0] * 5, 0), ([0.0] * 5, None)])
     def test_since_when_a_method_is_ahead(self, ours, lead):
         curves = {"simplescope": ours, "tuned_lens": [0.2, 0.3, 0.3, 0.4, 1.0]}
         methods = {name: {"precision_at_1": {"mean": curve}} for name, curve in curves.items()}

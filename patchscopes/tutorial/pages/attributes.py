@@ -205,7 +205,7 @@ def read(choice: Choice, model: "LensModel", question: Question, taught: "Taught
     if without_patch is None:
         return None
 
-    def run() -> Json:
+    def run(progress: work.Progress) -> Json:
         from patchscopes.experiments import attribute_example
 
         described = {"model": choice.model, "relation": question.relation.name, **asdict(config)}
@@ -213,11 +213,11 @@ def read(choice: Choice, model: "LensModel", question: Question, taught: "Taught
             "attribute_example",
             model,
             described,
-            lambda: attribute_example.run(model, question.relation, config, taught, without_patch),
+            lambda: attribute_example.run(model, question.relation, config, taught, without_patch, progress),
         )
 
     key = (choice.model, question.relation.name, config, None if taught is None else taught.examples)
-    return work.run("Reading every layer", key, lambda _: run())
+    return work.run("Reading every layer", key, run)
 
 
 def read_without_patch(model: "LensModel", question: Question, config: AttributeExampleConfig) -> Json:

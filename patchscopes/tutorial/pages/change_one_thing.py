@@ -131,7 +131,7 @@ def _read(side: Mapping[str, str], n_tokens: int) -> Json | None:
 
         return read_unpatched(build_patchscope(side, model, target_model).target, max_new_tokens=n_tokens)
 
-    def read() -> Json:
+    def read(progress: work.Progress) -> Json:
         from patchscopes.experiments.layer_readout import read_layers
 
         patchscope = build_patchscope(side, model, target_model)
@@ -147,14 +147,14 @@ def _read(side: Mapping[str, str], n_tokens: int) -> Json | None:
             "layer_readout",
             model,
             config,
-            lambda: read_layers(patchscope, max_new_tokens=n_tokens, unpatched=unpatched),
+            lambda: read_layers(patchscope, max_new_tokens=n_tokens, unpatched=unpatched, progress=progress),
         )
 
     of_target = (names[1], side[TARGET_PROMPT], side[TARGET_POSITION], n_tokens)
     unpatched = work.run("Reading T alone", of_target, lambda _: read_alone())
     if unpatched is None:
         return None
-    return work.run("Reading every layer", (*sorted(side.items()), n_tokens), lambda _: read())
+    return work.run("Reading every layer", (*sorted(side.items()), n_tokens), read)
 
 
 def build_patchscope(side: Mapping[str, str], model: "LensModel", target_model: "LensModel") -> "Patchscope":

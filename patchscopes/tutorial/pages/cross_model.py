@@ -9,7 +9,7 @@ import streamlit as st
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import CrossModelConfig, EntityConfig
-from patchscopes.model.layer_names import name_layer
+from patchscopes.model.layer_names import name_layer, thin_out
 from patchscopes.model.registry import SECOND_MODEL
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, models, showing, work
@@ -21,7 +21,6 @@ from patchscopes.tutorial.pages.cross_model_methods import (
     tell_descriptions,
     tell_next_token,
 )
-from patchscopes.tutorial.pages.multi_hop import thin_out
 from patchscopes.tutorial.signs import escape
 from patchscopes.tutorial.state import Choice
 
@@ -146,10 +145,10 @@ def choose_layers(pair: Pair, n_target_layers: int | None) -> tuple[tuple[int, .
     """The layers ℓ and ℓ* that are read, of those in the bar."""
     sources, targets = choose_mapped_layers(pair)
     if pair.is_one_model:
-        layers = thin_out(pair.choice.layers, CrossModelConfig.N_SOURCE_LAYERS)
+        layers = tuple(thin_out(pair.choice.layers, CrossModelConfig.N_SOURCE_LAYERS))
     else:
         layers = tuple(layer for layer in sources if layer in pair.choice.layers)
-    return layers, thin_out(targets, n_target_layers or len(targets))
+    return layers, tuple(thin_out(targets, n_target_layers or len(targets)))
 
 
 def get_maps(pair: Pair) -> "dict[MapKey, AffineMap] | None":

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from patchscopes.model.registry import EMBEDDED_MODEL, SECOND_MODEL
 from patchscopes.prompts import (
     DESCRIPTION_PLACEHOLDER,
+    NEXT_TOKEN_PROMPTS,
     PLACEHOLDER,
-    SIMPLESCOPE_PROMPT,
     build_entity_description_prompt,
-    build_token_identity_prompt,
 )
 from patchscopes.results import Json
 from patchscopes.tutorial import committed
@@ -28,7 +27,6 @@ PAPER = (
     "It works between models of one family (Vicuna 7B and 13B, Pythia 6.9B and 12B), and the larger one describes the "
     "states of the smaller one better than that does itself (section 4.4)."
 )
-TARGET_PROMPTS = {"token_identity": build_token_identity_prompt(), "simplescope": SIMPLESCOPE_PROMPT}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +37,7 @@ class Pair:
         choice: of the bar.
         target_name: of M*, as the tutorial was started.
         source, target: the models; the target None while it loads.
-        prompt: one of `TARGET_PROMPTS`.
+        prompt: one of `NEXT_TOKEN_PROMPTS`.
     """
 
     choice: Choice
@@ -56,7 +54,7 @@ class Pair:
 
 def list_methods(choice: Choice | None, pair: Pair | None, maps: Maps, results: Json | None) -> list[Method]:
     """The methods with what is chosen filled in, as far as there are models and results."""
-    prompt = TARGET_PROMPTS[pair.prompt if pair else "token_identity"]
+    prompt = NEXT_TOKEN_PROMPTS[pair.prompt if pair else "token_identity"]
     there = dict(results["pairs"]) if results else {}
     description = build_entity_description_prompt()
     return [
@@ -191,10 +189,10 @@ def _write_asking(pair: Pair | None) -> str:
         "",
         f"source, target = load_model({source!r}), load_model({name!r})",
         f"prompt, position = {prompt!r}, {position}",
-        "pairs = align_positions(source, target, prompt)",
-        "seen = min(pairs, key=lambda pair: abs(pair[0] - position))[1]",
-        "logits = target(target.to_tokens(prompt))[0, seen]",
-        "print(repr(target.tokenizer.decode([int(logits.argmax())])))",
+        "# The token of M* that ends where i does, if there is one.",
+        "seen = dict(align_positions(source, target, prompt)).get(position)",
+        "logits = None if seen is None else target(target.to_tokens(prompt))[0, seen]",
+        "print(seen if seen is None else repr(target.tokenizer.decode([int(logits.argmax())])))",
     ]
     return "\n".join(lines)
 
@@ -203,7 +201,7 @@ def _tell_best(results: Json | None) -> str:
     """How often M* says what M says, over the pairs of layers, and with nothing patched."""
     if results is None:
         return "How often both say the same is measured as soon as there are both models and f."
-    prompt = next(prompt for prompt in TARGET_PROMPTS if prompt in results["methods"])
+    prompt = next(prompt for prompt in NEXT_TOKEN_PROMPTS if prompt in results["methods"])
     of = results["methods"]
     right = [same for row in of[prompt]["precision_at_1"] for same in row]
     alone = "does too" if of[f"{prompt}_unpatched"]["precision_at_1"] else "does not"

@@ -12,7 +12,7 @@ from patchscopes.tutorial.pages.entities_description import build_description, b
 from patchscopes.tutorial.pages.entities_live import describe, knock_out, trace
 from patchscopes.tutorial.pages.entities_recall import build_knockout, build_tracing
 from patchscopes.tutorial.pages.entities_subject import Subject
-from patchscopes.tutorial.state import Choice, keep, read_address
+from patchscopes.tutorial.state import Choice, read_address
 
 if TYPE_CHECKING:
     from patchscopes.model.lens_model import LensModel
@@ -63,7 +63,6 @@ def draw(choice: Choice | None, model: "LensModel | None") -> dict[str, str]:
 
 def _draw_sections() -> str:
     """Which of the three questions is asked."""
-    keep(SHOW, NAME)
     if SHOW not in st.session_state:
         given = read_address((SHOW,)).get(SHOW)
         st.session_state[SHOW] = given if given in LIVE else DESCRIPTION

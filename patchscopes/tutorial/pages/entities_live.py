@@ -11,7 +11,7 @@ from patchscopes.plots.text import format_significant
 from patchscopes.results import Json
 from patchscopes.tutorial import showing, work
 from patchscopes.tutorial.pages.entities_subject import Subject
-from patchscopes.tutorial.state import Choice, keep
+from patchscopes.tutorial.state import Choice
 
 if TYPE_CHECKING:
     from patchscopes.experiments.chunks import Progress
@@ -94,16 +94,7 @@ def trace(choice: Choice, model: "LensModel", subject: Subject) -> Json | None:
         n_samples = _choose("Samples of noise", N_SAMPLES, N_SAMPLES[0], "entities samples")
     config = TracingExampleConfig(layers=choice.layers, noise=float(noise), n_noise_samples=n_samples)
 
-    def run(progress: "Progress") -> Json:
-        return tracing_example.run(
-            model,
-            choice.source_prompt,
-            subject.name,
-            config,
-            position=choice.source_position,
-            progress=progress,
-        )
-
+    run = _of_fact(tracing_example.run, model, subject, config)
     document = _compute("Restoring clean states", "tracing_example", model, subject, config, run)
     if document is not None:
         showing.show_document(
@@ -124,17 +115,14 @@ def knock_out(choice: Choice, model: "LensModel", subject: Subject) -> Json | No
     window = _choose("Layers of a window around ℓ", WINDOWS, WINDOW_AT_FIRST, "entities window")
     config = AttentionKnockoutConfig(layers=choice.layers, window=window)
 
-    def run(progress: "Progress") -> Json:
-        return knockout_example.run(
-            model,
-            choice.source_prompt,
-            subject.name,
-            config,
-            position=choice.source_position,
-            progress=progress,
-        )
-
-    document = _compute("Knocking out attention", "knockout_example", model, subject, config, run)
+    document = _compute(
+        "Knocking out attention",
+        "knockout_example",
+        model,
+        subject,
+        config,
+        _of_fact(knockout_example.run, model, subject, config),
+    )
     if document is not None:
         showing.show_document(
             document,
@@ -146,9 +134,18 @@ def knock_out(choice: Choice, model: "LensModel", subject: Subject) -> Json | No
     return document
 
 
+def _of_fact(
+    run: Callable[..., Json], model: "LensModel", subject: Subject, config: Any
+) -> "Callable[[Progress], Json]":
+    """An experiment on one fact: S, its subject, and the token of that which the reader has chosen."""
+    choice = subject.choice
+    return lambda progress: run(
+        model, choice.source_prompt, subject.name, config, position=choice.source_position, progress=progress
+    )
+
+
 def _choose(label: str, options: Sequence[int], at_first: int, key: str) -> int:
     """One of a few numbers."""
-    keep(key)
     st.session_state.setdefault(key, at_first)
     return cast(int, st.segmented_control(label, options, required=True, key=key, persist_state="session"))
 

@@ -10,7 +10,7 @@ from patchscopes.data.files import DATA_FOLDER, PLACE
 from patchscopes.data.questions import CUE, TwoHopQuestion, build_question, load_questions
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import MultiHopExampleConfig
-from patchscopes.model.layer_names import name_layer
+from patchscopes.model.layer_names import name_layer, thin_out
 from patchscopes.results import Json
 from patchscopes.tutorial import bar, committed, methods, showing, work
 from patchscopes.tutorial.pages.multi_hop_methods import describe_many, list_methods
@@ -139,7 +139,7 @@ def draw_answers(
         "Target layer ℓ\\*: where the state is written", 0, max(1, last), key=TARGET_LAYER, persist_state="session"
     )
     every = right.toggle("Every layer ℓ (slower)", key=EVERY_LAYER, persist_state="session")
-    layers = choice.layers if every else thin_out(choice.layers, N_LAYERS)
+    layers = choice.layers if every else tuple(thin_out(choice.layers, N_LAYERS))
     config = MultiHopExampleConfig(layers=layers, target_layers=(min(target_layer, last),))
     control = draw_control(question, questions)
     if control is None:
@@ -158,8 +158,8 @@ def draw_answers(
     first = ", ".join(f"“{escape(token)}”" for token in document["results"]["first_tokens"])
     st.caption(f"The curves: how likely the first token of the answer ({first}) gets within what is said.")
     show(document, "multi_hop_example")
-    grid_layers = thin_out(choice.layers, N_GRID_LAYERS)
-    with_pairs = replace(config, layers=grid_layers, target_layers=thin_out(range(last + 1), N_GRID_LAYERS))
+    grid_layers = tuple(thin_out(choice.layers, N_GRID_LAYERS))
+    with_pairs = replace(config, layers=grid_layers, target_layers=tuple(thin_out(range(last + 1), N_GRID_LAYERS)))
     grid = work.run_on_request(
         f"Patch all pairs of {len(grid_layers)} layers ℓ and {len(with_pairs.target_layers or ())} layers ℓ*",
         (choice.model, question, choice.source_position, with_pairs),
@@ -170,13 +170,6 @@ def draw_answers(
         show(grid, "multi_hop_grid")
     results: Json = document["results"]
     return results
-
-
-def thin_out(layers: Sequence[int], at_most: int) -> tuple[int, ...]:
-    """Some of the layers at equal distances, the first and the last among them."""
-    if len(layers) <= at_most:
-        return tuple(layers)
-    return tuple(layers[round(number * (len(layers) - 1) / (at_most - 1))] for number in range(at_most))
 
 
 def draw_control(question: TwoHopQuestion, questions: Sequence[TwoHopQuestion]) -> TwoHopQuestion | None:

@@ -21,11 +21,12 @@ def describe_precision(results: Json, method: str) -> str:
     return f"Of {results['n_samples']:,} random positions it names the model's next token in {shares}."
 
 
-def find_lead(results: Json, method: str) -> int:
-    """The layer from which on a method is ahead of the Tuned Lens, or level with it, up to the last one."""
+def find_lead(results: Json, method: str) -> int | None:
+    """The layer from which on a method is ahead of the Tuned Lens, or level with it; None if it is behind at the last."""
     ours, theirs = (results["methods"][name]["precision_at_1"]["mean"] for name in (method, "tuned_lens"))
     behind = [slot for slot, layer in enumerate(results["layers"]) if ours[slot] < theirs[slot]]
-    return results["layers"][min(max(behind, default=-1) + 1, len(ours) - 1)]
+    first = max(behind, default=-1) + 1
+    return results["layers"][first] if first < len(ours) else None
 
 
 def list_behind(results: Json, method: str) -> str:
@@ -37,8 +38,11 @@ def list_behind(results: Json, method: str) -> str:
 
 def describe_overtaking(results: Json, method: str) -> str:
     """How often a method names the next token, and since when it is ahead of the Tuned Lens."""
+    lead = find_lead(results, method)
+    if lead is None:
+        return f"{describe_precision(results, method)} At the last layer it is behind the Tuned Lens."
     return (
-        f"{describe_precision(results, method)} From layer {find_lead(results, method)} of "
+        f"{describe_precision(results, method)} From layer {lead} of "
         f"{len(results['layers'])} on it is ahead of the Tuned Lens, and level with it at the last."
     )
 

@@ -70,7 +70,7 @@ def read_example(choice: Choice | None, model: "LensModel | None") -> Json | Non
     return work.run(
         "Reading every layer",
         (choice, target_prompt, target_layer),
-        lambda _: _read(choice, model, target_prompt, target_layer, unpatched),
+        lambda progress: _read(choice, model, target_prompt, target_layer, unpatched, progress),
     )
 
 
@@ -81,7 +81,14 @@ def _read_unpatched(model: "LensModel", target_prompt: str) -> Json:
     return read_unpatched(placeholder_target(model, target_prompt, "x"), "generate", max_new_tokens=N_TOKENS)
 
 
-def _read(choice: Choice, model: "LensModel", target_prompt: str, target_layer: int, unpatched: Json) -> Json:
+def _read(
+    choice: Choice,
+    model: "LensModel",
+    target_prompt: str,
+    target_layer: int,
+    unpatched: Json,
+    progress: work.Progress,
+) -> Json:
     from patchscopes.experiments.layer_readout import read_layers
     from patchscopes.patchscope import Patchscope
 
@@ -94,7 +101,7 @@ def _read(choice: Choice, model: "LensModel", target_prompt: str, target_layer: 
         target_position="x",
         target_layers=target_layer,
     )
-    return read_layers(patchscope, "generate", max_new_tokens=N_TOKENS, unpatched=unpatched)
+    return read_layers(patchscope, "generate", max_new_tokens=N_TOKENS, unpatched=unpatched, progress=progress)
 
 
 def draw_steps() -> str:
