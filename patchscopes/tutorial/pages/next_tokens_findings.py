@@ -22,7 +22,7 @@ def describe_precision(results: Json, method: str) -> str:
 
 
 def find_lead(results: Json, method: str) -> int | None:
-    """The layer from which on a method is ahead of the Tuned Lens, or level with it; None if it is behind at the last."""
+    """The layer from which on a method is ahead of the Tuned Lens, or level; None if it is behind at the last one."""
     ours, theirs = (results["methods"][name]["precision_at_1"]["mean"] for name in (method, "tuned_lens"))
     behind = [slot for slot, layer in enumerate(results["layers"]) if ours[slot] < theirs[slot]]
     first = max(behind, default=-1) + 1
