@@ -15,6 +15,7 @@ from patchscopes.experiments.config import CrossModelConfig, EntityConfig
 from patchscopes.learned.fitting import fit_cross_model_maps
 from patchscopes.learned.mappings import LayerMapping
 from patchscopes.plots.cross_model_example import plot_cross_model_descriptions, plot_cross_model_example
+from patchscopes.prompts import NEXT_TOKEN_PROMPTS
 from patchscopes.results import ChunkStore
 from patchscopes.tokens import decode_each_token, to_token_ids
 
@@ -46,10 +47,10 @@ def results(pair, maps, position):
 
 
 class TestNextToken:
-    @pytest.mark.parametrize("method", cross_model_example.TARGET_PROMPTS)
+    @pytest.mark.parametrize("method", NEXT_TOKEN_PROMPTS)
     def test_is_the_patchscope(self, pair, maps, position, results, method):
         """Pair by pair, as a notebook writes it."""
-        prompt = cross_model_example.TARGET_PROMPTS[method]
+        prompt = NEXT_TOKEN_PROMPTS[method]
         for row, layer in enumerate(CONFIG.layers):
             for column, target_layer in enumerate(CONFIG.target_layers):
                 ((likeliest,),) = Patchscope(
