@@ -60,8 +60,14 @@ def test_that_of_another_machine_expires_when_it_is_not_touched(tmp_path, monkey
     left.write_text(content)
     with claim(tmp_path / "x") as mine:
         assert not mine
-    long_ago = time.time() - claims.LIFETIME - 5
-    os.utime(left, (long_ago, long_ago))
+    lifetime = claims.LIFETIME if "node" in content else claims.HEARTBEAT
+    for age, expired in ((lifetime - 5, False), (lifetime + 5, True)):
+        os.utime(left, (time.time() - age, time.time() - age))
+        with claim(tmp_path / "x") as mine:
+            assert mine == expired
+    assert list(tmp_path.iterdir()) == []
+    left.write_text(content)
+    os.utime(left, (0, 0))
     with claim(tmp_path / "x") as mine:
         assert mine
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from multiprocessing import get_context
+from dataclasses import dataclass
+from multiprocessing import Queue, get_context
+from multiprocessing.process import BaseProcess
 
 import processes
 import pytest
@@ -16,7 +18,7 @@ from test_chat_scripts import COMMANDS, ONE_PROMPT_COMMANDS, build_command, chat
 from test_scripts import SCRIPTS, in_a_process, model_folder, read, script, texts  # noqa: F401 (fixtures)
 
 from patchscopes.errors import PatchscopesError
-from patchscopes.results import Share
+from patchscopes.results import ChunkStore, Share
 
 TWO_MODELS = "run_cross_model.py"
 # Those whose work is not in chunks: the first process does it all.
@@ -50,28 +52,42 @@ def small_chunks(monkeypatch):
                 monkeypatch.setattr(module, size, 1)
 
 
-def run_launched(index: int, count: int, command: list, printed, ready) -> None:
-    """In a process that was forked: the script as a launcher would start it."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(index), "WORLD_SIZE": str(count)}
-    ready.wait()
-    done = script(*command)
-    printed.put((index, done.returncode, done.stdout, done.stderr))
+@dataclass(frozen=True)
+class Forked:
+    """A script in a process that was forked from this one, which spares its imports."""
+
+    process: BaseProcess
+    said: Queue
+
+    def finish(self) -> tuple[int, str, str]:
+        """Its status, and what it printed, once it has ended of itself."""
+        said = self.said.get(timeout=120)
+        self.process.join(60)
+        return said
+
+    def end(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.process.pid, number)
 
 
-def fork(command: list, count: int = 2) -> list[tuple]:
-    """What the processes of one launch print, in their order."""
+def start(command: list, count: int = 1) -> list[Forked]:
+    """A script in one process, or in all of a launch, which begin together."""
     context = get_context("fork")
-    printed, ready = context.Queue(), context.Barrier(count)
-    forked = [
-        context.Process(target=run_launched, args=(index, count, command, printed, ready)) for index in range(count)
-    ]
+    ready = context.Barrier(count)
+
+    def run(index: int, said: Queue) -> None:
+        torch.set_num_threads(1)
+        if count > 1:
+            os.environ |= {"RANK": str(index), "WORLD_SIZE": str(count)}
+        ready.wait()
+        done = script(*command)
+        said.put((done.returncode, done.stdout, done.stderr))
+
+    queues = [context.Queue() for _ in range(count)]
+    forked = [context.Process(target=run, args=(index, said)) for index, said in enumerate(queues)]
     for process in forked:
         process.start()
-    said = sorted(printed.get(timeout=120) for _ in forked)
-    for process in forked:
-        process.join(60)
-    return said
+    return [Forked(process, said) for process, said in zip(forked, queues, strict=True)]
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *ONE_PROMPT_COMMANDS, TWO_MODELS])
@@ -98,29 +114,20 @@ def test_every_experiment_is_the_same_in_two_processes(name, files, chat_folder,
                 alone = script(*command, *output)
                 assert alone.returncode == 0, alone.stderr
             else:
-                said = fork([*command, *output])
+                said = [process.finish() for process in start([*command, *output], count=2)]
             written[run] = read(tmp_path / f"{run}.json")
     finally:
         torch.set_num_threads(threads)
-    assert [status for _, status, _, _ in said] == [0, 0], said
-    assert "wrote " in said[0][2]
-    assert said[1][2:] == ("", "")
+    assert [status for status, _, _ in said] == [0, 0], said
+    assert "wrote " in said[0][1]
+    assert said[1][1:] == ("", "")
     assert written["two"]["results"] == written["one"]["results"]
     assert (tmp_path / "two.chunks").exists() == (name not in WHOLE)
     assert [path for path in tmp_path.rglob("*") if "claim" in path.name] == []
 
 
-def start(command: list, index: int | None = None, count: int = 2) -> subprocess.Popen:
-    """A script in a process of its own, as a launcher starts it, or alone."""
-    environment = os.environ | ({} if index is None else {"RANK": str(index), "WORLD_SIZE": str(count)})
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPTS / command[0]), *map(str, command[1:])], env=environment, **pipes
-    )
-
-
 class TestFig2:
-    """As they are started for real."""
+    """Under a launcher for real, and killed."""
 
     @pytest.fixture
     def command(self, model_folder, texts, tmp_path):  # noqa: F811
@@ -156,49 +163,62 @@ class TestFig2:
             assert written.items().isdisjoint(before.items())
             before = written
 
-    def test_one_is_killed_and_the_other_goes_on(self, command, tmp_path, alone):
-        main, other = start(command, 0), start(command, 1)
-        until_chunks(tmp_path, 1)
-        other.send_signal(signal.SIGKILL)
-        other.wait()
-        printed, error = main.communicate(timeout=300)
-        assert main.returncode == 0, error
+    @pytest.fixture
+    def slowly(self, monkeypatch):
+        """Chunks take so long that there is time to kill who is at one."""
+        save = ChunkStore.save
+        monkeypatch.setattr(ChunkStore, "save", lambda *kept: (time.sleep(0.2), save(*kept)))
+
+    def test_one_is_killed_and_the_other_goes_on(self, command, tmp_path, alone, slowly):
+        main, other = start(command, count=2)
+        wait_for_chunks(tmp_path, 2)
+        other.end(signal.SIGKILL)
+        other.process.join()
+        status, printed, error = main.finish()
+        assert status == 0, error
         assert printed.count("wrote ") == 1
         assert read(tmp_path / "out.json")["results"] == alone
 
-    def test_all_are_killed_and_another_number_finishes_the_rest(self, command, tmp_path, alone):
-        killed = [start(command, index) for index in range(2)]
-        until_chunks(tmp_path, 2)
-        for process in killed:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    @pytest.mark.parametrize("launched", [True, False])
+    def test_all_are_killed_and_another_number_finishes_the_rest(self, command, tmp_path, alone, slowly, launched):
+        killed = start(command, count=2)
+        wait_for_chunks(tmp_path, 2)
+        for one in killed:
+            one.end(signal.SIGKILL)
+            one.process.join()
         kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out.chunks/*/*.json")}
         assert len(kept) < 13
+        assert list(tmp_path.glob("out.chunks/*/*.claim-0"))
         assert not (tmp_path / "out.json").exists()
-        jobs = [start([*command, "--shard", f"{number}/3"]) for number in (1, 2, 3)]
-        said = [job.communicate(timeout=300) for job in jobs]
-        assert [job.returncode for job in jobs] == [0, 0, 0], said
+        if launched:
+            going_on = start(command, count=3)
+        else:
+            going_on = [job for number in (1, 2, 3) for job in start([*command, "--shard", f"{number}/3"])]
+        said = [one.finish() for one in going_on]
+        assert [status for status, _, _ in said] == [0, 0, 0], said
         assert read(tmp_path / "out.json")["results"] == alone
         chunks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out.chunks/*/*")}
         assert kept.items() <= chunks.items()
         assert len(chunks) == 13
 
-    def test_one_that_is_asked_to_end_lets_go_of_what_it_is_at(self, command, tmp_path):
-        process = start(command)
-        until_chunks(tmp_path, 1)
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
-        assert process.returncode == 1
+    def test_one_that_is_asked_to_end_lets_go_of_what_it_is_at(self, command, tmp_path, slowly):
+        (one,) = start(command)
+        wait_for_chunks(tmp_path, 1)
+        one.end(signal.SIGTERM)
+        status, _, error = one.finish()
+        assert status == 1
         assert "interrupted: run the same command again" in error
-        assert all(path.suffix == ".json" for path in tmp_path.glob("out.chunks/*/*"))
+        assert [path.name for path in tmp_path.glob("out.chunks/*/*") if path.suffix != ".json"] == []
 
 
-def until_chunks(folder, n: int) -> None:
-    """Wait for so many finished chunks."""
+def wait_for_chunks(folder, n: int) -> None:
+    """Until so many chunks are finished."""
     until = time.monotonic() + 120
     while len(list(folder.glob("out.chunks/*/*.json"))) < n:
         assert time.monotonic() < until
         time.sleep(0.005)
+    # Into the middle of the next one.
+    time.sleep(0.1)
 
 
 class TestShare:
@@ -222,7 +242,7 @@ class TestShare:
         with pytest.raises(PatchscopesError, match="leave out --shard 2/3"):
             processes.choose_share(Namespace(shard=shard, fresh=False))
 
-    @pytest.mark.parametrize("given", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
+    @pytest.mark.parametrize("given", ["0/2", "3/2", "1", "a/b", "1/0", "1/2/3", ""])
     def test_that_is_none(self, given, tmp_path):
         done = script("run_fig2.py", "--shard", given, "--output-json", tmp_path / "a.json")
         assert done.returncode == 2
