@@ -57,6 +57,11 @@ def at_least(minimum: int) -> Callable[[str], int]:
 natural, positive = at_least(0), at_least(1)
 
 
+def number_list(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on between commas, each once."""
+    return tuple(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
+
+
 def real_from_zero(text: str) -> float:
     """A parser of numbers that are not negative."""
     try:

@@ -180,9 +180,12 @@ def run_experiment(
     store = ChunkStore.beside(options.output_json, config | (inputs or {}), environment, share)
     if options.fresh and shared:
         start_over(store)
+    started = time.perf_counter()
     results, timing = run(store, progress_bar(name))
     if not is_main():
         return
+    # Seconds of computing are those of all runs and processes; these are what this run took.
+    timing |= {"wall_seconds": time.perf_counter() - started}
     document = build_document(name, config, environment, results, timing)
     with claim(store.folder / "summary") if shared else nullcontext(True) as mine:
         if not mine:
