@@ -97,8 +97,9 @@ def test_every_script_it_names_takes_the_options_beside_it(document):
 def test_every_option_it_names_is_one_of_some_script(document):
     scripts = set(re.findall(r"\bscripts/(\w+\.py)", "".join(map(read, DOCUMENTS))))
     options = set().union(*map(get_options, scripts))
-    # Those of pip are pip's.
-    code = [line for line in read_code(document) if "pip install" not in line]
+    # Those of pip are pip's, and a launcher's stand before the script.
+    launcher = re.compile(r"\b(?:torchrun|accelerate launch) .*?(?=scripts/|$)")
+    code = [launcher.sub("", line) for line in read_code(document) if "pip install" not in line]
     assert find_options("\n".join(code)) <= options
 
 

@@ -144,14 +144,19 @@ class TestFig2:
         assert done.returncode == 0, done.stderr
         return read(folder / "out.json")["results"]
 
-    def test_under_torchrun_that_starts_over(self, command, tmp_path, alone):
+    def test_under_launchers_that_start_over(self, command, tmp_path, alone):
         """All wait until the first has forgotten what was finished (over gloo), whose results would show."""
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-        script_and_options = [str(SCRIPTS / command[0]), *map(str, command[1:])]
+        torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+        accelerate = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
         before: dict = {}
-        for fresh in ([], ["--fresh"]):
+        for launcher, fresh in ((torchrun, []), (accelerate, ["--fresh"])):
+            script_and_options = [str(SCRIPTS / command[0]), *map(str, command[1:])]
             done = subprocess.run(
-                [*launcher, *script_and_options, *fresh], capture_output=True, text=True, timeout=300, check=False
+                [sys.executable, "-m", *launcher, *script_and_options, *fresh],
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
             )
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("wrote ") == 1
