@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchscopes.engine.prefix import KeysValues, get_cache_in_use
+from patchscopes.engine.prefix import KeysValues, cut_tokens, get_cache_in_use
 from patchscopes.engine.reference import Identity, Reference, measure_error
 from patchscopes.engine.twin import Twin, unwrap_hidden_states, wrap_hidden_states
 
@@ -77,8 +77,10 @@ def _supervise(number: int, forward: Callable[..., Any], twin: Twin, reference: 
                 f"what block {number} adds differs by {float(error.max()):.2g} of it, {tolerance:.2g} is allowed"
             )
         keys, values = cast(KeysValues, layer.row_keys_values)
-        if start < reference.target.position:
-            prefix = keys, values
+        n_before = reference.target.position - start
+        if n_before > 0:
+            prefix = cut_tokens((keys, values), 0, n_before)
+            keys, values = cut_tokens((keys, values), n_before)
         for row, matching in enumerate(identities):
             remembered.update(dict.fromkeys(matching, (keys[row], values[row])))
         return wrap_hidden_states(twin, leaving)
