@@ -151,7 +151,10 @@ def forget_padding(tokens: Tensor, ends: Tensor) -> Tensor:
 def measure_in_turn(
     model: LensModel, peers: Sequence[Peer], task: PeerTask, config: PeersConfig, progress: Progress
 ) -> Json:
-    """Time all peers one after the other, several times; their answers of the first time are compared."""
+    """Time all peers one after the other, several times; their answers of the first time are compared.
+
+    That one is also when each warms up, and proves what it proves: the median leaves it out.
+    """
     position = placeholder_target(model, task.target, task.placeholder).position
     prompts = {
         peer.name: [spell_out(model, peer.tokenizer, text) for text in (*task.sources, task.target)] for peer in peers
@@ -160,18 +163,12 @@ def measure_in_turn(
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     agreement: dict[str, Json] = {}
 
-    def call(peer: Peer, n_sources: int) -> Tensor:
-        *sources, target = prompts[peer.name]
-        return task.call(peer, sources[:n_sources], target, from_end)
-
-    for peer in peers:
-        # What is done once: proofs, kernels, memory.
-        call(peer, 1)
     for turn in progress(range(config.n_turns)):
         answers: dict[str, Tensor] = {}
         for peer in peers:
+            *sources, target = prompts[peer.name]
             started = time.perf_counter()
-            answer = call(peer, len(task.sources))
+            answer = task.call(peer, sources, target, from_end)
             seconds[peer.name].append(time.perf_counter() - started)
             if turn == 0:
                 answers[peer.name] = answer
