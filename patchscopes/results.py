@@ -148,23 +148,57 @@ def hold_lock(path: Path, advice: str = ANOTHER_PATH) -> Iterator[None]:
         lock.release()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which of several processes this one is, that measure the same chunks together.
+
+    Attributes:
+        index: from 0 on.
+        count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def put_first(self, names: Sequence[str]) -> list[str]:
+        """All names: those of this share first, then the others from the end, where their own processes come last."""
+        own = list(names[self.index :: self.count])
+        return own + [name for name in reversed(names) if name not in set(own)]
+
+
+ALONE = Share()
+
+
 @dataclass(frozen=True)
 class ChunkStore:
     """Finished parts of one run, kept beside its output: `fig2.json` has them in `fig2.chunks/<configuration>/`.
 
     The folder's name is a hash of the options, of the environment (model, data, versions, ...) and of the library's
-    own code, so a run never goes on from chunks that another one would have made differently. Two runs of the same may
-    share it at the same time: each finds what the other has finished, and what both measure is the same.
+    own code, so a run never goes on from chunks that another one would have made differently. Several processes may
+    share it at the same time: each finds what the others have finished, and no two of them are at the same chunk.
     """
 
     folder: Path
+    share: Share = ALONE
 
     @classmethod
-    def beside(cls, output: Path, config: Json, environment: Json) -> "ChunkStore":
-        """The store of the run that has this output, options and environment (but any git commit)."""
-        described = {"config": config, "environment": environment | {"git_commit": None}}
+    def beside(cls, output: Path, config: Json, environment: Json, share: Share = ALONE) -> "ChunkStore":
+        """The store of the run that has this output, options and environment.
+
+        Any git commit, number of threads and number of the device will do: processes that share their chunks differ in
+        them.
+        """
+        device = str(environment.get("device")).partition(":")[0]
+        described = {
+            "config": config,
+            "environment": environment | {"git_commit": None, "threads": None, "device": device},
+        }
         key = json.dumps(described, sort_keys=True, allow_nan=False)
-        return cls(output.with_suffix(".chunks") / hashlib.sha256(key.encode()).hexdigest()[:16])
+        return cls(output.with_suffix(".chunks") / hashlib.sha256(key.encode()).hexdigest()[:16], share)
+
+    def at(self, step: str) -> "ChunkStore":
+        """The store of one step of the run."""
+        return ChunkStore(self.folder / step, self.share)
 
     def load(self, name: str) -> Json | None:
         """The content of a finished chunk, or None if there is none, or none that can be read any more."""

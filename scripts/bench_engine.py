@@ -35,6 +35,7 @@ def main() -> None:
         environment=describe_environment(model, texts),
         plot=plot_benchmark,
         print_table=print_table,
+        shared=False,
     )
 
 
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         methods=BenchmarkConfig.METHODS,
         samples=BenchmarkConfig.n_samples,
         max_new_tokens=BenchmarkConfig.max_new_tokens,
-        unused=("layers", "batch-size", "fresh", "chat", "system"),
+        unused=("layers", "batch-size", "fresh", "shard", "chat", "system"),
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="torch threads (default: torch's own choice)")
     return parser

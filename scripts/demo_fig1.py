@@ -41,12 +41,13 @@ def main() -> None:
         environment=describe_environment(model),
         plot=plot_layer_readout,
         print_table=print_table,
+        shared=False,
     )
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = build_common_parser(
-        __doc__, "fig1", methods=("token_identity",), unused=("dataset", "samples", "seed", "fresh")
+        __doc__, "fig1", methods=("token_identity",), unused=("dataset", "samples", "seed", "fresh", "shard")
     )
     group = parser.add_argument_group("figure 1")
     group.add_argument(

@@ -12,6 +12,7 @@ from parsing import (
     natural,
     positive,
     real_from_zero,
+    share,
     target_layer,
 )
 from texts import add_text_options
@@ -84,6 +85,13 @@ def build_common_parser(
         default=max_new_tokens,
         metavar="N",
         help="length of generations (default: %(default)s)",
+    )
+    run.add_argument(
+        "--shard",
+        type=share,
+        metavar="K/N",
+        help="this is job K of N that write to one folder, as in an array of jobs: it begins with its share of the "
+        "chunks, then takes what no other job is at; the last one sums up",
     )
     run.add_argument("--fresh", action="store_true", help="start over instead of going on from finished chunks")
     add_output_options(parser, output)

@@ -7,6 +7,7 @@ from pathlib import Path
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.layer_names import parse_layers
 from patchscopes.model.sources import find_source
+from patchscopes.results import Share
 
 
 def model_name(text: str) -> str:
@@ -23,6 +24,14 @@ def target_layer(text: str) -> str:
     if text not in ("same", "embedding", "last") and not text.removeprefix("-").isdecimal():
         raise argparse.ArgumentTypeError(f"expected same, embedding, last or a number, got {text!r}")
     return text
+
+
+def share(text: str) -> Share:
+    """Which of how many jobs this one is, counted from 1 on."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected K/N, job K of N from 1/N to N/N, got {text!r}")
+    return Share(index=int(index) - 1, count=int(count))
 
 
 def chat_side(text: str) -> str:

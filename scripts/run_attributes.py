@@ -189,6 +189,7 @@ def draw_attribute_lens(
         environment=describe_environment(model),
         plot=plot_attribute_lens,
         print_table=print_lens_table,
+        shared=False,
     )
 
 

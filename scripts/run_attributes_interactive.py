@@ -69,6 +69,7 @@ def main() -> None:
         environment=describe_environment(model),
         plot=plot_attribute_layers,
         print_table=print_table,
+        shared=False,
     )
 
 
@@ -78,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         "attribute_example",
         methods=("patchscope",),
         max_new_tokens=AttributesConfig.max_new_tokens,
-        unused=("dataset", "samples", "seed", "methods", "fresh"),
+        unused=("dataset", "samples", "seed", "methods", "fresh", "shard"),
     )
     group = parser.add_argument_group("attribute")
     group.add_argument("subject", type=entity_name, nargs="?", default="Canada", help="(default: %(default)s)")

@@ -47,6 +47,7 @@ def main() -> None:
         environment=describe_environment(model),
         plot=plot_entity_layers,
         print_table=print_table,
+        shared=False,
     )
 
 
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         "entity_diana",
         methods=("patchscope",),
         max_new_tokens=EntityConfig.max_new_tokens,
-        unused=("dataset", "samples", "seed", "methods", "fresh"),
+        unused=("dataset", "samples", "seed", "methods", "fresh", "shard"),
     )
     group = parser.add_argument_group("entity")
     group.add_argument(

@@ -54,6 +54,7 @@ def main() -> None:
         environment=describe_environment(model),
         plot=plot_multi_hop_grid,
         print_table=print_table,
+        shared=False,
     )
 
 
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "multi_hop_example",
         methods=("patchscope",),
-        unused=("dataset", "samples", "seed", "methods", "fresh"),
+        unused=("dataset", "samples", "seed", "methods", "fresh", "shard"),
     )
     group = parser.add_argument_group("question")
     group.add_argument(

@@ -53,6 +53,7 @@ def main() -> None:
         environment=describe_environment(model) | describe_learned(provenances),
         plot=plot_prompt_table,
         print_table=print_table,
+        shared=False,
     )
 
 
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "prompt_table",
         methods=PromptTableConfig.LENSES,
-        unused=("methods", "samples", "max-new-tokens", "fresh"),
+        unused=("methods", "samples", "max-new-tokens", "fresh", "shard"),
     )
     group = parser.add_argument_group("prompt table")
     group.add_argument("prompt", type=prompt_text, nargs="?", default=PromptTableConfig.prompt, help="a text")

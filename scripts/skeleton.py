@@ -11,9 +11,21 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
+
+from processes import (
+    choose_device,
+    choose_share,
+    fall_silent,
+    is_main,
+    name_process,
+    speak_up,
+    start_over,
+    stop_when_asked,
+)
 
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
 from patchscopes.prompts import NO_CHAT, as_chat
@@ -34,20 +46,25 @@ def run_script(main: Callable[[], None]) -> None:
             # Not every terminal, and on Windows no file, has a sign for ℓ.
             stream.reconfigure(errors="replace")
     try:
-        with warnings.catch_warnings():
+        with stop_when_asked(), warnings.catch_warnings():
             warnings.simplefilter("always", PatchscopesWarning)
             warnings.showwarning = partial(show_warning, warnings.showwarning)
+            if not is_main():
+                fall_silent()
             main()
             # What cannot be printed shows here, and not when Python has ended.
             sys.stdout.flush()
     except PatchscopesError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error{name_process()}: {error}")
     except RuntimeError as error:
         import torch
 
         if not isinstance(error, torch.OutOfMemoryError):
             raise
-        sys.exit(f"error: out of memory on the device; try a smaller --batch-size or --dtype bfloat16 ({error})")
+        sys.exit(
+            f"error{name_process()}: out of memory on the device; try a smaller --batch-size or --dtype bfloat16 "
+            f"({error})"
+        )
     except BrokenPipeError:
         # Whoever read what is printed has seen enough: `| head`.
         drop_output()
@@ -55,11 +72,11 @@ def run_script(main: Callable[[], None]) -> None:
     except OSError as error:
         drop_output()
         sys.exit(
-            f"error: a file or stream cannot be used ({error}): make room or choose other folders, then run the same "
-            "command again to go on from what is finished"
+            f"error{name_process()}: a file or stream cannot be used ({error}): make room or choose other folders, "
+            "then run the same command again to go on from what is finished"
         )
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: run the same command again to go on from what is finished")
+        sys.exit("\ninterrupted: run the same command again to go on from what is finished" if is_main() else 1)
 
 
 def drop_output() -> None:
@@ -107,7 +124,7 @@ def load_chosen_model(
     keep_freed_memory()
     model = load_model(
         name or options.model,
-        device=options.device,
+        device=choose_device(options.device),
         dtype=options.dtype,
         revision=revision if name else options.revision,
         trust_remote_code=options.trust_remote_code,
@@ -115,14 +132,15 @@ def load_chosen_model(
     )
     if reads_chats and getattr(options, "chat", None) is not None:
         as_chat(model, "x", options.system)
+    speak_up()
     return model
 
 
 def progress_bar(description: str) -> "Progress":
-    """A progress bar around any iteration."""
+    """A progress bar around any iteration, in the main process."""
     from tqdm import tqdm
 
-    return partial(tqdm, desc=description)
+    return partial(tqdm, desc=description, disable=not is_main())
 
 
 def run_experiment(
@@ -135,8 +153,11 @@ def run_experiment(
     plot: "Callable[[Json], Figure]",
     print_table: Callable[[Json], None],
     inputs: Json | None = None,
+    shared: bool = True,
 ) -> None:
     """Run an experiment, write its numbers and the figure that is drawn from them, and print its table.
+
+    Several processes share out its chunks; the main process writes and prints, or of jobs with `--shard` the last.
 
     Args:
         run: from the finished chunks and a progress bar to the `results` and the `timing` of the result file.
@@ -144,19 +165,31 @@ def run_experiment(
         plot, print_table: of the whole document.
         inputs: what chunks depend on too, in the place of options of that name: entities, say, which stand in the
             result file with their results already.
+        shared: whether it has chunks to share out; otherwise one process does all.
     """
+    from patchscopes.experiments.claims import claim
     from patchscopes.plots.style import save_png
 
+    share = choose_share(options)
+    if not shared and share.index > 0:
+        print("there are no chunks to share out here; the first process does all")
+        return
     if config.get("chat") == asdict(NO_CHAT):
         # The options of earlier result files, so that their chunks can be gone on from.
         config = {name: value for name, value in config.items() if name != "chat"}
-    store = ChunkStore.beside(options.output_json, config | (inputs or {}), environment)
-    if options.fresh:
-        store.clear()
+    store = ChunkStore.beside(options.output_json, config | (inputs or {}), environment, share)
+    if options.fresh and shared:
+        start_over(store)
     results, timing = run(store, progress_bar(name))
+    if not is_main():
+        return
     document = build_document(name, config, environment, results, timing)
-    write_json(options.output_json, document)
-    save_png(plot(document), options.output_plot)
+    with claim(store.folder / "summary") if shared else nullcontext(True) as mine:
+        if not mine:
+            print(f"all chunks are finished; another process writes {options.output_json}")
+            return
+        write_json(options.output_json, document)
+        save_png(plot(document), options.output_plot)
     print_table(document)
     seconds, memory = document["timing"]["seconds"]["total"], document["timing"]["peak_memory_gib"]
     print(f"wrote {options.output_plot} and {options.output_json}")

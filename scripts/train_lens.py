@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from learned import choose_mapped_layers, get_provenance, load_train_texts
 from options import add_data_options, add_layers_option, add_model_options
 from parsing import file_name, natural, positive, real_from_zero
+from processes import is_main
 from skeleton import load_chosen_model, progress_bar, run_script
 
 from patchscopes.data.texts import TextSet
@@ -57,6 +58,8 @@ DEFAULTS = {"tuned_lens_kl": TrainingConfig(), "learned_prompt": SOFT_PROMPT_TRA
 def main() -> None:
     options = build_parser().parse_args()
     refuse_options_of_other_lenses(options)
+    if not is_main():
+        return
     texts = load_train_texts(options)
     learn = LEARN[options.lens] if options.pretrained is None else take_pretrained
     learn(load_chosen_model(options), texts, options)

@@ -56,15 +56,15 @@ def run(
     window = choose_window(model.cfg.n_layers, config.window)
     windows = [list(find_window(layer, window, model.cfg.n_layers)) for layer in layers]
     asking = select_asking(facts)
-    known = ask_facts(model, asking, store, config.batch_size, config.chat)
-    drawn = draw_known_facts(model, asking, known["found"], config.n_samples, config.seed, config.chat)
+    known, asked = ask_facts(model, asking, store, config.batch_size, config.chat)
+    drawn = draw_known_facts(model, asking, known, config.n_samples, config.seed, config.chat)
     measured = measure_chunks(
-        drawn, ChunkStore(store.folder / "facts"), lambda fact: measure_fact(model, fact, windows, config), progress
+        drawn, store.at("facts"), lambda fact: measure_fact(model, fact, windows, config), progress
     )
     shown = choose_example(measured, config.methods[0])
     (example,) = measure_chunks(
         [drawn[shown]],
-        ChunkStore(store.folder / "example"),
+        store.at("example"),
         lambda fact: measure_each_token(model, fact, windows, config),
         iter,
     )
@@ -74,13 +74,13 @@ def run(
         "windows": windows,
         "n_facts": len(facts),
         "n_left_out": len(facts) - len(asking),
-        "n_known": sum(answer["known"] for answer in known["found"]),
+        "n_known": sum(answer["known"] for answer in known),
         "n_samples": len(drawn),
         "methods": {method: summarise_method(measured, method, config.seed) for method in config.methods},
         "example": example["found"],
         "facts": [one["found"] for one in measured],
     }
-    return results, sum_timing([known, *measured, example])
+    return results, sum_timing([*asked, *measured, example])
 
 
 def select_asking(facts: Sequence[Fact]) -> list[Fact]:

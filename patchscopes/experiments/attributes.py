@@ -10,22 +10,12 @@ Four methods on one set of samples, each a subject that the model knows in a sou
 What they are measured by is in `attribute_measures`.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
-from patchscopes.data.questions import contains_answer
 from patchscopes.data.relations import Relation
-from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.attribute_lre import measure_lre
 from patchscopes.experiments.attribute_measures import (
     compare_methods,
     measure_most_frequent,
@@ -34,50 +24,20 @@ from patchscopes.experiments.attribute_measures import (
     summarise_lre,
     summarise_patchscope,
 )
-from patchscopes.experiments.attribute_patching import (
-    build_attribute_target,
-    draw_others,
-    measure_controls,
-    patch_samples,
-)
-from patchscopes.experiments.attribute_samples import (
-    AttributeSample,
-    choose_source_texts,
-    describe_sample,
-    draw_samples,
-    find_known,
-    select_known,
+from patchscopes.experiments.attribute_samples import describe_sample
+from patchscopes.experiments.attribute_tasks import (
+    LRE_METHODS,
+    Task,
+    has_enough_samples,
+    measure_tasks,
+    prepare_tasks,
 )
 from patchscopes.experiments.checks import check_methods
-from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
+from patchscopes.experiments.chunks import Progress, sum_timing
 from patchscopes.experiments.config import AttributesConfig
-from patchscopes.learned.probes import cross_validate_probe
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
-
-# Samples whose rows go through the engine together, and are finished together.
-CHUNK_SAMPLES = 64
-LRE_METHODS = ("lre", "lre_patchscope")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
-    """A relation and its samples.
-
-    Attributes:
-        target: T and i*.
-        known: the finished step that says which subjects the model knows.
-        counts: of the subjects, on their way to samples.
-        store: of the task's own steps.
-    """
-
-    relation: Relation
-    samples: Sequence[AttributeSample]
-    target: TargetPrompt
-    known: Json
-    counts: Mapping[str, int]
-    store: ChunkStore
 
 
 def run(
@@ -95,7 +55,7 @@ def run(
     Args:
         carriers: sentences for each kind of subject, which the source prompts are cut from.
         texts: to cut them from instead.
-        progress: wraps the iteration over relations, and then over tasks, `tqdm` for instance.
+        progress: wraps the iteration over relations, and then over the parts of their tasks, `tqdm` for instance.
 
     Returns:
         the `results` and the `timing` of the result file.
@@ -106,13 +66,7 @@ def run(
     """
     check_methods(config.methods, AttributesConfig.METHODS)
     layers, target_layers = resolve_layer_grid(model, config)
-    targets = [build_attribute_target(model, relation, config.chat) for relation in relations]
-    # The number tells names apart that differ in signs only, or in case.
-    folders = [f"{number}-" + re.sub(r"\W+", "-", one.name) for number, one in enumerate(relations, start=1)]
-    tasks = [
-        prepare_task(model, relation, target, carriers, texts, config, ChunkStore(store.folder / folder))
-        for relation, target, folder in progress(list(zip(relations, targets, folders, strict=True)))
-    ]
+    tasks = prepare_tasks(model, relations, carriers, texts, config, store, progress)
     kept = [task for task in tasks if has_enough_samples(task)]
     if not kept:
         raise PatchscopesError(
@@ -122,7 +76,7 @@ def run(
             f"{config.n_prompts} source prompts of each asked for; ask for more, or give easier relations, more texts "
             "or a larger model"
         )
-    measured = [measure_task(model, task, layers, target_layers, config) for task in progress(kept)]
+    measured = measure_tasks(model, kept, layers, target_layers, config, store, progress)
     results = {
         "layers": layers,
         "target_layers": target_layers,
@@ -144,105 +98,6 @@ def resolve_layer_grid(model: LensModel, config: AttributesConfig) -> tuple[list
     """
     layers = resolve_layers(model, config.layers, AttributesConfig.N_LAYERS)
     return layers, resolve_layers(model, config.target_layers, AttributesConfig.N_TARGET_LAYERS)
-
-
-def has_enough_samples(task: Task) -> bool:
-    """Whether a task is kept: few samples are dropped as in the paper, and from one subject nothing is learned."""
-    return len(task.samples) >= AttributesConfig.FEWEST_SAMPLES and task.counts["n_drawn"] >= 2
-
-
-def prepare_task(
-    model: LensModel,
-    relation: Relation,
-    target: TargetPrompt,
-    carriers: Mapping[str, Sequence[str]],
-    texts: Sequence[str] | None,
-    config: AttributesConfig,
-    store: ChunkStore,
-) -> Task:
-    """The samples of a relation: its known subjects in source prompts."""
-    (step,) = finish_step(store, "known", [relation], lambda one: find_known(model, one, config))
-    known = select_known(relation, step["found"])
-    source_texts = choose_source_texts(relation, carriers, texts, config)
-    samples = draw_samples(model, known, source_texts, config)
-    counts = {
-        "n_left_out": relation.n_left_out,
-        "n_subjects": len(relation.samples),
-        "n_known": len(known),
-        "n_in_texts": sum(len(of_subject) > 0 for of_subject in source_texts.values()),
-        "n_drawn": len({sample.fact for sample in samples}),
-        "n_samples": len(samples),
-    }
-    return Task(relation=relation, samples=samples, target=target, known=step, counts=counts, store=store)
-
-
-def measure_task(
-    model: LensModel, task: Task, layers: Sequence[int], target_layers: Sequence[int], config: AttributesConfig
-) -> dict[str, list[Json]]:
-    """The finished chunks of each step of a task."""
-    samples, target = task.samples, task.target
-
-    @cache
-    def extract() -> Float[Tensor, "sample layer d_model"]:
-        return extract_representations(
-            model, [list(sample.tokens) for sample in samples], [sample.position for sample in samples], layers
-        )
-
-    def patch(numbers: Sequence[int]) -> Json:
-        some = [samples[number] for number in numbers]
-        return patch_samples(
-            target, some, [others[number] for number in numbers], extract()[numbers], layers, target_layers, config
-        )
-
-    def probe(_: None) -> Json:
-        states = extract().float().cpu().numpy()
-        objects, subjects = [sample.fact.object for sample in samples], [sample.fact.subject for sample in samples]
-        # As for the other methods, right is what holds an accepted answer.
-        accepted = [
-            [name for name in set(objects) if contains_answer(name, sample.fact.accepted)] for sample in samples
-        ]
-        return {
-            folds_by: cross_validate_probe(
-                states, objects, subjects, accepted=accepted, folds_by=folds_by, seed=config.seed
-            )
-            .astype(int)
-            .tolist()
-            for folds_by in ("subject", "sample")
-        }
-
-    steps: dict[str, list[Json]] = {}
-    if "patchscope" in config.methods:
-        others = draw_others(samples, config.seed)
-        chunks = split_into_chunks(range(len(samples)), CHUNK_SAMPLES)
-        steps["patchscope"] = finish_step(task.store, "patchscope", chunks, patch)
-        steps["controls"] = finish_step(
-            task.store,
-            "controls",
-            [samples],
-            lambda some: measure_controls(target, some, layers, target_layers, config),
-        )
-    if "probe" in config.methods:
-        steps["probe"] = finish_step(task.store, "probe", [None], probe)
-    if any(method in config.methods for method in LRE_METHODS):
-        steps["lre"] = finish_step(
-            task.store,
-            "lre",
-            [samples],
-            lambda some: measure_lre(model, task.relation, some, extract(), layers, config),
-        )
-    return steps
-
-
-def finish_step(store: ChunkStore, step: str, chunks: Sequence[Any], measure: Callable[[Any], Json]) -> list[Json]:
-    """What one step of a task finds for each chunk, and the seconds that it took; finished chunks are kept."""
-
-    def timed(chunk: Any) -> Json:
-        watch = StopWatch()
-        with watch.time(step):
-            found = measure(chunk)
-        return {"found": found, "seconds": watch.seconds}
-
-    return measure_chunks(chunks, ChunkStore(store.folder / step), timed, iter)
 
 
 def summarise_task(

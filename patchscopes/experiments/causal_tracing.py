@@ -57,15 +57,15 @@ def run(
     """
     check_methods(config.methods, CausalTracingConfig.METHODS)
     layers = resolve_layers(model, config.layers, CausalTracingConfig.N_LAYERS)
-    known = ask_facts(model, facts, store, config.batch_size, config.chat)
-    chosen = draw_known_facts(model, facts, known["found"], config.n_samples, config.seed, config.chat)
+    known, asked = ask_facts(model, facts, store, config.batch_size, config.chat)
+    chosen = draw_known_facts(model, facts, known, config.n_samples, config.seed, config.chat)
     spread = measure_spread(model, chosen)
 
     def measure(number: int) -> Json:
         methods = [method for method in config.methods if number < count_facts(method, config)]
         return trace_fact(model, chosen[number], methods, layers, config.noise * spread, config, number)
 
-    measured = measure_chunks(range(len(chosen)), ChunkStore(store.folder / "facts"), measure, progress)
+    measured = measure_chunks(range(len(chosen)), store.at("facts"), measure, progress)
     effects = {
         method: [one["methods"][method] for one in measured if method in one["methods"]] for method in config.methods
     }
@@ -76,7 +76,7 @@ def run(
         "layers": layers,
         "embedding_spread": spread,
         "n_facts": len(facts),
-        "n_known": sum(answer["known"] for answer in known["found"]),
+        "n_known": sum(answer["known"] for answer in known),
         "n_samples": len(chosen),
         "methods": {
             method: {"n_samples": len(some)} | summarise_effects(chosen[: len(some)], some, config.seed)
@@ -86,7 +86,7 @@ def run(
         "example": choose_example(chosen, of_facts),
         "facts": [describe_traced(model, fact) | found for fact, found in zip(chosen, of_facts, strict=True)],
     }
-    return results, sum_timing([known, *measured]) | compare_speed(measured)
+    return results, sum_timing([*asked, *measured]) | compare_speed(measured)
 
 
 def count_facts(method: str, config: CausalTracingConfig) -> int:

@@ -1,13 +1,18 @@
-"""Measuring chunk by chunk: finished chunks are kept, and the seconds of every step are counted."""
+"""Measuring chunk by chunk: finished chunks are kept, processes share them, and the seconds of steps are counted."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+from patchscopes.experiments.claims import claim
 from patchscopes.results import ChunkStore, Json
 
 Member = TypeVar("Member")
+
+# Seconds after which a process that has nothing to do looks again at what the others have finished.
+PAUSE = 0.2
 
 # Wraps an iteration to show how far it is, as `tqdm` does.
 Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
@@ -39,16 +44,46 @@ def split_into_chunks(members: Sequence[Member], size: int) -> list[Sequence[Mem
 def measure_chunks(
     chunks: Sequence[Any], store: ChunkStore, measure: Callable[[Any], Json], progress: Progress
 ) -> list[Json]:
-    """What `measure` finds for each chunk, or found in an earlier run that left it in `store`."""
-    finished: list[Json] = []
-    for number, chunk in enumerate(progress(chunks)):
-        name = f"{number:05d}"
-        measured = store.load(name)
-        if measured is None:
-            measured = measure(chunk)
-            store.save(name, measured)
-        finished.append(measured)
-    return finished
+    """What `measure` finds for each chunk; see `measure_parts`."""
+    parts = {f"{number:05d}": partial(measure, chunk) for number, chunk in enumerate(chunks)}
+    return list(measure_parts(parts, store, progress).values())
+
+
+def measure_parts(parts: Mapping[str, Callable[[], Json]], store: ChunkStore, progress: Progress) -> dict[str, Json]:
+    """What each part finds, or found in another run, or finds in another process, that leaves it in `store`.
+
+    Of several processes each begins with its share, then takes what nobody is at, and waits for the rest: all have all
+    that was found in the end. One that dies leaves only the part that it was at to the others.
+
+    Args:
+        parts: by the names under which they are kept.
+        progress: wraps the iteration over the parts, as they are finished.
+    """
+    found: dict[str, Json] = {}
+    missing = store.share.put_first(list(parts))
+    for _ in progress(list(parts)):
+        name, found[name] = _finish_next(missing, parts, store)
+        missing.remove(name)
+    return {name: found[name] for name in parts}
+
+
+def _finish_next(
+    missing: Sequence[str], parts: Mapping[str, Callable[[], Json]], store: ChunkStore
+) -> tuple[str, Json]:
+    """The first of the missing parts that is found in the store, or that no other process is at."""
+    while True:
+        for name in missing:
+            measured = store.load(name)
+            if measured is not None:
+                return name, measured
+            with claim(store.folder / name) as mine:
+                # Another process may have finished it just before.
+                if mine and (measured := store.load(name)) is None:
+                    measured = parts[name]()
+                    store.save(name, measured)
+            if measured is not None:
+                return name, measured
+        time.sleep(PAUSE)
 
 
 def sum_timing(finished: Sequence[Json]) -> Json:

@@ -19,6 +19,7 @@ longest token of M that it begins with: the same token, wherever M has it.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from patchscopes.alignment import Vocabularies
 from patchscopes.data.entities import Entity
@@ -26,7 +27,7 @@ from patchscopes.data.texts import Sample, TextSet
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.experiments.checks import check_methods
-from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
+from patchscopes.experiments.chunks import Progress, StopWatch, measure_parts, split_into_chunks, sum_timing
 from patchscopes.experiments.config import CrossModelConfig, EntityConfig
 from patchscopes.experiments.cross_model_prediction import METRICS, predict_next_tokens
 from patchscopes.experiments.entity import (
@@ -89,7 +90,11 @@ def run(
         return _describe_entities(pair, source_description, target_description, some, config.entity)
 
     chunks = split_into_chunks(drawn.samples, CHUNK_SAMPLES)
-    predicted = measure_chunks(chunks, ChunkStore(store.folder / "next_token"), predict, progress)
+    chunks_of_entities = split_into_chunks(entities, CHUNK_ENTITIES)
+    parts = {f"next_token/{number:05d}": partial(predict, some) for number, some in enumerate(chunks)}
+    parts |= {f"entity/{number:05d}": partial(describe, some) for number, some in enumerate(chunks_of_entities)}
+    finished = list(measure_parts(parts, store, progress).values())
+    predicted, described = finished[: len(chunks)], finished[len(chunks) :]
     methods = [*config.methods, CrossModelConfig.TARGET_MODEL_ALONE]
     results: Json = {
         "layers": pair.layers,
@@ -102,8 +107,6 @@ def run(
     }
     if not entities:
         return results, sum_timing(predicted)
-    chunks_of_entities = split_into_chunks(entities, CHUNK_ENTITIES)
-    described = measure_chunks(chunks_of_entities, ChunkStore(store.folder / "entity"), describe, progress)
     results["entity"] = {"pairs": pair.diagonal} | _summarise_entities(described, config.seed)
     return results, sum_timing([*predicted, *described])
 

@@ -34,9 +34,9 @@ from patchscopes.experiments.attention_knockout import select_asking
 from patchscopes.experiments.attention_knockout_rows import check_blocks, choose_window
 from patchscopes.experiments.causal_tracing_states import measure_spread
 from patchscopes.experiments.checks import check_methods
-from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
+from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
 from patchscopes.experiments.config import EntityConfig, EntityResolutionConfig
-from patchscopes.experiments.entity import build_description_target
+from patchscopes.experiments.entity import CHUNK_ENTITIES, build_description_target
 from patchscopes.experiments.entity_layers import describe_in_clear
 from patchscopes.experiments.entity_resolution_changes import summarise_measure
 from patchscopes.experiments.entity_resolution_measures import (
@@ -117,18 +117,18 @@ def run(
     if "knockout" in config.methods:
         check_blocks(layers)
     asking = select_asking(facts)
-    known = ask_facts(model, asking, store, config.batch_size, config.chat)
-    examples = draw_lre_examples(asking, known["found"], config) if "lre" in config.methods else {}
-    drawn = draw_measured(model, asking, known["found"], examples, config)
+    known, asked = ask_facts(model, asking, store, config.batch_size, config.chat)
+    examples = draw_lre_examples(asking, known, config) if "lre" in config.methods else {}
+    drawn = draw_measured(model, asking, known, examples, config)
     subjects = list(dict.fromkeys(fact.fact.subject for fact in drawn))
     describing = EntityConfig(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, chat=config.chat)
     described = measure_chunks(
-        [subjects] if "description" in config.methods else [],
-        ChunkStore(store.folder / "in_clear"),
+        split_into_chunks(subjects, CHUNK_ENTITIES) if "description" in config.methods else [],
+        store.at("in_clear"),
         lambda names: describe_subjects(model, names, describing),
         iter,
     )
-    in_clear = described[0]["descriptions"] if described else {}
+    in_clear = {name: text for some in described for name, text in some["descriptions"].items()}
 
     @cache
     def fit_lre(template: str) -> tuple[Relation, LayerMapping]:
@@ -149,7 +149,7 @@ def run(
     )
     measured = measure_chunks(
         range(len(drawn)),
-        ChunkStore(store.folder / "facts"),
+        store.at("facts"),
         lambda number: measure_fact(setting, drawn[number], number),
         progress,
     )
@@ -158,7 +158,7 @@ def run(
         "window": setting.window,
         "n_facts": len(facts),
         "n_left_out": len(facts) - len(asking),
-        "n_known": sum(answer["known"] for answer in known["found"]),
+        "n_known": sum(answer["known"] for answer in known),
         "n_samples": len(drawn),
         "n_subjects": len(subjects),
         "lre_examples": {template: [fact.subject for fact in some] for template, some in examples.items()},
@@ -166,7 +166,7 @@ def run(
         "measures": summarise_measures(measured, drawn, layers, config.seed),
         "facts": [one["found"] for one in measured],
     }
-    return results, sum_timing([known, *described, *measured])
+    return results, sum_timing([*asked, *described, *measured])
 
 
 def find_template(fact: Fact) -> str:

@@ -15,7 +15,7 @@ from patchscopes.engine.batching import run_in_batches
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
-from patchscopes.experiments.chunks import StopWatch, measure_chunks
+from patchscopes.experiments.chunks import StopWatch, measure_chunks, split_into_chunks
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_first_tokens, find_token_spans, find_word
 from patchscopes.prompts import NO_CHAT, ChatForm
@@ -23,6 +23,8 @@ from patchscopes.results import ChunkStore, Json
 from patchscopes.tokens import Text, decode_each_token, resolve_position, to_token_ids
 from patchscopes.words import find_whole
 
+# Facts that are asked, and finished, together.
+CHUNK_FACTS = 128
 # A word that belongs to the same name as what follows: no sign ends a phrase between them.
 WORD_BEFORE = re.compile(r"(?:\S*[^\s.,;:!?] |\S+-)$")
 
@@ -55,8 +57,8 @@ def find_known(model: LensModel, facts: Sequence[Fact], batch_size: int | None, 
 
 def ask_facts(
     model: LensModel, facts: Sequence[Fact], store: ChunkStore, batch_size: int | None, chat: ChatForm = NO_CHAT
-) -> Json:
-    """Which of the facts the model knows, `found`, and the seconds that it took to ask; kept in `store`."""
+) -> tuple[list[Json], list[Json]]:
+    """Which of the facts the model knows, as `find_known` tells; and the finished chunks, kept in `store`."""
 
     def ask(some: Sequence[Fact]) -> Json:
         watch = StopWatch()
@@ -64,8 +66,8 @@ def ask_facts(
             found = find_known(model, some, batch_size, chat)
         return {"found": found, "seconds": watch.seconds}
 
-    (known,) = measure_chunks([facts], ChunkStore(store.folder / "known"), ask, iter)
-    return known
+    asked = measure_chunks(split_into_chunks(facts, CHUNK_FACTS), store.at("known"), ask, iter)
+    return [answer for some in asked for answer in some["found"]], asked
 
 
 def find_answers(model: LensModel, prompts: Sequence[Text], batch_size: int | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -9,7 +10,7 @@ from patchscopes.data.templates import CHAT, Template
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
-from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks
+from patchscopes.experiments.chunks import Progress, StopWatch, measure_parts, split_into_chunks
 from patchscopes.experiments.config import LayerGridConfig
 from patchscopes.experiments.layer_grid_choices import Source
 from patchscopes.model.lens_model import LensModel
@@ -95,23 +96,22 @@ def say_grid(model: LensModel, grid: Grid, config: LayerGridConfig, store: Chunk
     n_states = max(1, CHUNK_ROWS // (len(grid.layers) * len(grid.target_layers)))
     chunks = [(template.name, some) for template in grid.templates for some in split_into_chunks(grid.states, n_states)]
 
-    def measure(chunk: tuple[str, Sequence[Source]]) -> Json:
-        template, some = chunk
+    def measure(template: str, some: Sequence[Source]) -> Json:
         watch = StopWatch()
         with watch.time("patched"):
             texts = say_states(targets[template], some, grid.layers, grid.target_layers, config)
         return {"texts": texts, "seconds": watch.seconds}
 
-    def measure_unpatched(some: Sequence[TargetPrompt]) -> Json:
+    def measure_unpatched() -> Json:
         watch = StopWatch()
         with watch.time("unpatched"):
-            texts = say_unpatched(model, some, config)
+            texts = say_unpatched(model, list(targets.values()), config)
         return {"texts": texts, "seconds": watch.seconds}
 
-    finished = measure_chunks(chunks, ChunkStore(store.folder / grid.stage), measure, progress)
-    (unpatched,) = measure_chunks(
-        [list(targets.values())], ChunkStore(store.folder / f"{grid.stage}_unpatched"), measure_unpatched, iter
-    )
+    parts = {f"{number:05d}": partial(measure, *chunk) for number, chunk in enumerate(chunks)}
+    *finished, unpatched = measure_parts(
+        parts | {"unpatched": measure_unpatched}, store.at(grid.stage), progress
+    ).values()
     texts: dict[str, list[list[list[str]]]] = {name: [] for name in targets}
     for (template, _), one in zip(chunks, finished, strict=True):
         texts[template] += one["texts"]

@@ -47,7 +47,7 @@ PROMPTS: dict[str, Callable[[TwoHopQuestion], str]] = {
     "cot": lambda question: CHAIN_OF_THOUGHT + question.combined_question,
 }
 # Questions whose unpatched answers are finished together.
-CHUNK_QUESTIONS = 64
+CHUNK_QUESTIONS = 50
 # Pairs (ℓ, ℓ*), of as many questions as that makes, that are patched and finished together.
 CHUNK_PAIRS = 1024
 
@@ -79,7 +79,7 @@ def run(
         raise PatchscopesError(f"none of the {len(questions)} questions can be patched; of the first, {obstacles[0]}")
 
     def ask(asked: Sequence[TwoHopQuestion], prompts: Sequence[str], folder: str) -> list[Json]:
-        chunks, of_phase = split_into_chunks(asked, CHUNK_QUESTIONS), ChunkStore(store.folder / folder)
+        chunks, of_phase = split_into_chunks(asked, CHUNK_QUESTIONS), store.at(folder)
         return measure_chunks(chunks, of_phase, lambda some: _ask(model, some, prompts, config), progress)
 
     def patch(numbers: Sequence[int]) -> Json:
@@ -103,7 +103,7 @@ def run(
     # Alike questions next to each other: rows whose prompts have one length and i* are computed together.
     order = sorted(range(len(chosen)), key=lambda number: measure_prompt(model, chosen[number], config.chat))
     chunks = split_into_chunks(order, max(1, CHUNK_PAIRS // (len(layers) * len(target_layers))))
-    patched = measure_chunks(chunks, ChunkStore(store.folder / "patched"), patch, progress)
+    patched = measure_chunks(chunks, store.at("patched"), patch, progress)
     found_in_order = [found for chunk in patched for found in chunk["questions"]]
     found_of = dict(zip(order, found_in_order, strict=True))
     answered = [

@@ -66,7 +66,7 @@ def run(
 
     tried = measure_chunks(
         split_into_chunks(tried_on.samples, CHUNK_SAMPLES),
-        ChunkStore(store.folder / "train"),
+        store.at("train"),
         lambda samples: try_candidates(model, tried_on, samples, layers, targets, config.batch_size),
         progress,
     )
@@ -77,7 +77,7 @@ def run(
     lenses = build_lenses(model, TargetPromptsConfig.METHODS, {}, prompts, config.chat)
     scored = measure_chunks(
         split_into_chunks(scored_on.samples, CHUNK_SAMPLES),
-        ChunkStore(store.folder / "evaluation"),
+        store.at("evaluation"),
         lambda samples: measure_samples(model, scored_on, samples, layers, lenses, config.batch_size),
         progress,
     )
