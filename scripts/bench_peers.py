@@ -40,6 +40,7 @@ def main() -> None:
         environment=describe_environment(model),
         plot=plot_benchmark,
         print_table=print_table,
+        shared=False,
     )
 
 
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         samples=PeersConfig.n_samples,
         samples_are="source prompts of the next token",
         max_new_tokens=PeersConfig.max_new_tokens,
-        unused=("layers", "batch-size", "fresh", "chat", "system", "dataset", "seed"),
+        unused=("layers", "batch-size", "fresh", "shard", "chat", "system", "dataset", "seed"),
     )
     parser.add_argument(
         "--entities",
