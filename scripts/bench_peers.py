@@ -2,16 +2,22 @@
 
 import argparse
 from dataclasses import asdict
+from importlib.util import find_spec
 
 from options import build_common_parser
 from parsing import positive
 from skeleton import load_chosen_model, run_experiment, run_script, time_total
 
+from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.config import PeersConfig
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    if find_spec("nnterp") is None:
+        raise PatchscopesError(
+            "nnterp is not installed here: run `make bench-peers`, which makes an environment for it"
+        )
 
     import torch
     from transformers.utils import logging as transformers_logging
@@ -20,7 +26,6 @@ def main() -> None:
     from patchscopes.model.environment import describe_environment
     from patchscopes.plots.benchmark import plot_benchmark
 
-    peers.check_peers_installed()
     transformers_logging.disable_progress_bar()
     if options.threads:
         torch.set_num_threads(options.threads)

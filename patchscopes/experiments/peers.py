@@ -6,7 +6,6 @@ Before anything is timed twice, the answers are compared: all must say the same 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -49,18 +48,6 @@ class PeerTask:
     placeholder: str
     call: Callable[[Peer, Sequence[str], str, int], Tensor]
     compare: Callable[[Tensor, Tensor], Json]
-
-
-def check_peers_installed() -> None:
-    """Refuse to start where nnterp is not.
-
-    Raises:
-        PatchscopesError: it is not installed here.
-    """
-    if find_spec("nnterp") is None:
-        raise PatchscopesError(
-            "nnterp is not installed here: run `make bench-peers`, which makes an environment for it"
-        )
 
 
 def load_peers(model: LensModel, name: str) -> list[Peer]:

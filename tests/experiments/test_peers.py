@@ -167,7 +167,3 @@ class TestRun:
         (tmp_path / "m.gguf").touch()
         with pytest.raises(PatchscopesError, match="load a model by its folder or hub id"):
             peers.load_peers(model, str(tmp_path / "m.gguf"))
-
-    def test_without_nnterp(self):
-        with pytest.raises(PatchscopesError, match="run `make bench-peers`"):
-            peers.check_peers_installed()
