@@ -18,7 +18,7 @@ class PeersConfig:
 
     METHODS: ClassVar = ("next_token", "generation")
     n_samples: int = 16
-    n_entities: int = 2
+    n_entities: int = 1
     max_new_tokens: int = 20
     n_turns: int = 3
     methods: tuple[str, ...] = METHODS
