@@ -113,14 +113,14 @@ def build_generation_task(model: LensModel, config: PeersConfig) -> PeerTask:
     if config.n_entities > len(ENTITIES):
         raise PatchscopesError(f"there are {len(ENTITIES)} entities, got {config.n_entities}; give fewer")
     ends = get_end_tokens(model).cpu()
+    names = "1 entity" if config.n_entities == 1 else f"{config.n_entities} entities"
 
     def compare(ours: Tensor, theirs: Tensor) -> Json:
         same = forget_padding(ours, ends) == forget_padding(theirs, ends)
         return {"same_tokens": same.float().mean().item(), "same_generations": same.all(dim=-1).float().mean().item()}
 
     return PeerTask(
-        title=f"{config.max_new_tokens} tokens, {config.n_entities} entities × {model.cfg.n_layers} layers, with their "
-        "extraction",
+        title=f"{config.max_new_tokens} tokens, {names} × {model.cfg.n_layers} layers, with their extraction",
         sources=ENTITIES[: config.n_entities],
         target=build_entity_description_prompt(),
         placeholder=DESCRIPTION_PLACEHOLDER,
