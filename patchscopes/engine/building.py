@@ -12,7 +12,7 @@ from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from patchscopes.engine.clean_run import record_clean_run
+from patchscopes.engine.clean_run import record_clean_run, run_base_model
 from patchscopes.engine.prefix import SHARED_PREFIX_ATTENTION, cache_in_use
 from patchscopes.engine.twin import Twin, block_forwards
 from patchscopes.errors import PatchscopesError
@@ -73,7 +73,8 @@ def build_twin(model: Any, shares_prefix: bool) -> Twin:
     blocks = tuple(copy_module(block) for block in model.blocks)
     twin = observe_blocks(Twin(causal_lm, blocks, shares_prefix))
     # A token behind a prefix of one: what cannot run is refused here.
-    record_clean_run(twin, torch.zeros(2, dtype=torch.long, device=twin.device), position=1)
+    tokens = torch.zeros(2, dtype=torch.long, device=twin.device)
+    run_base_model(twin, tokens[1:], twin.new_cache(record_clean_run(twin, tokens, position=1).prefixes))
     return twin
 
 

@@ -14,29 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchscopes.engine.prefix import KeysValues, get_cache_in_use
-from patchscopes.engine.reference import Identity, Reference, measure_error
+from patchscopes.engine.prefix import KeysValues, cut_tokens, get_cache_in_use
+from patchscopes.engine.reference import Identity, Reference
+from patchscopes.engine.tolerance import Difference, get_tolerance, measure_error
 from patchscopes.engine.twin import Twin, unwrap_hidden_states, wrap_hidden_states
-
-# A block may differ from the plain one by so many units in the last place, as a part of what it adds, and always by a
-# part of 1e-4. On the embedded model it differs by up to 17 units in float32, 6 in bfloat16, 3 in float16; with a wrong
-# mask, position or key by tens of per cent.
-UNITS, SMALLEST_PART = 16, 1e-4
-
-
-class Difference(Exception):
-    """What the fast engine does otherwise than plain hooks, in words."""
-
-
-def get_tolerance(twin: Twin, dtype: torch.dtype) -> float:
-    """How much what a block adds may differ in arithmetic of this type, as a part of it.
-
-    Products with quantised weights are computed in their own ways, in numbers of 16 bits; and so are those of float32
-    where torch was told to take its precision less strictly.
-    """
-    loosely = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    coarsest = torch.bfloat16 if loosely or getattr(twin.causal_lm, "is_quantized", False) else dtype
-    return max(SMALLEST_PART, UNITS * torch.finfo(coarsest).eps)
 
 
 def supervise_blocks(twin: Twin, reference: Reference) -> list[Callable[..., Any]]:
@@ -77,8 +58,10 @@ def _supervise(number: int, forward: Callable[..., Any], twin: Twin, reference: 
                 f"what block {number} adds differs by {float(error.max()):.2g} of it, {tolerance:.2g} is allowed"
             )
         keys, values = cast(KeysValues, layer.row_keys_values)
-        if start < reference.target.position:
-            prefix = keys, values
+        n_before = reference.target.position - start
+        if n_before > 0:
+            prefix = cut_tokens((keys, values), 0, n_before)
+            keys, values = cut_tokens((keys, values), n_before)
         for row, matching in enumerate(identities):
             remembered.update(dict.fromkeys(matching, (keys[row], values[row])))
         return wrap_hidden_states(twin, leaving)

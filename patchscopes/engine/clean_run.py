@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from patchscopes.engine.prefix import KeysValues, PrefixCache, cache_in_use
+from patchscopes.engine.prefix import KeysValues, PrefixCache, cache_in_use, cut_tokens
 from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states, wrap_hidden_states
 
 
@@ -76,32 +76,28 @@ def record_clean_run(
     position: int,
     soft_prompt: Float[Tensor, "pos d_model"] | None = None,
 ) -> CleanRun:
-    """Run the target prompt once: the prefix into the cache, then the suffix with everything recorded.
+    """Run the target prompt once, all of its tokens together, with everything recorded.
 
     Args:
         soft_prompt: what enters block 0 in place of what the tokens put there.
     """
-    soft_prefix, soft_suffix = (None, None) if soft_prompt is None else (soft_prompt[:position], soft_prompt[position:])
-    prefixes: list[KeysValues | None] = [None] * len(twin.blocks)
-    if position > 0:
-        with block_forwards(twin, enter_soft_prompt([block.forward for block in twin.blocks], soft_prefix)):
-            prefixes = [*run_base_model(twin, tokens[:position], twin.new_cache())]
-
     residuals: list[Tensor] = []
-    calls: list[BlockCall] = []
 
     def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = forward(hidden, *args, **kwargs)
             residuals.extend([unwrap_hidden_states(output)] if residuals else [hidden, unwrap_hidden_states(output)])
-            calls.append(BlockCall(args, kwargs, twin.per_row_arguments))
             return output
 
         return recorded
 
-    with block_forwards(twin, enter_soft_prompt([recording(block.forward) for block in twin.blocks], soft_suffix)):
-        suffixes = run_base_model(twin, tokens[position:], twin.new_cache(prefixes))
-    return CleanRun(prefixes, suffixes, residuals, calls)
+    with block_forwards(twin, enter_soft_prompt([recording(block.forward) for block in twin.blocks], soft_prompt)):
+        whole = run_base_model(twin, tokens, twin.new_cache())
+    prefixes = [cut_tokens(part, 0, position) if position > 0 else None for part in whole]
+    # How the family calls its blocks for the suffix alone.
+    _, calls = enter_blocks(twin, tokens[None, position:], twin.new_cache(prefixes))
+    suffixes = [cut_tokens(part, position) for part in whole]
+    return CleanRun(prefixes, suffixes, [residual[:, position:] for residual in residuals], calls)
 
 
 def enter_soft_prompt(

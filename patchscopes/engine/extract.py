@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.engine.batching import RowSize, run_in_batches
+from patchscopes.engine.building import get_twin
 from patchscopes.engine.overflow import check_finite
+from patchscopes.engine.packing import LastLayerRead, choose_tree, read_packed
 from patchscopes.errors import PatchscopesError
 from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, to_lens_model, to_numbers
 from patchscopes.model.layers import get_hook_name, resolve_layers
@@ -23,10 +25,6 @@ def extract_representation(
 ) -> Float[Tensor, " d_model"]:
     """The representation of one token of one text at one layer. See `extract_representations`."""
     return extract_representations(model, [text], [position], [layer])[0, 0]
-
-
-class _LastLayerRead(Exception):
-    """Ends a forward pass when everything asked for has been read."""
 
 
 @torch.no_grad()
@@ -42,10 +40,10 @@ def extract_representations(
 
     One text stands for itself at each of the positions.
 
-    Texts of different lengths share a batch of `batch_size` (halved, with a warning, where it is out of memory); a text
-    given several times (with different positions)
-    is read once. Nothing is run that no one asked for: not the tokens after the last position, not the blocks
-    after the last layer, not the unembedding. Hooks that the user put on the model fire.
+    Texts of different lengths share a batch of `batch_size` (halved, with a warning, where it is out of memory). A text
+    given several times (with different positions) is read once, and on a CPU so is what short texts begin with alike.
+    Nothing is run that no one asked for: not the tokens after the last position, not the blocks after the last layer,
+    not the unembedding. Hooks that the user put on the model fire.
 
     Raises:
         PatchscopesError: a position or layer does not exist, texts and positions differ in number, or states hold NaN
@@ -107,6 +105,19 @@ def _read_batch(
     model: LensModel, runs: list[tuple[int, ...]], rows: list[int], columns: list[int], layers: list[int]
 ) -> Float[Tensor, "wanted layer d_model"]:
     """Run token sequences as one batch; the residuals at each (row, column)."""
+    tree = choose_tree(model, runs, _read_padded)
+    if tree is None:
+        return _read_padded(model, runs, rows, columns, layers)
+    wanted = torch.tensor([tree.nodes[row][column] for row, column in zip(rows, columns, strict=True)])
+    different = sorted(set(layers))
+    states = read_packed(get_twin(model), tree, wanted, different)
+    return states[:, [different.index(layer) for layer in layers]].to(model.cfg.dtype)
+
+
+def _read_padded(
+    model: LensModel, runs: list[tuple[int, ...]], rows: list[int], columns: list[int], layers: list[int]
+) -> Float[Tensor, "wanted layer d_model"]:
+    """The same with TransformerLens hooks on sequences of one length."""
     # Padding goes to the right, where causal attention keeps it from the tokens that are read.
     longest = max(map(len, runs))
     tokens = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in runs], device=model.cfg.device)
@@ -121,11 +132,11 @@ def _read_batch(
             for slot in slots[layer]:
                 states[:, slot] = residual[rows, columns].to(states)
             if layer == last:
-                raise _LastLayerRead
+                raise LastLayerRead
 
         return read
 
     hooks = [(get_hook_name(layer), reading(layer)) for layer in slots]
-    with suppress(_LastLayerRead):
+    with suppress(LastLayerRead):
         model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
     return states

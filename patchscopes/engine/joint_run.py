@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchscopes.engine.clean_run import CleanRun, enter_blocks
-from patchscopes.engine.prefix import KeysValues, PrefixCache, cache_in_use
+from patchscopes.engine.prefix import KeysValues, PrefixCache, cache_in_use, cut_tokens
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states
 
@@ -44,8 +44,8 @@ def join_clean_runs(twin: Twin, targets: Sequence[TargetPrompt], start: int) -> 
         for run in runs
     ]
     blocks = [_join_rows(of_block) for of_block in zip(*joined, strict=True)]
-    prefixes = [(keys[..., :start, :], values[..., :start, :]) if start > 0 else None for keys, values in blocks]
-    suffixes = [(keys[..., start:, :], values[..., start:, :]) for keys, values in blocks]
+    prefixes = [cut_tokens(block, 0, start) if start > 0 else None for block in blocks]
+    suffixes = [cut_tokens(block, start) for block in blocks]
     of_targets = [
         [residual[:, start - target.position :] for residual in run.residuals]
         for target, run in zip(targets, runs, strict=True)

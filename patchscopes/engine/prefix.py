@@ -189,5 +189,11 @@ def prepend_prefix(prefix: KeysValues, of_rows: KeysValues) -> KeysValues:
     return keys, values
 
 
+def cut_tokens(keys_values: KeysValues, first: int, last: int | None = None) -> KeysValues:
+    """Those of the tokens from `first` on, up to before `last`."""
+    keys, values = keys_values
+    return keys[..., first:last, :], values[..., first:last, :]
+
+
 AttentionInterface.register(SHARED_PREFIX_ATTENTION, shared_prefix_attention)
 AttentionMaskInterface.register(SHARED_PREFIX_ATTENTION, eager_mask)

@@ -14,11 +14,12 @@ import torch
 
 from patchscopes.engine import fast
 from patchscopes.engine.building import REFUSALS, get_twin, use_family_attention
-from patchscopes.engine.checking import Difference, get_tolerance, supervise_blocks
+from patchscopes.engine.checking import supervise_blocks
 from patchscopes.engine.generation import concatenate_logits
 from patchscopes.engine.overflow import Overflow
-from patchscopes.engine.reference import Reference, build_trials, measure_error, record_reference
+from patchscopes.engine.reference import Reference, build_trials, record_reference
 from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.tolerance import Difference, get_tolerance, measure_error
 from patchscopes.engine.twin import block_forwards
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
 from patchscopes.model.lens_model import LensModel, has_hooks, is_bridge

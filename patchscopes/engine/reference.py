@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.tolerance import measure_error
 from patchscopes.model.layers import EMBEDDING, get_hook_name
 
 # The tokens that a row has generated; the empty one is the target prompt itself.
@@ -144,20 +145,6 @@ def record_reference(target: TargetPrompt) -> Reference:
     layers = torch.tensor(written_at, device=vectors.device)
     # A copy: a part of them would keep the logits of all tokens in memory.
     return Reference(target, vectors, layers, continuations, streams, logits[:, n_tokens - 1 :].clone())
-
-
-def measure_error(
-    added: Float[Tensor, "*token d_model"],
-    expected: Float[Tensor, "*token d_model"],
-    after: Float[Tensor, "*token d_model"],
-) -> Float[Tensor, "*token"]:
-    """How much what a block adds differs from what it should add, as a part of that.
-
-    The rounding of the residual `after` the block, to which it is added, is left out.
-    """
-    rounding = torch.finfo(after.dtype).eps * after.float().norm(dim=-1)
-    difference = (added.float() - expected.float()).norm(dim=-1)
-    return (difference - rounding).clamp(min=0) / expected.float().norm(dim=-1).clamp(min=1e-30)
 
 
 def _round_otherwise(residual: Float[Tensor, "*token d_model"], seed: int) -> Float[Tensor, "*token d_model"]:

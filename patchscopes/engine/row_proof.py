@@ -15,16 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.engine.building import REFUSALS, get_twin
-from patchscopes.engine.checking import get_tolerance
 from patchscopes.engine.joint_run import join_clean_runs, run_cleanly_together
 from patchscopes.engine.prefix import cache_in_use
 from patchscopes.engine.proof import Engine, choose_engine
-from patchscopes.engine.reference import build_trials, measure_error
+from patchscopes.engine.reference import build_trials
 from patchscopes.engine.row_blocks import collect_changes, run_block
 from patchscopes.engine.row_hooks import build_row_hooks
 from patchscopes.engine.rows import Cut, Feature, Row, Write, get_model
 from patchscopes.engine.sublayers import check_plain_hooks
 from patchscopes.engine.target import TargetPrompt
+from patchscopes.engine.tolerance import get_tolerance, measure_error
 from patchscopes.engine.twin import Twin
 from patchscopes.errors import PatchscopesWarning
 from patchscopes.model.layers import EMBEDDING, get_hook_name

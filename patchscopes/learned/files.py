@@ -79,7 +79,9 @@ def get_cached_path(
         "dataset": texts.sha256,
         "tokens": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
         "options": options,
-        "code": code_sha256(["learned/files", "tokens", "data/texts", "data/files", "engine/extract", *modules]),
+        "code": code_sha256(
+            ["learned/files", "tokens", "data/texts", "data/files", "engine/extract", "engine/packing", *modules]
+        ),
         "torch": version("torch"),
         "transformers": version("transformers"),
     }

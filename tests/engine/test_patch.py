@@ -87,6 +87,26 @@ class TestFamilies:
             torch.testing.assert_close(batched[row], plain, atol=1e-5, rtol=1e-5)
 
 
+class TestLogits:
+    @pytest.mark.parametrize("engine", ["fast", "hooks"])
+    def test_they_hold_no_more_memory_than_their_own(self, llama, engine):
+        vectors, layers = random_rows(llama, 5)
+        logits = patch_logits(TargetPrompt(llama, TOKENS), vectors, layers, engine=engine)
+        assert logits.untyped_storage().nbytes() == logits.nbytes
+
+    def test_a_bias_that_becomes_other_than_zero_counts(self, tokenizer):
+        model = load_model(hf_model=make_hf_model("llama"), tokenizer=tokenizer)
+        vectors, layers = random_rows(model, 5)
+        target = TargetPrompt(model, TOKENS)
+        before = patch_logits(target, vectors, layers, engine="fast")
+        bias = torch.linspace(-1, 1, VOCABULARY)
+        # TransformerLens gives every unembedding without a bias one of zeros.
+        model.unembed.original_component.bias.copy_(bias)
+        after = patch_logits(target, vectors, layers, engine="fast")
+        torch.testing.assert_close(after, before + bias, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(after, patch_logits(target, vectors, layers, engine="hooks"), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", KINDS)
 class TestKinds:
     @pytest.mark.parametrize("position", [-1, 5, 0])

@@ -24,6 +24,7 @@ PLOTS = {
     "attribute_lens": "attribute_lens",
     "attributes": "attributes",
     "bench": "benchmark",
+    "bench_peers": "benchmark",
     "causal_tracing": "causal_tracing",
     "cross_model": "cross_model",
     "entity": "entity",

@@ -123,6 +123,7 @@ def test_an_unknown_option_is_refused_at_once(script):
             ["Canada", "--relation", "king"],
             "no relation is called 'king': choose from",
         ),
+        ("bench_peers.py", [], "nnterp is not installed here: run `make bench-peers`"),
         ("run_attributes_interactive.py", ["Canada", "--source-text", "Here"], "does not stand in --source-text"),
     ],
 )

@@ -13,6 +13,7 @@ from patchscopes.experiments.config.facts import (
     TracedSite,
     TracingExampleConfig,
 )
+from patchscopes.experiments.config.peers import PeersConfig
 from patchscopes.experiments.config.reading import (
     FutureForm,
     FutureLensConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "MultiHopExampleConfig",
     "NextTokenConfig",
     "NextTokenExampleConfig",
+    "PeersConfig",
     "PromptTableConfig",
     "TargetPromptsConfig",
     "TracedSite",
