@@ -2,10 +2,7 @@
 
 import importlib.util
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from patchscopes.model.failures import explain_failure
 from patchscopes.model.gguf import unpack_gguf
 from patchscopes.model.registry import EMBEDDED_MODEL
 from patchscopes.model.sources import ADAPTER_FILE, CONFIG_FILE, Source, find_base_source, find_namesake, find_source
+from patchscopes.model.wrapping import boot, save_for_reloading, wrap, wrap_loaded
 
 QUANTIZATIONS = ("8bit", "4bit")
 
@@ -88,7 +86,7 @@ def load_model(
                 "revision and quantization are of a model that is not loaded yet: give them to from_pretrained, or "
                 "give load_model the name of the model"
             )
-        return _finish(_wrap_loaded(hf_model, tokenizer, device, dtype, trust_remote_code))
+        return _finish(wrap_loaded(hf_model, tokenizer, device, dtype, trust_remote_code))
     name = str(name)
     source = find_source(name)
     device = resolve_device(device)
@@ -157,10 +155,10 @@ def _load(source: Source, request: _Request, tokenizer: PreTrainedTokenizerBase 
     source = _unpack(source, request)
     if request.quantization is not None or source.kind == "adapter":
         hf_model, own_tokenizer = _load_hf_model(source, request)
-        return _wrap(hf_model, tokenizer or own_tokenizer, source.place)
+        return wrap(hf_model, tokenizer or own_tokenizer, source.place)
     placement = {"device_map": ALL_GPUS} if request.device == ALL_GPUS else {"device": request.device}
     with save_for_reloading(tokenizer) as reloadable:
-        return TransformerBridge.boot_transformers(
+        return boot(
             source.place,
             dtype=request.dtype,
             tokenizer=reloadable,
@@ -208,84 +206,6 @@ def _load_hf_model(source: Source, request: _Request) -> tuple[PreTrainedModel, 
     )
     # Where a folder holds an adapter beside its model, transformers puts it into that.
     return merge_adapters(hf_model), AutoTokenizer.from_pretrained(source.place, **remote)
-
-
-def _wrap_loaded(
-    hf_model: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    device: str | torch.device | None,
-    dtype: torch.dtype | str | None,
-    trust_remote_code: bool,
-) -> TransformerBridge:
-    """A bridge around a loaded model."""
-    if not hasattr(hf_model, "config"):
-        raise PatchscopesError(
-            f"hf_model must be a model of Hugging Face, such as AutoModelForCausalLM gives, got a "
-            f"{type(hf_model).__name__}"
-        )
-    hf_model = merge_adapters(hf_model)
-    if device is not None:
-        device = resolve_device(device)
-        if device == ALL_GPUS:
-            raise PatchscopesError("a loaded model stays where it is: spread it with device_map when you load it")
-        hf_model = hf_model.to(device)
-    if dtype is not None:
-        if getattr(hf_model, "is_quantized", False):
-            raise PatchscopesError("quantised weights keep their type: leave dtype out, or give it to from_pretrained")
-        hf_model = hf_model.to(parse_dtype(dtype))
-    name = hf_model.config.name_or_path or type(hf_model).__name__
-    try:
-        model = _wrap(hf_model, tokenizer or _load_tokenizer(name, trust_remote_code), name)
-    except AttributeError as error:
-        raise PatchscopesError(
-            f"TransformerLens cannot wrap this {type(hf_model).__name__} ({error}): load the model with its "
-            "language-modelling head, as AutoModelForCausalLM does"
-        ) from error
-    except ValueError as error:
-        raise PatchscopesError(explain_failure(name, Source(kind="hub", place=name), error)) from error
-    model.cfg.model_name = name
-    return model
-
-
-def _wrap(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> TransformerBridge:
-    """A bridge around a model of Hugging Face."""
-    # Models made from a configuration do not carry the name by which TransformerLens finds their family.
-    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
-    for module in hf_model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On some CPUs bitsandbytes lays 4-bit weights out anew when they first run: no gradient passes them any
-            # more, and they cannot be saved.
-            vars(module)["support_avx512bf16_for_cpu"] = False
-    parameter = next(hf_model.parameters())
-    with save_for_reloading(tokenizer) as reloadable:
-        return TransformerBridge.boot_transformers(
-            f"loaded/{name}", hf_model=hf_model, tokenizer=reloadable, device=parameter.device, dtype=parameter.dtype
-        )
-
-
-@contextmanager
-def save_for_reloading(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[PreTrainedTokenizerBase | None]:
-    """The tokenizer as it is now, saved for as long as the context lasts.
-
-    TransformerLens loads a tokenizer again by its path, to have BOS prepended: one made on the spot has none, and one
-    that was changed since it was loaded would lose the change.
-    """
-    if tokenizer is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        # Code that came with the tokenizer runs already, and was saved with it.
-        yield AutoTokenizer.from_pretrained(folder, trust_remote_code=tokenizer._auto_class is not None)
-
-
-def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise PatchscopesError(
-            f"found no tokenizer for the model {name!r}: give one with tokenizer=... to load_model(hf_model=...)"
-        ) from error
 
 
 def _finish(model: TransformerBridge) -> TransformerBridge:
