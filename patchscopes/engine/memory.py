@@ -5,6 +5,7 @@ import platform
 
 import torch
 
+from patchscopes.model.devices import measure_free_memory_of
 from patchscopes.model.lens_model import LensModel
 
 # Of glibc's malloc.h.
@@ -37,13 +38,5 @@ def measure_free_memory(model: LensModel) -> int | None:
 
     Of a model that is spread over several GPUs, on the fullest of them.
     """
-    if torch.device(model.cfg.device).type != "cuda":
-        return None
-    devices = {parameter.device for _, parameter in model.named_parameters()}
-    return min(_measure_free_memory_of(device) for device in devices if device.type == "cuda")
-
-
-def _measure_free_memory_of(device: torch.device) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    # What PyTorch has taken and does not use is there for new tensors too.
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    devices = {torch.device(model.cfg.device), *(parameter.device for _, parameter in model.named_parameters())}
+    return min((measure_free_memory_of(device) for device in devices if device.type == "cuda"), default=None)
