@@ -57,12 +57,13 @@ def measure_free_memory_of(device: str | torch.device) -> int:
         # What PyTorch has taken and does not use is there for new tensors too.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     # Memory of Apple's GPUs is that of the machine.
-    return int(psutil.virtual_memory().available + psutil.swap_memory().free)
+    return int(psutil.virtual_memory().available)
 
 
 def fits(n_bytes: float, device: str | torch.device) -> bool:
-    """Whether so many bytes are not clearly more than there is room for."""
-    return n_bytes <= MARGIN * measure_free_memory_of(device)
+    """Whether so many bytes are not clearly more than there is room for (on a CPU, with what can be swapped out)."""
+    swap = 0 if "cuda" in str(device) else psutil.swap_memory().free
+    return n_bytes <= MARGIN * (measure_free_memory_of(device) + swap)
 
 
 def require_memory(what: str, n_bytes: float, device: str | torch.device, advice: str) -> None:

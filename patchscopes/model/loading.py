@@ -29,7 +29,9 @@ from patchscopes.model.devices import ALL_GPUS, default_dtype, parse_dtype, reso
 from patchscopes.model.embedded import unpack_embedded_model
 from patchscopes.model.failures import explain_failure
 from patchscopes.model.gguf import unpack_gguf
+from patchscopes.model.offloading import make_offload_folder, plan_offloading, remove_with
 from patchscopes.model.registry import EMBEDDED_MODEL
+from patchscopes.model.sizes import check_weights_fit
 from patchscopes.model.sources import ADAPTER_FILE, CONFIG_FILE, Source, find_base_source, find_namesake, find_source
 from patchscopes.model.wrapping import boot, save_for_reloading, wrap, wrap_loaded
 
@@ -45,6 +47,7 @@ class _Request:
     revision: str | None
     trust_remote_code: bool
     quantization: str | None
+    may_offload: bool
 
 
 def load_model(
@@ -66,7 +69,8 @@ def load_model(
             `./name` if it is called as an alias is), or a GGUF file (`.gguf`), which is dequantised once into the
             user's cache folder. A folder or repository that holds an adapter of peft stands for the model that it was
             made for, with the adapter merged into its weights. A loaded model is taken as `hf_model`.
-        device: cuda, mps or cpu, whichever is there first unless given; `"auto"` spreads the model over all GPUs.
+        device: cuda, mps or cpu, whichever is there first unless given; `"auto"` spreads the model over all GPUs. What
+            they do not hold waits in the CPU's memory, and what that does not hold on the disk.
         dtype: float32 on a CPU and bfloat16 elsewhere unless given, as a torch type or its name.
         hf_model: wrap this loaded model instead (in place, as TransformerLens does); it stays where it is and
             as it is unless `device` or `dtype` is given. The adapters of a peft model are merged into its weights.
@@ -89,6 +93,7 @@ def load_model(
         return _finish(wrap_loaded(hf_model, tokenizer, device, dtype, trust_remote_code))
     name = str(name)
     source = find_source(name)
+    may_offload = str(device) == ALL_GPUS
     device = resolve_device(device)
     request = _Request(
         device=device,
@@ -96,6 +101,7 @@ def load_model(
         revision=revision,
         trust_remote_code=trust_remote_code,
         quantization=quantization,
+        may_offload=may_offload,
     )
     _check_request(name, source, request)
     progress_bars = transformers_logging.is_progress_bar_enabled()
@@ -153,8 +159,9 @@ def _check_request(name: str, source: Source, request: _Request) -> None:
 def _load(source: Source, request: _Request, tokenizer: PreTrainedTokenizerBase | None) -> TransformerBridge:
     """The model of a source in a bridge: loaded by TransformerLens itself, unless it is quantised or adapted."""
     source = _unpack(source, request)
-    if request.quantization is not None or source.kind == "adapter":
-        hf_model, own_tokenizer = _load_hf_model(source, request)
+    budget = _plan(source, request)
+    if request.quantization is not None or source.kind == "adapter" or budget is not None:
+        hf_model, own_tokenizer = _load_hf_model(source, request, budget)
         return wrap(hf_model, tokenizer or own_tokenizer, source.place)
     placement = {"device_map": ALL_GPUS} if request.device == ALL_GPUS else {"device": request.device}
     with save_for_reloading(tokenizer) as reloadable:
@@ -168,6 +175,27 @@ def _load(source: Source, request: _Request, tokenizer: PreTrainedTokenizerBase 
         )
 
 
+def _plan(source: Source, request: _Request) -> dict[int | str, int] | None:
+    """What weights may take of each memory where some of them must be offloaded, else None.
+
+    Raises:
+        PatchscopesError: they do not fit, and may not be offloaded.
+    """
+    if source.kind == "adapter" and not holds_model(source.place):
+        # Of the model that it was made for.
+        return None
+    of_model = {
+        "dtype": request.dtype,
+        "quantization": request.quantization,
+        "revision": request.revision,
+        "trust_remote_code": request.trust_remote_code,
+    }
+    budget = plan_offloading(source.place, **of_model) if request.may_offload else None
+    if budget is None:
+        check_weights_fit(source.place, device=request.device, **of_model)
+    return budget
+
+
 def _unpack(source: Source, request: _Request) -> Source:
     """The source, with a folder in place of what is unpacked into one, and an adapter of the hub as such."""
     if source.kind == "embedded":
@@ -179,13 +207,21 @@ def _unpack(source: Source, request: _Request) -> Source:
     return source
 
 
-def _load_hf_model(source: Source, request: _Request) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model of Hugging Face and its tokenizer; an adapter stands for its model, with it merged into the weights."""
+def _load_hf_model(
+    source: Source, request: _Request, budget: dict[int | str, int] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of Hugging Face and its tokenizer; an adapter stands for its model, with it merged into the weights.
+
+    Args:
+        budget: of `plan_offloading`.
+    """
     remote = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
     if source.kind == "adapter" and not holds_model(source.place):
         base_name, base_revision = read_base(source.place, request.revision)
         base_source = _unpack(find_base_source(base_name), request)
-        base, base_tokenizer = _load_hf_model(base_source, replace(request, revision=base_revision))
+        base_request = replace(request, revision=base_revision, may_offload=False)
+        _plan(base_source, base_request)
+        base, base_tokenizer = _load_hf_model(base_source, base_request)
         tokenizer = load_own_tokenizer(source.place, request.revision, request.trust_remote_code)
         return load_adapter(base, source.place, tokenizer, request.revision), tokenizer or base_tokenizer
     quantised = None
@@ -197,13 +233,16 @@ def _load_hf_model(source: Source, request: _Request) -> tuple[PreTrainedModel, 
             load_in_4bit=request.quantization == "4bit",
             bnb_4bit_compute_dtype=request.dtype,
         )
+    placement: dict[str, Any] = {"device_map": {"": request.device}}
+    if budget is not None:
+        placement = {"device_map": ALL_GPUS, "max_memory": budget, "offload_folder": make_offload_folder()}
+    elif request.device == ALL_GPUS:
+        placement = {"device_map": ALL_GPUS}
     hf_model = AutoModelForCausalLM.from_pretrained(
-        source.place,
-        dtype=request.dtype,
-        device_map=ALL_GPUS if request.device == ALL_GPUS else {"": request.device},
-        quantization_config=quantised,
-        **remote,
+        source.place, dtype=request.dtype, quantization_config=quantised, **placement, **remote
     )
+    if budget is not None:
+        remove_with(hf_model, placement["offload_folder"])
     # Where a folder holds an adapter beside its model, transformers puts it into that.
     return merge_adapters(hf_model), AutoTokenizer.from_pretrained(source.place, **remote)
 

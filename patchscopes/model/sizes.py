@@ -96,4 +96,6 @@ def advise(size: ModelSize, n_bytes: int, device: str) -> str:
         for form, taken in smaller.items()
         if fits(taken, device)
     ]
-    return f"what fits is {', '.join([*fitting, '--device auto (slowly: some weights wait elsewhere, or on the disk)'])}"
+    return (
+        f"what fits is {', '.join([*fitting, '--device auto (slowly: weights then wait on the disk)'])}"
+    )

@@ -14,6 +14,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.model.adapters import merge_adapters
 from patchscopes.model.devices import ALL_GPUS, parse_dtype, resolve_device
 from patchscopes.model.failures import explain_failure
+from patchscopes.model.offloading import get_execution_device, shown_where_it_runs
 from patchscopes.model.sources import Source
 
 
@@ -50,6 +51,11 @@ def wrap_loaded(
             f"hf_model must be a model of Hugging Face, such as AutoModelForCausalLM gives, got a "
             f"{type(hf_model).__name__}"
         )
+    if any(parameter.is_meta for parameter in hf_model.parameters()) and not (device is dtype is None):
+        raise PatchscopesError(
+            "a model with offloaded weights stays where and as it is: leave device and dtype out, or give them to "
+            "from_pretrained"
+        )
     hf_model = merge_adapters(hf_model)
     if device is not None:
         device = resolve_device(device)
@@ -83,11 +89,13 @@ def wrap(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: st
             # On some CPUs bitsandbytes lays 4-bit weights out anew when they first run: no gradient passes them any
             # more, and they cannot be saved.
             vars(module)["support_avx512bf16_for_cpu"] = False
-    parameter = next(hf_model.parameters())
-    with save_for_reloading(tokenizer) as reloadable:
-        return boot(
-            f"loaded/{name}", hf_model=hf_model, tokenizer=reloadable, device=parameter.device, dtype=parameter.dtype
-        )
+    # Token ids go there.
+    device = get_execution_device(hf_model.get_input_embeddings())
+    dtype = next(hf_model.parameters()).dtype
+    with save_for_reloading(tokenizer) as reloadable, shown_where_it_runs(hf_model):
+        model = boot(f"loaded/{name}", hf_model=hf_model, tokenizer=reloadable, device=device, dtype=dtype)
+    model.cfg.device = str(device)
+    return model
 
 
 @contextmanager
