@@ -17,7 +17,9 @@ from patchscopes.engine import fast
 from patchscopes.engine.memory import measure_free_memory
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.model.devices import measure_free_memory_of, require_memory
 from patchscopes.model.lens_model import LensModel
+from patchscopes.model.offloading import is_offloaded
 
 # What a batch takes of a GPU is only estimated; and what is done with its logits takes memory too.
 SHARE_OF_FREE_MEMORY = 0.5
@@ -82,10 +84,13 @@ def rows_per_batch(model: LensModel, row: RowSize = ONE_TOKEN) -> int:
     """Rows to compute at a time: enough to keep matrix products efficient, few enough to fit into memory.
 
     On a GPU as many as take about half of its free memory, rounded down to a power of two: so that runs differ little
-    in it. On a CPU, measured on two cores with a 135M model, time per row falls until about 500 rows and is flat from
-    there. The bounds are 2,048 tokens, 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
+    in it; and so on a CPU where weights wait on the disk, as every batch reads them again. On a CPU that holds them,
+    measured on two cores with a 135M model, time per row falls until about 500 rows and is flat from there: the bounds
+    are 2,048 tokens, 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
     """
     free = measure_free_memory(model)
+    if free is None and is_offloaded(model):
+        free = measure_free_memory_of(model.cfg.device)
     if free is not None:
         by_memory = int(free * SHARE_OF_FREE_MEMORY) // row.count_bytes(model)
         n_rows = max(1, min(by_memory, NUMBERS_IN_A_TENSOR // row.count_largest(model)))
@@ -93,7 +98,26 @@ def rows_per_batch(model: LensModel, row: RowSize = ONE_TOKEN) -> int:
     by_tokens = fast.TOKENS_AT_A_TIME // row.run
     by_logits = 2**26 // (model.cfg.d_vocab * row.unembedded) if row.unembedded > 0 else by_tokens
     by_cache = 2**28 // (model.cfg.n_layers * count_keys_values(model) * max(1, row.cached))
-    return max(1, min(by_tokens, by_logits, by_cache))
+    by_memory = int(measure_free_memory_of(model.cfg.device) * SHARE_OF_FREE_MEMORY) // row.count_bytes(model)
+    return max(1, min(by_tokens, by_logits, by_cache, by_memory))
+
+
+def check_batch_fits(model: LensModel, row: RowSize, n_rows: int) -> None:
+    """Refuse rows at a time that a CPU clearly has no memory for, before the operating system ends the process.
+
+    A GPU says so itself, and the rows then go on in halves.
+
+    Raises:
+        PatchscopesError: it says how many rows would fit.
+    """
+    if torch.device(model.cfg.device).type == "cuda":
+        return
+    of_row = row.count_bytes(model)
+    fitting = measure_free_memory_of(model.cfg.device) // of_row
+    advice = "give shorter prompts or fewer new tokens, or load the model in bfloat16 (--dtype bfloat16)"
+    if 1 <= fitting < n_rows:
+        advice = f"{fitting:,} rows at a time would fit (--batch-size {fitting})"
+    require_memory(f"{n_rows:,} rows of the model at a time", n_rows * of_row, model.cfg.device, advice)
 
 
 def get_row_size(
@@ -132,13 +156,15 @@ def run_in_batches(
         batch_size: rows at a time; chosen by `rows_per_batch` unless given. It is halved too.
 
     Raises:
-        PatchscopesError: the batch size is below 1; and as batches are run, one row alone is out of memory.
+        PatchscopesError: the batch size is below 1, or clearly more than a CPU has memory for; and as batches are run,
+            one row alone is out of memory.
     """
     if batch_size is not None and batch_size < 1:
         raise PatchscopesError(f"batch_size must be at least 1, or None to choose by size; got {batch_size}")
     size = batch_size or rows_per_batch(model, row)
     if model in _limits:
         size = max(1, min(size, _limits[model] // row.count_bytes(model)))
+    check_batch_fits(model, row, min(size, n_rows))
     return _run_in_halves(model, n_rows, run, row, size)
 
 

@@ -38,5 +38,9 @@ def measure_free_memory(model: LensModel) -> int | None:
 
     Of a model that is spread over several GPUs, on the fullest of them.
     """
-    devices = {torch.device(model.cfg.device), *(parameter.device for _, parameter in model.named_parameters())}
-    return min((measure_free_memory_of(device) for device in devices if device.type == "cuda"), default=None)
+    if torch.device(model.cfg.device).type != "cuda":
+        return None
+    devices = {parameter.device for _, parameter in model.named_parameters()}
+    gpus = {device for device in devices if device.type == "cuda"}
+    # All weights may be offloaded.
+    return min(map(measure_free_memory_of, gpus or {torch.device(model.cfg.device)}))

@@ -60,13 +60,13 @@ def measure_free_memory_of(device: str | torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def fits(n_bytes: float, device: str | torch.device) -> bool:
+def fits(n_bytes: int, device: str | torch.device) -> bool:
     """Whether so many bytes are not clearly more than there is room for (on a CPU, with what can be swapped out)."""
     swap = 0 if "cuda" in str(device) else psutil.swap_memory().free
     return n_bytes <= MARGIN * (measure_free_memory_of(device) + swap)
 
 
-def require_memory(what: str, n_bytes: float, device: str | torch.device, advice: str) -> None:
+def require_memory(what: str, n_bytes: int, device: str | torch.device, advice: str) -> None:
     """Refuse a step before it starts that needs clearly more memory than there is.
 
     Args:

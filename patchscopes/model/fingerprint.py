@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patchscopes.model.lens_model import LensModel
-from patchscopes.model.offloading import read_offloaded
+from patchscopes.model.offloading import list_parameters, read_offloaded
 
 
 def weights_sha256(model: LensModel) -> str:
@@ -30,7 +30,7 @@ def weights_sha256(model: LensModel) -> str:
 
 def _list_weights(model: LensModel) -> Iterator[tuple[str, Tensor]]:
     """The weights by name; of quantised ones the scales too, which are no parameters."""
-    yield from model.named_parameters()
+    yield from list_parameters(model)
     hf_model: Any = getattr(model, "original_model", None)
     if not getattr(hf_model, "is_quantized", False):
         return

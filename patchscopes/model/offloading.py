@@ -22,6 +22,8 @@ from patchscopes.results import explain_writing
 
 # Of the free memory, what weights may take: the rest is for what is computed.
 SHARE_FOR_WEIGHTS = 0.85
+# What TransformerLens adds to the names of the modules that it wraps.
+WRAPPED = "._original_component"
 
 
 def plan_offloading(
@@ -81,6 +83,14 @@ def get_execution_device(module: nn.Module) -> torch.device:
     return device if hook is None else torch.device(hook.execution_device)
 
 
+def list_parameters(model: LensModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's parameters by name, tied ones once: offloaded ones are tied by their names alone."""
+    tied = getattr(getattr(model, "original_model", None), "all_tied_weights_keys", None) or {}
+    for name, parameter in model.named_parameters():
+        if not (parameter.is_meta and name.replace(WRAPPED, "") in tied):
+            yield name, parameter
+
+
 def read_offloaded(model: Any, name: str) -> Tensor:
     """The values of an offloaded parameter, by its name in the model of Hugging Face."""
     path, _, own_name = name.rpartition(".")
@@ -91,12 +101,17 @@ def read_offloaded(model: Any, name: str) -> Tensor:
 
 def count_offloaded_bytes(model: LensModel) -> int:
     """Bytes of the weights that are offloaded."""
-    return sum(parameter.nbytes for _, parameter in model.named_parameters() if parameter.is_meta)
+    return sum(parameter.nbytes for _, parameter in list_parameters(model) if parameter.is_meta)
+
+
+_offloaded: weakref.WeakKeyDictionary[LensModel, bool] = weakref.WeakKeyDictionary()
 
 
 def is_offloaded(model: LensModel) -> bool:
-    """Whether weights of the model wait elsewhere until they are needed."""
-    return any(parameter.is_meta for _, parameter in model.named_parameters())
+    """Whether weights of the model wait elsewhere until they are needed, which never changes once it is loaded."""
+    if model not in _offloaded:
+        _offloaded[model] = any(parameter.is_meta for _, parameter in model.named_parameters())
+    return _offloaded[model]
 
 
 def check_gradients_fit(model: LensModel) -> None:

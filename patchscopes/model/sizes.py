@@ -96,6 +96,4 @@ def advise(size: ModelSize, n_bytes: int, device: str) -> str:
         for form, taken in smaller.items()
         if fits(taken, device)
     ]
-    return (
-        f"what fits is {', '.join([*fitting, '--device auto (slowly: weights then wait on the disk)'])}"
-    )
+    return f"what fits is {', '.join([*fitting, '--device auto (slowly: weights then wait on the disk)'])}"
