@@ -82,3 +82,16 @@ def require_memory(what: str, n_bytes: int, device: str | torch.device, advice: 
             f"{what} take {n_bytes / GIB:,.1f} GiB, and {measure_free_memory_of(device) / GIB:,.1f} GiB are free on "
             f"{device}: {advice}"
         )
+
+
+def require_memory_for_layers(
+    what: str, n_layers: int, bytes_of_layer: int, device: str | torch.device, otherwise: str
+) -> None:
+    """`require_memory` for what takes as much for each layer: fewer of them would fit.
+
+    Args:
+        otherwise: what to do where not even one layer fits.
+    """
+    n_fitting = measure_free_memory_of(device) // bytes_of_layer
+    advice = f"{n_fitting} of them would fit, whatever the texts (--layers)" if n_fitting > 0 else otherwise
+    require_memory(f"{what} of {n_layers} layers", n_layers * bytes_of_layer, device, advice)

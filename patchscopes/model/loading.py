@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -112,7 +113,7 @@ def load_model(
         # Without its files transformers makes some families an empty tokenizer.
         if model.tokenizer is not None and not model.tokenizer("x", add_special_tokens=False)["input_ids"]:
             raise ValueError("its tokenizer knows no text")
-    except (ImportError, OSError, SafetensorError, ValueError) as error:
+    except (ImportError, OSError, SafetensorError, StrictDataclassError, ValueError) as error:
         raise PatchscopesError(explain_failure(name, source, error, revision)) from error
     finally:
         if progress_bars:

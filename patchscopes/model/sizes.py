@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -20,7 +21,16 @@ FORMS: dict[str, tuple[torch.dtype, str | None]] = {
     "4bit": (torch.bfloat16, "4bit"),
 }
 # How a configuration that the loader will complain about fails here.
-_UNKNOWN = (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_UNKNOWN = (
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
