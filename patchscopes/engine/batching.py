@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -47,32 +47,36 @@ class RowSize:
 
     def count_bytes(self, model: LensModel) -> int:
         """About how many bytes the row takes at one time."""
-        cfg, of_one = model.cfg, torch.finfo(model.cfg.dtype).bits // 8
+        return self.count_bytes_with(model.cfg)
+
+    def count_bytes_with(self, cfg: Any) -> int:
+        """The same for a model that has this configuration, loaded or not."""
+        of_one = torch.finfo(cfg.dtype).bits // 8
         kept = max(self.run, self.cached)
         # A gated MLP holds three vectors of its width; beside it are copies of the residual stream.
-        in_block = self.run * (8 * cfg.d_model + 3 * get_mlp_width(model))
+        in_block = self.run * (8 * cfg.d_model + 3 * get_mlp_width(cfg))
         # In one block at a time they may be copied behind those of the shared tokens.
-        keys_values = count_keys_values(model) * (cfg.n_layers * kept + max(kept, self.seen))
+        keys_values = count_keys_values(cfg) * (cfg.n_layers * kept + max(kept, self.seen))
         # Softmax is taken of a copy in float32.
-        copied = self._count_scores(model) + self.unembedded * cfg.d_vocab
+        copied = self._count_scores(cfg) + self.unembedded * cfg.d_vocab
         return int((in_block + keys_values + copied) * of_one + copied * 4)
 
     def count_largest(self, model: LensModel) -> int:
         """How many numbers the largest of its tensors holds."""
-        return max(self._count_scores(model), self.unembedded * model.cfg.d_vocab, self.run * get_mlp_width(model))
+        cfg = model.cfg
+        return max(self._count_scores(cfg), self.unembedded * cfg.d_vocab, self.run * get_mlp_width(cfg))
 
-    def _count_scores(self, model: LensModel) -> int:
-        return int(model.cfg.n_heads * self.run * max(self.run, self.cached, self.seen))
+    def _count_scores(self, cfg: Any) -> int:
+        return int(cfg.n_heads * self.run * max(self.run, self.cached, self.seen))
 
 
-def get_mlp_width(model: LensModel) -> int:
+def get_mlp_width(cfg: Any) -> int:
     """The width of the MLPs."""
-    return int(getattr(model.cfg, "d_mlp", None) or 4 * model.cfg.d_model)
+    return int(getattr(cfg, "d_mlp", None) or 4 * cfg.d_model)
 
 
-def count_keys_values(model: LensModel) -> int:
+def count_keys_values(cfg: Any) -> int:
     """How many numbers the keys and values of one token in one block are."""
-    cfg = model.cfg
     return int(2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head)
 
 
@@ -97,7 +101,7 @@ def rows_per_batch(model: LensModel, row: RowSize = ONE_TOKEN) -> int:
         return 2 ** (n_rows.bit_length() - 1)
     by_tokens = fast.TOKENS_AT_A_TIME // row.run
     by_logits = 2**26 // (model.cfg.d_vocab * row.unembedded) if row.unembedded > 0 else by_tokens
-    by_cache = 2**28 // (model.cfg.n_layers * count_keys_values(model) * max(1, row.cached))
+    by_cache = 2**28 // (model.cfg.n_layers * count_keys_values(model.cfg) * max(1, row.cached))
     by_memory = int(measure_free_memory_of(model.cfg.device) * SHARE_OF_FREE_MEMORY) // row.count_bytes(model)
     return max(1, min(by_tokens, by_logits, by_cache, by_memory))
 

@@ -45,4 +45,4 @@ def count_batch_bytes(config: Any, dtype: torch.dtype) -> int:
         d_mlp=getattr(config, "intermediate_size", None),
     )
     row = RowSize(run=TOKENS, cached=TOKENS, seen=TOKENS)
-    return ROWS * row.count_bytes(SimpleNamespace(cfg=cfg))
+    return ROWS * row.count_bytes_with(cfg)

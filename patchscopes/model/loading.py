@@ -185,7 +185,7 @@ def _plan(source: Source, request: _Request) -> dict[int | str, int] | None:
     if source.kind == "adapter" and not holds_model(source.place):
         # Of the model that it was made for.
         return None
-    of_model = {
+    of_model: dict[str, Any] = {
         "dtype": request.dtype,
         "quantization": request.quantization,
         "revision": request.revision,
