@@ -60,6 +60,8 @@ def print_table(document: dict) -> None:
             ms, times = way["ms_per_row"], way["times_fast_engine"]
             seconds = ms * task["n_rows"] / 1000
             print(f"  {way['name']:<30} {ms:>10.3f} ms per row {seconds:>8.1f} s {times:>8.2f} × fast engine")
+            if "kernel_share" in way:
+                print(f"  {'':<30} {way['kernel_share']:>10.0%} of its time kernels of the GPU run")
         for name, value in task.items():
             if isinstance(value, float):
                 print(f"  {name.replace('_', ' '):<30} {value:>10.3g}")

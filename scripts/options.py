@@ -136,7 +136,9 @@ def add_model_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = 
 
 def add_device_options(group: argparse._ArgumentGroup) -> None:
     """Where and how a model runs, whichever it is."""
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps, or auto for all GPUs (default: the best there is)")
+    group.add_argument(
+        "--device", help="cpu, cuda, cuda:1, mps, or auto: all GPUs, then RAM and disk (default: the best)"
+    )
     group.add_argument(
         "--dtype",
         choices=DTYPES,

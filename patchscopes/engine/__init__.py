@@ -7,7 +7,8 @@ proved to do the same (`reference` is what plain hooks compute, `checking` compa
 `building` makes of the model); the row joins the batch after its own layer ℓ*, and its tokens see the keys and values
 of the shared `prefix`. `unembedding` turns its final residual into logits. To generate, `generation` chooses a token
 and `decoding` appends it; `unpatched` does that with no patch at all. `batching` says how many rows run at a time and
-halves a batch that is out of memory; `memory` says how much is free, and keeps what is freed.
+halves a batch that is out of memory; `memory` says how much is free, and keeps what is freed; `room` says which models
+of the registry fit.
 
 A row that says more (`rows`: several vectors, what sublayers add, edges of attention that are cut, a target prompt of
 its own) walks from `patch_rows` in `row_patching`: `row_proof` chooses its engine, plain `row_hooks` (`sublayers` tries

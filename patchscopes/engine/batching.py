@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -17,7 +17,9 @@ from patchscopes.engine import fast
 from patchscopes.engine.memory import measure_free_memory
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.model.devices import measure_free_memory_of, require_memory
 from patchscopes.model.lens_model import LensModel
+from patchscopes.model.offloading import is_offloaded
 
 # What a batch takes of a GPU is only estimated; and what is done with its logits takes memory too.
 SHARE_OF_FREE_MEMORY = 0.5
@@ -45,32 +47,36 @@ class RowSize:
 
     def count_bytes(self, model: LensModel) -> int:
         """About how many bytes the row takes at one time."""
-        cfg, of_one = model.cfg, torch.finfo(model.cfg.dtype).bits // 8
+        return self.count_bytes_with(model.cfg)
+
+    def count_bytes_with(self, cfg: Any) -> int:
+        """The same for a model that has this configuration, loaded or not."""
+        of_one = torch.finfo(cfg.dtype).bits // 8
         kept = max(self.run, self.cached)
         # A gated MLP holds three vectors of its width; beside it are copies of the residual stream.
-        in_block = self.run * (8 * cfg.d_model + 3 * get_mlp_width(model))
+        in_block = self.run * (8 * cfg.d_model + 3 * get_mlp_width(cfg))
         # In one block at a time they may be copied behind those of the shared tokens.
-        keys_values = count_keys_values(model) * (cfg.n_layers * kept + max(kept, self.seen))
+        keys_values = count_keys_values(cfg) * (cfg.n_layers * kept + max(kept, self.seen))
         # Softmax is taken of a copy in float32.
-        copied = self._count_scores(model) + self.unembedded * cfg.d_vocab
+        copied = self._count_scores(cfg) + self.unembedded * cfg.d_vocab
         return int((in_block + keys_values + copied) * of_one + copied * 4)
 
     def count_largest(self, model: LensModel) -> int:
         """How many numbers the largest of its tensors holds."""
-        return max(self._count_scores(model), self.unembedded * model.cfg.d_vocab, self.run * get_mlp_width(model))
+        cfg = model.cfg
+        return max(self._count_scores(cfg), self.unembedded * cfg.d_vocab, self.run * get_mlp_width(cfg))
 
-    def _count_scores(self, model: LensModel) -> int:
-        return int(model.cfg.n_heads * self.run * max(self.run, self.cached, self.seen))
+    def _count_scores(self, cfg: Any) -> int:
+        return int(cfg.n_heads * self.run * max(self.run, self.cached, self.seen))
 
 
-def get_mlp_width(model: LensModel) -> int:
+def get_mlp_width(cfg: Any) -> int:
     """The width of the MLPs."""
-    return int(getattr(model.cfg, "d_mlp", None) or 4 * model.cfg.d_model)
+    return int(getattr(cfg, "d_mlp", None) or 4 * cfg.d_model)
 
 
-def count_keys_values(model: LensModel) -> int:
+def count_keys_values(cfg: Any) -> int:
     """How many numbers the keys and values of one token in one block are."""
-    cfg = model.cfg
     return int(2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head)
 
 
@@ -82,18 +88,40 @@ def rows_per_batch(model: LensModel, row: RowSize = ONE_TOKEN) -> int:
     """Rows to compute at a time: enough to keep matrix products efficient, few enough to fit into memory.
 
     On a GPU as many as take about half of its free memory, rounded down to a power of two: so that runs differ little
-    in it. On a CPU, measured on two cores with a 135M model, time per row falls until about 500 rows and is flat from
-    there. The bounds are 2,048 tokens, 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
+    in it; and so on a CPU where weights wait on the disk, as every batch reads them again. On a CPU that holds them,
+    measured on two cores with a 135M model, time per row falls until about 500 rows and is flat from there: the bounds
+    are 2,048 tokens, 64 Mi logits, and 256 Mi numbers in the caches of rows that generate.
     """
     free = measure_free_memory(model)
+    if free is None and is_offloaded(model):
+        free = measure_free_memory_of(model.cfg.device)
     if free is not None:
         by_memory = int(free * SHARE_OF_FREE_MEMORY) // row.count_bytes(model)
         n_rows = max(1, min(by_memory, NUMBERS_IN_A_TENSOR // row.count_largest(model)))
         return 2 ** (n_rows.bit_length() - 1)
     by_tokens = fast.TOKENS_AT_A_TIME // row.run
     by_logits = 2**26 // (model.cfg.d_vocab * row.unembedded) if row.unembedded > 0 else by_tokens
-    by_cache = 2**28 // (model.cfg.n_layers * count_keys_values(model) * max(1, row.cached))
-    return max(1, min(by_tokens, by_logits, by_cache))
+    by_cache = 2**28 // (model.cfg.n_layers * count_keys_values(model.cfg) * max(1, row.cached))
+    by_memory = int(measure_free_memory_of(model.cfg.device) * SHARE_OF_FREE_MEMORY) // row.count_bytes(model)
+    return max(1, min(by_tokens, by_logits, by_cache, by_memory))
+
+
+def check_batch_fits(model: LensModel, row: RowSize, n_rows: int) -> None:
+    """Refuse rows at a time that a CPU clearly has no memory for, before the operating system ends the process.
+
+    A GPU says so itself, and the rows then go on in halves.
+
+    Raises:
+        PatchscopesError: it says how many rows would fit.
+    """
+    if torch.device(model.cfg.device).type == "cuda":
+        return
+    of_row = row.count_bytes(model)
+    fitting = measure_free_memory_of(model.cfg.device) // of_row
+    advice = "give shorter prompts or fewer new tokens, or load the model in bfloat16 (--dtype bfloat16)"
+    if 1 <= fitting < n_rows:
+        advice = f"{fitting:,} rows at a time would fit (--batch-size {fitting})"
+    require_memory(f"{n_rows:,} rows of the model at a time", n_rows * of_row, model.cfg.device, advice)
 
 
 def get_row_size(
@@ -132,13 +160,15 @@ def run_in_batches(
         batch_size: rows at a time; chosen by `rows_per_batch` unless given. It is halved too.
 
     Raises:
-        PatchscopesError: the batch size is below 1; and as batches are run, one row alone is out of memory.
+        PatchscopesError: the batch size is below 1, or clearly more than a CPU has memory for; and as batches are run,
+            one row alone is out of memory.
     """
     if batch_size is not None and batch_size < 1:
         raise PatchscopesError(f"batch_size must be at least 1, or None to choose by size; got {batch_size}")
     size = batch_size or rows_per_batch(model, row)
     if model in _limits:
         size = max(1, min(size, _limits[model] // row.count_bytes(model)))
+    check_batch_fits(model, row, min(size, n_rows))
     return _run_in_halves(model, n_rows, run, row, size)
 
 

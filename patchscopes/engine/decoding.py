@@ -86,17 +86,24 @@ def decode_step(
     n_blocks = len(twin.blocks)
     n_rows, n_running = now.count_rows_in_blocks(n_blocks), now.count_continuations_in_blocks(n_blocks)
     n_rows_before = before.count_rows_in_blocks(n_blocks)
+    # Copied to a GPU once, not in every block: it would be waited for each time.
+    kept_there, parents_there = kept.to(twin.device), parents.to(twin.device)
     for number, layer in enumerate(cache.prefix_layers):
-        running = n_rows_before[number] + parents[: n_running[number]]
-        layer.keep_rows(pad_rows(torch.cat([kept[: n_rows[number]], running]), twin))
+
+        def choose(kept: Tensor, parents: Tensor, number: int = number) -> Tensor:
+            running = n_rows_before[number] + parents[: n_running[number]]
+            return pad_rows(torch.cat([kept[: n_rows[number]], running]), twin)
+
+        layer.keep_rows(choose(kept, parents), choose(kept_there, parents_there))
 
     entering, calls = begin_step(twin, new_tokens.to(twin.device), cache)
-    rows, running = entering[now.continuations[: n_rows[0]].to(entering.device)], entering[: n_running[0]]
+    continuations = now.continuations.to(entering.device)
+    rows, running = entering[continuations[: n_rows[0]]], entering[: n_running[0]]
     with cache_in_use(cache):
         for number, (block, call) in enumerate(zip(twin.blocks, calls, strict=True)):
             both = call(block, pad_rows(torch.cat([rows, running]), twin), cache)
             rows, running = both[: n_rows[number]], both[n_rows[number] :][: n_running[number]]
-            joining = now.continuations[n_rows[number] : n_rows[number + 1]]
+            joining = continuations[n_rows[number] : n_rows[number + 1]]
             rows = torch.cat([rows, running[joining.to(running.device)]])
             running = running[: n_running[number + 1]]
     return rows[:, -1], now

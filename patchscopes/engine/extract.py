@@ -17,6 +17,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, to_lens_model, to_numbers
 from patchscopes.model.layers import get_hook_name, resolve_layers
 from patchscopes.model.lens_model import LensModel
+from patchscopes.model.offloading import is_offloaded
 from patchscopes.tokens import Text, check_texts, resolve_position, to_token_ids
 
 
@@ -88,9 +89,10 @@ def _batch_by_length(model: LensModel, lengths: list[int], batch_size: int) -> I
     """Indices of texts in batches of similar length, the longest text last.
 
     On a CPU a batch holds at most about 1,024 tokens: larger activations fall out of the caches of the processor, which
-    takes up to 1.7 times as long.
+    takes up to 1.7 times as long. Weights that wait on the disk are read again for every batch, which takes longer.
     """
-    max_tokens = 1024 if torch.device(model.cfg.device).type == "cpu" else float("inf")
+    is_cached = torch.device(model.cfg.device).type == "cpu" and not is_offloaded(model)
+    max_tokens = 1024 if is_cached else float("inf")
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[index] > max_tokens):

@@ -79,9 +79,10 @@ def start_residuals(
     on_cpu = layers.cpu()
     order = torch.argsort(on_cpu, stable=True)
     sizes = choose_part_sizes(on_cpu[order], max(1, TOKENS_AT_A_TIME // target.suffix_length))
-    rows_of_parts = [rows.to(layers.device) for rows in order.split(sizes)]
     # In order of their layers already, so the order that comes back is this one.
-    parts = [staggered_forward(twin, clean, vectors[rows], layers[rows]) for rows in rows_of_parts]
+    parts = [
+        staggered_forward(twin, clean, vectors[rows.to(vectors.device)], on_cpu[rows]) for rows in order.split(sizes)
+    ]
     cache = join_caches(twin, clean, [part_cache for _, part_cache, _ in parts])
     generated = empty_generation(on_cpu[order])
 
@@ -122,11 +123,13 @@ def staggered_forward(
 
     Returns:
         the final residual of the last token; the cache, in which each block has only the rows that joined before
-        it; and the order of the rows in both (rows that joined earlier come first).
+        it; and the order of the rows in both (rows that joined earlier come first), on the CPU.
     """
+    # A GPU is waited for here, if layers are on it, and not again until all blocks have run.
+    layers = layers.cpu()
     order = torch.argsort(layers, stable=True)
     n_joining = torch.bincount(layers + 1, minlength=len(twin.blocks) + 1).tolist()
-    joining = vectors[order].split(n_joining)
+    joining = vectors[order.to(vectors.device)].split(n_joining)
     cache = twin.new_cache(clean.prefixes)
     hidden = write_vectors(clean.residuals[0], joining[0])
     with cache_in_use(cache):

@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Whether each of some rows has said what it was asked for, given its new tokens so far and its number.
+# Whether each of some rows has said what it was asked for, given its new tokens so far and its number (on the CPU).
 Stop: TypeAlias = Callable[[Int[Tensor, "row new_token"], Int[Tensor, " row"]], Bool[Tensor, " row"]]
 
 # The logits of each row, some rows at a time: those of all rows together can be larger than all the rest.
 LogitsInParts: TypeAlias = Iterable[Float[Tensor, "_ d_vocab"]]
 
-# Appends the chosen tokens to the rows that go on (a mask over the rows so far) and returns their next logits.
+# Appends the chosen tokens to the rows that go on (a mask over the rows so far) and returns their next logits. Both may
+# be on the CPU.
 Advance: TypeAlias = Callable[[Int[Tensor, " kept_row"], Bool[Tensor, " row"]], LogitsInParts]
 
 
@@ -30,6 +31,7 @@ def follow(progress: Callable[[Iterable[Any]], Iterable[Any]], max_new_tokens: i
 
 def number_rows(stop: Stop, numbers: Int[Tensor, " row"]) -> Stop:
     """`stop` of a batch of the rows with these numbers."""
+    numbers = numbers.cpu()
 
     def stop_in_batch(tokens: Int[Tensor, "row new_token"], rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         return stop(tokens, numbers[rows])
@@ -56,34 +58,37 @@ def generate(
 ) -> Int[Tensor, "row max_new_tokens"]:
     """Choose and append tokens until every row has ended or is long enough; rows that have ended drop out.
 
+    Which row goes on with which token is worked out on the CPU, so a GPU is waited for once a token.
+
     Args:
         stop: ends rows before that; they are padded with the end-of-sequence token (without one, no row ends).
         forced: tokens that each row begins with whatever the model says, -1 from where it may choose. An
             end-of-sequence token among them does not end the row.
         likely: where to write the probability of each token, as far as rows go on.
     """
-    tokens = torch.empty(n_rows, max_new_tokens, dtype=torch.long, device=ends.device)
-    going_on = torch.arange(n_rows, device=ends.device)
+    device, ends, forced = ends.device, ends.cpu(), None if forced is None else forced.cpu()
+    tokens = torch.empty(n_rows, max_new_tokens, dtype=torch.long)
+    going_on = torch.arange(n_rows)
     for step in range(max_new_tokens):
-        some_draws = None if draws is None else draws[going_on.cpu(), step]
+        some_draws = None if draws is None else draws[going_on, step]
         given = torch.full_like(going_on, -1)
         if forced is not None and step < forced.shape[1]:
             given = forced[going_on, step]
         chosen, probabilities = choose_tokens_in_parts(logits, temperature, some_draws, given, likely is not None)
         if likely is not None and probabilities is not None:
-            likely[going_on, step] = probabilities
+            likely[going_on.to(likely.device), step] = probabilities
         # Filling the rest of the row pads it, should this be its end-of-sequence token.
         tokens[going_on, step:] = chosen[:, None]
         kept = (given >= 0) | ~torch.isin(chosen, ends)
         if stop is not None and len(ends) > 0:
-            stopped = stop(tokens[going_on, : step + 1], going_on) & kept
+            stopped = stop(tokens[going_on, : step + 1], going_on).cpu() & kept
             tokens[going_on[stopped], step + 1 :] = ends[0]
             kept &= ~stopped
         going_on = going_on[kept]
         if step + 1 == max_new_tokens or len(going_on) == 0:
             break
         logits = advance(chosen[kept], kept)
-    return tokens
+    return tokens.to(device)
 
 
 def choose_tokens_in_parts(
@@ -93,7 +98,8 @@ def choose_tokens_in_parts(
     given: Int[Tensor, " row"],
     with_probabilities: bool,
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"] | None]:
-    """For all rows `choose_tokens`, or the given token where it is not -1; and perhaps the tokens' probabilities."""
+    """For all rows `choose_tokens`, or the given token where it is not -1, on the CPU; and perhaps the tokens'
+    probabilities, where the logits are."""
     if not with_probabilities and bool((given >= 0).all()):
         # Logits that no one asks for are not even computed.
         return given, None
@@ -104,11 +110,14 @@ def choose_tokens_in_parts(
         rows = slice(n_done, n_done + len(logits))
         n_done = rows.stop
         chosen = choose_tokens(logits, temperature, None if draws is None else draws[rows])
-        tokens.append(torch.where(given[rows] >= 0, given[rows], chosen))
+        tokens.append(chosen)
         if with_probabilities:
+            of_rows = given[rows].to(chosen.device)
+            tokens[-1] = torch.where(of_rows >= 0, of_rows, chosen)
             of_tokens = logits.gather(1, tokens[-1][:, None])[:, 0].float()
             probabilities.append(torch.exp(of_tokens - torch.logsumexp(logits.float(), dim=-1)))
-    return torch.cat(tokens), torch.cat(probabilities) if with_probabilities else None
+    on_cpu = torch.cat(tokens).cpu()
+    return torch.where(given >= 0, given, on_cpu), torch.cat(probabilities) if with_probabilities else None
 
 
 def choose_tokens(

@@ -47,7 +47,8 @@ def start_generation(
 
     def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> LogitsInParts:
         nonlocal sequences, vectors, layers
-        sequences, vectors, layers = torch.cat([sequences[kept], chosen[:, None]], dim=1), vectors[kept], layers[kept]
+        added = chosen[:, None].to(sequences.device)
+        sequences, vectors, layers = torch.cat([sequences[kept], added], dim=1), vectors[kept], layers[kept]
         return [last_logits(target, sequences, vectors, layers)]
 
     return [first_logits(target, vectors, layers)], advance

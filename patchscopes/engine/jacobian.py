@@ -24,8 +24,10 @@ from patchscopes.engine.prefix import cache_in_use
 from patchscopes.engine.proof import Engine, choose_engine
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError
+from patchscopes.model.devices import require_memory_for_layers
 from patchscopes.model.layers import get_hook_name, resolve_layers
 from patchscopes.model.lens_model import LensModel
+from patchscopes.model.offloading import check_gradients_fit
 from patchscopes.tokens import Text
 
 # Dimensions of o times tokens that the gradient passes: more at a time take memory and no less time.
@@ -61,11 +63,19 @@ def compute_jacobians(
 
     Raises:
         PatchscopesError: the position or a layer does not exist, no layer is given, `engine="fast"` cannot run this
-            model, or states or Jacobians hold NaN or infinity.
+            model, states or Jacobians hold NaN or infinity, or they need clearly more memory than there is.
     """
     layers = resolve_layers(model, layers)
     if not layers:
         raise PatchscopesError("no layer to differentiate at; give at least one, or None for all blocks")
+    check_gradients_fit(model)
+    require_memory_for_layers(
+        f"the Jacobians of width {model.cfg.d_model}",
+        len(layers),
+        model.cfg.d_model**2 * model.cfg.dtype.itemsize,
+        model.cfg.device,
+        "load the model on the CPU (--device cpu)",
+    )
     # Tensors that inference mode makes cannot be differentiated through.
     with torch.inference_mode(False):
         target = TargetPrompt(model, prompt, position)

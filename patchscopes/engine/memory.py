@@ -5,6 +5,7 @@ import platform
 
 import torch
 
+from patchscopes.model.devices import measure_free_memory_of
 from patchscopes.model.lens_model import LensModel
 
 # Of glibc's malloc.h.
@@ -40,10 +41,6 @@ def measure_free_memory(model: LensModel) -> int | None:
     if torch.device(model.cfg.device).type != "cuda":
         return None
     devices = {parameter.device for _, parameter in model.named_parameters()}
-    return min(_measure_free_memory_of(device) for device in devices if device.type == "cuda")
-
-
-def _measure_free_memory_of(device: torch.device) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    # What PyTorch has taken and does not use is there for new tensors too.
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    gpus = {device for device in devices if device.type == "cuda"}
+    # All weights may be offloaded.
+    return min(map(measure_free_memory_of, gpus or {torch.device(model.cfg.device)}))

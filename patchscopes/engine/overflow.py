@@ -24,7 +24,7 @@ def check_finite(values: Tensor, dtype: torch.dtype, what: str = "states") -> Te
         Overflow: some are not.
     """
     # Both ends are NaN if any value is. One pass, and no copy.
-    if values.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(values.detach())):
+    if values.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(values.detach()))).all()):
         return values
     if dtype == torch.float16:
         raise Overflow(

@@ -75,17 +75,18 @@ class PrefixLayer(DynamicLayer):
         taken, self.keys, self.values, self.is_initialized = self.row_keys_values, None, None, False
         return taken
 
-    def keep_rows(self, rows: Int[Tensor, " kept_row"]) -> None:
-        """Keep only these rows, in this order (indices on the CPU)."""
+    def keep_rows(self, rows: Int[Tensor, " kept_row"], rows_there: Int[Tensor, " kept_row"] | None = None) -> None:
+        """Keep only these rows, in this order (indices on the CPU, and perhaps the same where the model runs)."""
+        rows_there = rows if rows_there is None else rows_there
         keys, values = cast(KeysValues, self.row_keys_values)
         if not torch.equal(rows, torch.arange(len(keys))):
             # Eight times as fast as indexing on a CPU.
             self.row_keys_values = (
-                keys.index_select(0, rows.to(keys.device)),
-                values.index_select(0, rows.to(values.device)),
+                keys.index_select(0, rows_there.to(keys.device)),
+                values.index_select(0, rows_there.to(values.device)),
             )
             if self.prefix_of_row is not None:
-                self.prefix_of_row = self.prefix_of_row[rows]
+                self.prefix_of_row = self.prefix_of_row[rows_there.to(self.prefix_of_row.device)]
 
 
 class PrefixCache(Cache):

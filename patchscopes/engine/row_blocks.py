@@ -61,19 +61,31 @@ def run_block(
     cache: PrefixCache,
     changes: Changes,
 ) -> Float[Tensor, "row suffix d_model"]:
-    """Run one block of the twin with what the rows write and cut in it.
+    """Run one block of the twin with what the rows write in it; its call has the edges cut (`cut_calls`).
 
     Raises:
-        PatchscopesError: its attention has no mask, or no module gives what a sublayer adds.
+        PatchscopesError: no module gives what a sublayer adds.
     """
-    if number in changes.cuts:
-        call = cut_edges(twin, number, call, len(hidden), changes)
     with ExitStack() as stack:
         for site in ("attn_out", "mlp_out"):
             placement = changes.writes.get((number, site))
             if placement is not None:
                 stack.enter_context(written_over(model, twin, number, site, placement, changes.start, hidden))
         return call(twin.blocks[number], hidden, cache)
+
+
+def cut_calls(twin: Twin, calls: Sequence[BlockCall], n_rows: Sequence[int], changes: Changes) -> list[BlockCall]:
+    """The calls of all blocks, which run so many rows, with the edges cut.
+
+    This is done before the blocks are walked, because to see whether keys are left a GPU must be waited for.
+
+    Raises:
+        PatchscopesError: as for `cut_edges`.
+    """
+    return [
+        cut_edges(twin, number, call, n_rows[number], changes) if number in changes.cuts else call
+        for number, call in enumerate(calls)
+    ]
 
 
 def cut_edges(twin: Twin, number: int, call: BlockCall, n_rows: int, changes: Changes) -> BlockCall:

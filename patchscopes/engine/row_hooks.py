@@ -27,7 +27,7 @@ def start_generation(rows: Sequence[Row]) -> tuple[LogitsInParts, Advance]:
 
     def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> LogitsInParts:
         nonlocal sequences, rows
-        sequences = torch.cat([sequences[kept], chosen[:, None]], dim=1)
+        sequences = torch.cat([sequences[kept], chosen[:, None].to(sequences.device)], dim=1)
         rows = [row for row, goes_on in zip(rows, kept.tolist(), strict=True) if goes_on]
         return [_last_logits(rows, sequences)]
 

@@ -19,7 +19,7 @@ from patchscopes.engine.joint_run import join_clean_runs, run_cleanly_together
 from patchscopes.engine.prefix import cache_in_use
 from patchscopes.engine.proof import Engine, choose_engine
 from patchscopes.engine.reference import build_trials
-from patchscopes.engine.row_blocks import collect_changes, run_block
+from patchscopes.engine.row_blocks import collect_changes, cut_calls, run_block
 from patchscopes.engine.row_hooks import build_row_hooks
 from patchscopes.engine.rows import Cut, Feature, Row, Write, get_model
 from patchscopes.engine.sublayers import check_plain_hooks
@@ -142,7 +142,7 @@ def _run_fast(
     cache = twin.new_cache(clean.prefixes)
     answers = []
     with cache_in_use(cache):
-        for number, call in enumerate(clean.calls):
+        for number, call in enumerate(cut_calls(twin, clean.calls, [len(rows)] * len(twin.blocks), changes)):
             cache.prefix_layers[number].prefix_of_row = target_of_row
             hidden = clean.residuals[number][target_of_row.to(clean.residuals[number].device)]
             answers.append(run_block(model, twin, number, call, hidden, cache, changes))

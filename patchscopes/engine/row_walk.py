@@ -7,6 +7,7 @@ as the unpatched run of its own target prompt; and what it does in later blocks 
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +26,7 @@ from patchscopes.engine.fast import (
 from patchscopes.engine.generation import Advance, LogitsInParts
 from patchscopes.engine.joint_run import join_clean_runs, run_cleanly_together
 from patchscopes.engine.prefix import PrefixCache, cache_in_use
-from patchscopes.engine.row_blocks import collect_changes, run_block
+from patchscopes.engine.row_blocks import collect_changes, cut_calls, run_block
 from patchscopes.engine.rows import Row
 from patchscopes.engine.twin import Twin
 from patchscopes.engine.unembedding import unembed
@@ -76,9 +77,9 @@ def start_residuals(rows: Sequence[Row]) -> tuple[Float[Tensor, "row d_model"], 
     cache = join_caches(twin, clean, caches)
     n_targets = len(generated.highest_layers)
     if n_targets > 1:
-        n_rows = generated.count_rows_in_blocks(len(twin.blocks))
+        n_rows, there = generated.count_rows_in_blocks(len(twin.blocks)), target_of_row.to(twin.device)
         for layer, n_in_block in zip(cache.prefix_layers, n_rows, strict=False):
-            layer.prefix_of_row = torch.cat([target_of_row[:n_in_block], torch.arange(n_targets)])
+            layer.prefix_of_row = torch.cat([there[:n_in_block], torch.arange(n_targets, device=there.device)])
 
     def advance(chosen: Int[Tensor, " kept_row"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_model"]:
         nonlocal order, generated
@@ -137,7 +138,10 @@ def walk_rows(
     """
     changes = collect_changes(twin, rows, start)
     n_joining = torch.bincount(torch.tensor([row.first_block for row in rows]), minlength=len(twin.blocks) + 1).tolist()
+    # Copied to a GPU once, not in every block: it would be waited for each time.
+    target_of_row = target_of_row.to(twin.device)
     targets_of_joining = target_of_row.split(n_joining)
+    calls = cut_calls(twin, clean.calls, list(accumulate(n_joining)), changes)
     several = len(clean.residuals[0]) > 1
     cache = twin.new_cache(clean.prefixes)
 
@@ -146,7 +150,7 @@ def walk_rows(
 
     hidden = changes.write_residual(EMBEDDING, take_clean(0))
     with cache_in_use(cache):
-        for number, call in enumerate(clean.calls):
+        for number, call in enumerate(calls):
             if len(hidden) > 0:
                 cache.prefix_layers[number].prefix_of_row = target_of_row[: len(hidden)] if several else None
                 hidden = run_block(model, twin, number, call, hidden, cache, changes)

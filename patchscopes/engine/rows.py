@@ -158,8 +158,8 @@ def place_writes(rows: Sequence[Row]) -> dict[tuple[int, Site], Placement]:
     for place, writes in places.items():
         numbers, positions, vectors = zip(*writes, strict=True)
         placements[place] = Placement(
-            rows=torch.tensor(numbers),
-            positions=torch.tensor(positions),
+            rows=torch.tensor(numbers, device=device),
+            positions=torch.tensor(positions, device=device),
             vectors=torch.stack([vector.to(device) for vector in vectors]),
         )
     return placements

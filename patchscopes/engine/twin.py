@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patchscopes.engine.prefix import KeysValues, PrefixCache
+from patchscopes.model.offloading import get_execution_device
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Twin:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.causal_lm.get_input_embeddings().weight.device
+        return get_execution_device(self.causal_lm.get_input_embeddings())
 
     def new_cache(self, prefixes: Sequence[KeysValues | None] | None = None) -> PrefixCache:
         """An empty cache behind `prefixes` (none unless given)."""

@@ -26,6 +26,7 @@ from patchscopes.experiments.benchmark_tasks import (
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress
 from patchscopes.experiments.config import BenchmarkConfig
+from patchscopes.experiments.kernel_time import measure_kernel_share
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import Json
 
@@ -53,11 +54,13 @@ def run(model: LensModel, texts: TextSet, config: BenchmarkConfig, *, progress: 
 
 
 def measure_task(model: LensModel, task: Task, progress: Progress) -> Json:
-    """Time all ways of a task, and compare their answers."""
+    """Time all ways of a task, and compare their answers; on a GPU, measure how much of the time it computes."""
     measured, answers = [], {}
     for way in progress(task.ways):
         seconds, answers[way.name] = time_way(model, way)
         measured.append({"name": way.name, "ms_per_row": 1000 * seconds / task.n_rows, "runs": way.n_runs})
+        if way.name == FAST and is_on_gpu(model):
+            measured[-1]["kernel_share"] = measure_kernel_share(way.call, torch.device(model.cfg.device))
     fastest = next(way["ms_per_row"] for way in measured if way["name"] == FAST)
     for way in measured:
         way["times_fast_engine"] = way["ms_per_row"] / fastest
@@ -80,5 +83,10 @@ def time_way(model: LensModel, way: Way) -> tuple[float, Tensor]:
 
 def _synchronize(model: LensModel) -> None:
     """Wait for the GPU, which works while Python goes on."""
-    if torch.device(model.cfg.device).type == "cuda":
+    if is_on_gpu(model):
         torch.cuda.synchronize()
+
+
+def is_on_gpu(model: LensModel) -> bool:
+    """Whether the model runs on a GPU of NVIDIA's (or AMD's)."""
+    return torch.device(model.cfg.device).type == "cuda"

@@ -20,6 +20,7 @@ from patchscopes.learned.config import RIDGE
 from patchscopes.learned.least_squares import Moments
 from patchscopes.learned.mappings import AffineMap, MapKey
 from patchscopes.learned.provenance import Provenance, describe_provenance
+from patchscopes.model.devices import measure_free_memory_of, require_memory_for_layers
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import to_token_ids
@@ -61,7 +62,8 @@ def fit_affine_maps(
         progress: wraps the iteration over groups of texts, `tqdm` for instance.
 
     Raises:
-        PatchscopesError: texts of another split, no position in them, or too few for the ridge.
+        PatchscopesError: texts of another split, no position in them, or too few for the ridge; or the moments need
+            clearly more memory than there is.
     """
     check_train(texts)
     n_positions = choose_n_positions(model) if n_positions is None else n_positions
@@ -171,7 +173,16 @@ def _sum_moments(
         raise PatchscopesError(f"the train texts of {texts.name!r} have no position to fit on; give more texts")
     (source_model, n_sources), (target_model, n_targets) = sources, targets
     shape = (n_sources, source_model.cfg.d_model, n_targets, target_model.cfg.d_model)
-    moments = Moments.zero(*shape, _choose_device(source_model, *shape))
+    device = _choose_device(source_model, *shape)
+    require_memory_for_layers(
+        f"the moments of maps of width {source_model.cfg.d_model}",
+        n_sources,
+        # The maps themselves, in float32, are made while the moments are there.
+        count_moment_bytes(1, *shape[1:]) + 4 * shape[1] * n_targets * shape[3],
+        device,
+        "fit maps to fewer target layers at a time, or on a machine with more memory",
+    )
+    moments = Moments.zero(*shape, device)
     for group in progress([runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]):
         moments.add(*read(group))
     if moments.n < 5 * source_model.cfg.d_model:
@@ -202,11 +213,15 @@ def _choose_device(model: LensModel, n_sources: int, d_in: int, n_targets: int, 
     """The model's device if it has float64 and memory to spare, otherwise the CPU."""
     device = torch.device(model.cfg.device)
     if device.type == "cuda":
-        n_bytes = 8 * n_sources * d_in * (d_in + n_targets * d_out)
-        free, _ = torch.cuda.mem_get_info(device)
-        if n_bytes < free / 2:
+        n_bytes = count_moment_bytes(n_sources, d_in, n_targets, d_out)
+        if n_bytes < measure_free_memory_of(device) / 2:
             return device
     return torch.device("cpu")
+
+
+def count_moment_bytes(n_sources: int, d_in: int, n_targets: int, d_out: int) -> int:
+    """Bytes of the sums of `Moments`, in float64."""
+    return 8 * n_sources * d_in * (d_in + n_targets * d_out)
 
 
 def _choose_texts(

@@ -32,6 +32,7 @@ from patchscopes.learned.training import kl_divergence, train
 from patchscopes.learned.tuned_lens import draw_at_most, split_held_out
 from patchscopes.model.layers import EMBEDDING, resolve_layers
 from patchscopes.model.lens_model import LensModel
+from patchscopes.model.offloading import check_gradients_fit
 from patchscopes.positions import find_end
 from patchscopes.tokens import Text, to_token_ids
 
@@ -152,6 +153,7 @@ def _learn(
 ) -> SoftPrompt:
     """Train the prompt that its provenance describes with these options."""
     layers, tokens = options["layers"], to_token_ids(model, options["prompt"])
+    check_gradients_fit(model)
     learning, held_out = split_held_out(model, texts, room=N_TOKENS - 1)
     failure = find_fast_engine_failure(TargetPrompt(model, tokens))
     if failure is not None:

@@ -28,7 +28,9 @@ from patchscopes.learned.files import get_cached_path, learn_once
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
 from patchscopes.learned.provenance import Provenance, describe_provenance
 from patchscopes.learned.tuned_lens import draw_at_most, split_held_out
+from patchscopes.model.devices import require_memory
 from patchscopes.model.lens_model import LensModel
+from patchscopes.model.offloading import check_gradients_fit
 from patchscopes.model.registry import MODELS
 from patchscopes.results import write_atomically
 from patchscopes.tokens import to_token_ids
@@ -63,8 +65,16 @@ def fit_jacobian_lens(
 
     Raises:
         PatchscopesError: texts of another split, none of them long enough, a model that TransformerLens fits no such
-            lens on, or a damaged checkpoint.
+            lens on, Jacobians that need clearly more memory than there is, or a damaged checkpoint.
     """
+    check_gradients_fit(model)
+    require_memory(
+        f"the Jacobians of {model.cfg.n_layers} layers of width {model.cfg.d_model}",
+        # So far, of one text, and their mean.
+        3 * 4 * (model.cfg.n_layers - 1) * model.cfg.d_model**2,
+        "cpu",
+        "this lens has one for every block, so fit a lens that has --layers, or fit it on a machine with more memory",
+    )
     chosen, n_positions = _choose_texts(model, texts, config)
     options = asdict(config) | {"transformer_lens": version("transformer-lens")}
 

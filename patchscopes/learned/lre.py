@@ -25,6 +25,7 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.learned.files import load_tensors, save_tensors
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.learned.provenance import Provenance, describe_provenance
+from patchscopes.model.devices import require_memory_for_layers
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_first_tokens, find_substring_token_position
@@ -162,12 +163,20 @@ def fit_lre(
         progress: wraps the iteration over samples, `tqdm` for instance.
 
     Raises:
-        PatchscopesError: fewer than two samples, no β, a layer that does not exist, or a prompt that does not fit the
-            model's context.
+        PatchscopesError: fewer than two samples, no β, a layer that does not exist, a prompt that does not fit the
+            model's context, or Jacobians that need clearly more memory than there is.
     """
     layers = resolve_layers(model, layers)
     if not betas:
         raise PatchscopesError("no β to choose from; give at least one")
+    require_memory_for_layers(
+        f"the Jacobians of width {model.cfg.d_model}",
+        len(layers),
+        # Of a sample, as a part of the mean, and the mean.
+        3 * 4 * model.cfg.d_model**2,
+        "cpu",
+        "fit on a machine with more memory",
+    )
     texts = build_training_prompts(relation, train)
     positions = [find_subject_position(model, relation, prompt) for prompt in texts.texts]
     subjects = extract_representations(model, texts.texts, positions, layers).float()

@@ -15,6 +15,9 @@ from patchscopes.errors import PatchscopesError
 from patchscopes.learned.config import TrainingConfig
 from patchscopes.results import write_atomically
 
+# How often the parameters are in memory at a time: they, their gradients and best values, and what the optimizer keeps.
+COPIES = {"sgd": 4, "adamw": 6}
+
 # The parameters of one thing that is learned on its own, such as the map of one layer.
 Part: TypeAlias = Sequence[Tensor]
 

@@ -23,7 +23,8 @@ from patchscopes.learned.config import TrainingConfig
 from patchscopes.learned.files import get_cached_path, learn_once
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
 from patchscopes.learned.provenance import describe_provenance
-from patchscopes.learned.training import Trained, kl_divergence, train
+from patchscopes.learned.training import COPIES, Trained, kl_divergence, train
+from patchscopes.model.devices import require_memory_for_layers
 from patchscopes.model.layers import resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import to_token_ids
@@ -67,7 +68,8 @@ def train_tuned_lens(
         KL of each layer in nats.
 
     Raises:
-        PatchscopesError: texts of another split, or fewer than two with a position.
+        PatchscopesError: texts of another split, fewer than two with a position, or translators that need clearly more
+            memory than there is.
     """
     layers = resolve_layers(model, layers)
     learning, held_out = split_held_out(model, texts)
@@ -127,6 +129,13 @@ def _train(
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> Trained:
     last, width = model.cfg.n_layers - 1, model.cfg.d_model
+    require_memory_for_layers(
+        f"translators of width {width}, as {config.optimizer} trains them,",
+        len(layers),
+        4 * COPIES[config.optimizer] * width * (width + 1),
+        model.cfg.device,
+        "train on a machine with more memory",
+    )
     zeros = {"device": model.cfg.device, "dtype": torch.float32, "requires_grad": True}
     parts = [[torch.zeros(width, width, **zeros), torch.zeros(width, **zeros)] for _ in layers]
     drawn = draw_at_most(held_out, HELD_OUT_POSITIONS, config.seed)

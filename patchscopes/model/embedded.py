@@ -157,8 +157,21 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     """
     # Imported here: loading from the cache needs none of it.
     import torch
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from patchscopes.model.devices import require_memory
+
+    try:
+        n_parameters = sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    except UNREADABLE as error:
+        raise _explain_unreadable(gguf, error) from error
+    require_memory(
+        f"the weights of {gguf.resolve().name}, which are dequantised to float32 and then saved,",
+        8 * n_parameters,
+        "cpu",
+        "unpack it once on a machine with more memory and take its folder of PATCHSCOPES_CACHE along",
+    )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
@@ -166,8 +179,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         quantised, found = loaded
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except UNREADABLE as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PatchscopesError(f"the GGUF file {gguf.resolve()} cannot be read ({reason}); give another one") from error
+        raise _explain_unreadable(gguf, error) from error
     if found["missing_keys"]:
         raise PatchscopesError(
             f"the GGUF file {gguf.resolve()} holds a part of a model only: {len(found['missing_keys'])} of its weights "
@@ -180,3 +192,8 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     model.load_state_dict(quantised.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _explain_unreadable(gguf: Path, error: Exception) -> PatchscopesError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return PatchscopesError(f"the GGUF file {gguf.resolve()} cannot be read ({reason}); give another one")

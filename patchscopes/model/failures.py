@@ -15,7 +15,7 @@ def explain_failure(name: str, source: Source, error: Exception, revision: str |
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
     page = f"https://huggingface.co/{source.place}"
     if "trust_remote_code" in str(error):
         where = page if source.kind == "hub" else source.place

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from patchscopes.model.lens_model import LensModel
+from patchscopes.model.offloading import list_parameters, read_offloaded
 
 
 def weights_sha256(model: LensModel) -> str:
@@ -18,7 +19,8 @@ def weights_sha256(model: LensModel) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(_list_weights(model), key=lambda item: item[0]):
-        values = parameter.detach().reshape(-1)
+        # One at a time: offloaded ones may not fit into memory together.
+        values = (read_offloaded(model, name) if parameter.is_meta else parameter.detach()).reshape(-1)
         bits = values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize])
         total = int(bits.sum(dtype=torch.int64))
         sample = bits[:: max(1, len(bits) // 1024)][:1024].tolist()
@@ -28,7 +30,7 @@ def weights_sha256(model: LensModel) -> str:
 
 def _list_weights(model: LensModel) -> Iterator[tuple[str, Tensor]]:
     """The weights by name; of quantised ones the scales too, which are no parameters."""
-    yield from model.named_parameters()
+    yield from list_parameters(model)
     hf_model: Any = getattr(model, "original_model", None)
     if not getattr(hf_model, "is_quantized", False):
         return

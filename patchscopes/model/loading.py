@@ -2,16 +2,14 @@
 
 import importlib.util
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -32,8 +30,11 @@ from patchscopes.model.devices import ALL_GPUS, default_dtype, parse_dtype, reso
 from patchscopes.model.embedded import unpack_embedded_model
 from patchscopes.model.failures import explain_failure
 from patchscopes.model.gguf import unpack_gguf
+from patchscopes.model.offloading import make_offload_folder, plan_offloading, remove_with
 from patchscopes.model.registry import EMBEDDED_MODEL
+from patchscopes.model.sizes import check_weights_fit
 from patchscopes.model.sources import ADAPTER_FILE, CONFIG_FILE, Source, find_base_source, find_namesake, find_source
+from patchscopes.model.wrapping import boot, save_for_reloading, wrap, wrap_loaded
 
 QUANTIZATIONS = ("8bit", "4bit")
 
@@ -47,6 +48,7 @@ class _Request:
     revision: str | None
     trust_remote_code: bool
     quantization: str | None
+    may_offload: bool
 
 
 def load_model(
@@ -68,7 +70,8 @@ def load_model(
             `./name` if it is called as an alias is), or a GGUF file (`.gguf`), which is dequantised once into the
             user's cache folder. A folder or repository that holds an adapter of peft stands for the model that it was
             made for, with the adapter merged into its weights. A loaded model is taken as `hf_model`.
-        device: cuda, mps or cpu, whichever is there first unless given; `"auto"` spreads the model over all GPUs.
+        device: cuda, mps or cpu, whichever is there first unless given; `"auto"` spreads the model over all GPUs. What
+            they do not hold waits in the CPU's memory, and what that does not hold on the disk.
         dtype: float32 on a CPU and bfloat16 elsewhere unless given, as a torch type or its name.
         hf_model: wrap this loaded model instead (in place, as TransformerLens does); it stays where it is and
             as it is unless `device` or `dtype` is given. The adapters of a peft model are merged into its weights.
@@ -88,9 +91,10 @@ def load_model(
                 "revision and quantization are of a model that is not loaded yet: give them to from_pretrained, or "
                 "give load_model the name of the model"
             )
-        return _finish(_wrap_loaded(hf_model, tokenizer, device, dtype, trust_remote_code))
+        return _finish(wrap_loaded(hf_model, tokenizer, device, dtype, trust_remote_code))
     name = str(name)
     source = find_source(name)
+    may_offload = str(device) == ALL_GPUS
     device = resolve_device(device)
     request = _Request(
         device=device,
@@ -98,6 +102,7 @@ def load_model(
         revision=revision,
         trust_remote_code=trust_remote_code,
         quantization=quantization,
+        may_offload=may_offload,
     )
     _check_request(name, source, request)
     progress_bars = transformers_logging.is_progress_bar_enabled()
@@ -108,7 +113,7 @@ def load_model(
         # Without its files transformers makes some families an empty tokenizer.
         if model.tokenizer is not None and not model.tokenizer("x", add_special_tokens=False)["input_ids"]:
             raise ValueError("its tokenizer knows no text")
-    except (ImportError, OSError, SafetensorError, ValueError) as error:
+    except (ImportError, OSError, SafetensorError, StrictDataclassError, ValueError) as error:
         raise PatchscopesError(explain_failure(name, source, error, revision)) from error
     finally:
         if progress_bars:
@@ -155,12 +160,13 @@ def _check_request(name: str, source: Source, request: _Request) -> None:
 def _load(source: Source, request: _Request, tokenizer: PreTrainedTokenizerBase | None) -> TransformerBridge:
     """The model of a source in a bridge: loaded by TransformerLens itself, unless it is quantised or adapted."""
     source = _unpack(source, request)
-    if request.quantization is not None or source.kind == "adapter":
-        hf_model, own_tokenizer = _load_hf_model(source, request)
-        return _wrap(hf_model, tokenizer or own_tokenizer, source.place)
+    budget = _plan(source, request)
+    if request.quantization is not None or source.kind == "adapter" or budget is not None:
+        hf_model, own_tokenizer = _load_hf_model(source, request, budget)
+        return wrap(hf_model, tokenizer or own_tokenizer, source.place)
     placement = {"device_map": ALL_GPUS} if request.device == ALL_GPUS else {"device": request.device}
     with save_for_reloading(tokenizer) as reloadable:
-        return TransformerBridge.boot_transformers(
+        return boot(
             source.place,
             dtype=request.dtype,
             tokenizer=reloadable,
@@ -168,6 +174,27 @@ def _load(source: Source, request: _Request, tokenizer: PreTrainedTokenizerBase 
             trust_remote_code=request.trust_remote_code,
             **placement,
         )
+
+
+def _plan(source: Source, request: _Request) -> dict[int | str, int] | None:
+    """What weights may take of each memory where some of them must be offloaded, else None.
+
+    Raises:
+        PatchscopesError: they do not fit, and may not be offloaded.
+    """
+    if source.kind == "adapter" and not holds_model(source.place):
+        # Of the model that it was made for.
+        return None
+    of_model: dict[str, Any] = {
+        "dtype": request.dtype,
+        "quantization": request.quantization,
+        "revision": request.revision,
+        "trust_remote_code": request.trust_remote_code,
+    }
+    budget = plan_offloading(source.place, **of_model) if request.may_offload else None
+    if budget is None:
+        check_weights_fit(source.place, device=request.device, **of_model)
+    return budget
 
 
 def _unpack(source: Source, request: _Request) -> Source:
@@ -181,13 +208,21 @@ def _unpack(source: Source, request: _Request) -> Source:
     return source
 
 
-def _load_hf_model(source: Source, request: _Request) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model of Hugging Face and its tokenizer; an adapter stands for its model, with it merged into the weights."""
+def _load_hf_model(
+    source: Source, request: _Request, budget: dict[int | str, int] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of Hugging Face and its tokenizer; an adapter stands for its model, with it merged into the weights.
+
+    Args:
+        budget: of `plan_offloading`.
+    """
     remote = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
     if source.kind == "adapter" and not holds_model(source.place):
         base_name, base_revision = read_base(source.place, request.revision)
         base_source = _unpack(find_base_source(base_name), request)
-        base, base_tokenizer = _load_hf_model(base_source, replace(request, revision=base_revision))
+        base_request = replace(request, revision=base_revision, may_offload=False)
+        _plan(base_source, base_request)
+        base, base_tokenizer = _load_hf_model(base_source, base_request)
         tokenizer = load_own_tokenizer(source.place, request.revision, request.trust_remote_code)
         return load_adapter(base, source.place, tokenizer, request.revision), tokenizer or base_tokenizer
     quantised = None
@@ -199,93 +234,18 @@ def _load_hf_model(source: Source, request: _Request) -> tuple[PreTrainedModel, 
             load_in_4bit=request.quantization == "4bit",
             bnb_4bit_compute_dtype=request.dtype,
         )
+    placement: dict[str, Any] = {"device_map": {"": request.device}}
+    if budget is not None:
+        placement = {"device_map": ALL_GPUS, "max_memory": budget, "offload_folder": make_offload_folder()}
+    elif request.device == ALL_GPUS:
+        placement = {"device_map": ALL_GPUS}
     hf_model = AutoModelForCausalLM.from_pretrained(
-        source.place,
-        dtype=request.dtype,
-        device_map=ALL_GPUS if request.device == ALL_GPUS else {"": request.device},
-        quantization_config=quantised,
-        **remote,
+        source.place, dtype=request.dtype, quantization_config=quantised, **placement, **remote
     )
+    if budget is not None:
+        remove_with(hf_model, placement["offload_folder"])
     # Where a folder holds an adapter beside its model, transformers puts it into that.
     return merge_adapters(hf_model), AutoTokenizer.from_pretrained(source.place, **remote)
-
-
-def _wrap_loaded(
-    hf_model: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    device: str | torch.device | None,
-    dtype: torch.dtype | str | None,
-    trust_remote_code: bool,
-) -> TransformerBridge:
-    """A bridge around a loaded model."""
-    if not hasattr(hf_model, "config"):
-        raise PatchscopesError(
-            f"hf_model must be a model of Hugging Face, such as AutoModelForCausalLM gives, got a "
-            f"{type(hf_model).__name__}"
-        )
-    hf_model = merge_adapters(hf_model)
-    if device is not None:
-        device = resolve_device(device)
-        if device == ALL_GPUS:
-            raise PatchscopesError("a loaded model stays where it is: spread it with device_map when you load it")
-        hf_model = hf_model.to(device)
-    if dtype is not None:
-        if getattr(hf_model, "is_quantized", False):
-            raise PatchscopesError("quantised weights keep their type: leave dtype out, or give it to from_pretrained")
-        hf_model = hf_model.to(parse_dtype(dtype))
-    name = hf_model.config.name_or_path or type(hf_model).__name__
-    try:
-        model = _wrap(hf_model, tokenizer or _load_tokenizer(name, trust_remote_code), name)
-    except AttributeError as error:
-        raise PatchscopesError(
-            f"TransformerLens cannot wrap this {type(hf_model).__name__} ({error}): load the model with its "
-            "language-modelling head, as AutoModelForCausalLM does"
-        ) from error
-    except ValueError as error:
-        raise PatchscopesError(explain_failure(name, Source(kind="hub", place=name), error)) from error
-    model.cfg.model_name = name
-    return model
-
-
-def _wrap(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> TransformerBridge:
-    """A bridge around a model of Hugging Face."""
-    # Models made from a configuration do not carry the name by which TransformerLens finds their family.
-    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
-    for module in hf_model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On some CPUs bitsandbytes lays 4-bit weights out anew when they first run: no gradient passes them any
-            # more, and they cannot be saved.
-            vars(module)["support_avx512bf16_for_cpu"] = False
-    parameter = next(hf_model.parameters())
-    with save_for_reloading(tokenizer) as reloadable:
-        return TransformerBridge.boot_transformers(
-            f"loaded/{name}", hf_model=hf_model, tokenizer=reloadable, device=parameter.device, dtype=parameter.dtype
-        )
-
-
-@contextmanager
-def save_for_reloading(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[PreTrainedTokenizerBase | None]:
-    """The tokenizer as it is now, saved for as long as the context lasts.
-
-    TransformerLens loads a tokenizer again by its path, to have BOS prepended: one made on the spot has none, and one
-    that was changed since it was loaded would lose the change.
-    """
-    if tokenizer is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        # Code that came with the tokenizer runs already, and was saved with it.
-        yield AutoTokenizer.from_pretrained(folder, trust_remote_code=tokenizer._auto_class is not None)
-
-
-def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise PatchscopesError(
-            f"found no tokenizer for the model {name!r}: give one with tokenizer=... to load_model(hf_model=...)"
-        ) from error
 
 
 def _finish(model: TransformerBridge) -> TransformerBridge:

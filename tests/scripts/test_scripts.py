@@ -29,7 +29,7 @@ from patchscopes.model import loading
 from patchscopes.model.embedded import get_cache_folder, unpack_embedded_model
 from patchscopes.model.lens_model import LensModel
 from patchscopes.model.loading import load_model
-from patchscopes.model.registry import EMBEDDED_MODEL, MODELS
+from patchscopes.model.registry import EMBEDDED_MODEL
 
 SCRIPTS = ROOT / "scripts"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -731,12 +731,6 @@ def test_bench(model_folder, texts, tmp_path):
     assert tracing["largest_probability_difference"] < 1e-4
     assert jacobian["largest_relative_difference"] < 1e-4
     assert (tmp_path / "out.png").read_bytes().startswith(PNG)
-
-
-def test_list_models():
-    done = script("list_models.py")
-    assert done.returncode == 0
-    assert all(alias in done.stdout for alias in MODELS)
 
 
 def test_a_wrong_option_as_the_user_sees_it():
