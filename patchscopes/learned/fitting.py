@@ -16,6 +16,7 @@ from patchscopes.alignment import align_positions
 from patchscopes.data.texts import TextSet, check_train
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.estimating.tally import do_some
 from patchscopes.learned.config import RIDGE
 from patchscopes.learned.least_squares import Moments
 from patchscopes.learned.mappings import AffineMap, MapKey
@@ -172,7 +173,8 @@ def _sum_moments(
     (source_model, n_sources), (target_model, n_targets) = sources, targets
     shape = (n_sources, source_model.cfg.d_model, n_targets, target_model.cfg.d_model)
     moments = Moments.zero(*shape, _choose_device(source_model, *shape))
-    for group in progress([runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]):
+    groups = [runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]
+    for group in do_some(groups, progress):
         moments.add(*read(group))
     if moments.n < 5 * source_model.cfg.d_model:
         warnings.warn(

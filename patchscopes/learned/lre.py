@@ -22,6 +22,7 @@ from patchscopes.engine.jacobian import compute_jacobians
 from patchscopes.engine.proof import Engine
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.estimating.tally import do_some
 from patchscopes.learned.files import load_tensors, save_tensors
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.learned.provenance import Provenance, describe_provenance
@@ -176,7 +177,7 @@ def fit_lre(
     weights = torch.zeros(len(layers), width, width)
     products: list[Float[Tensor, "sample layer d_model"]] = []
     outputs: list[Float[Tensor, " d_model"]] = []
-    for prompt, position in progress(list(zip(texts.texts, positions, strict=True))):
+    for prompt, position in do_some(list(zip(texts.texts, positions, strict=True)), progress):
         computed = compute_jacobians(model, prompt, position, layers, engine=engine)
         jacobians = computed.jacobians.float()
         weights += jacobians.cpu() / len(train)
