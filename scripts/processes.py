@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -129,10 +131,15 @@ def speak_up() -> None:
         sys.stderr = sys.__stderr__
 
 
-def stop_when_asked() -> None:
-    """Let a process that is asked to end (by a launcher, or a queue of jobs) let go of its claims first."""
+@contextmanager
+def stop_when_asked() -> Iterator[None]:
+    """Inside the `with` block, let a process that a launcher or a queue of jobs asks to end clear up first."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -48,9 +48,8 @@ def run_script(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Not every terminal, and on Windows no file, has a sign for ℓ.
             stream.reconfigure(errors="replace")
-    stop_when_asked()
     try:
-        with warnings.catch_warnings():
+        with stop_when_asked(), warnings.catch_warnings():
             warnings.simplefilter("always", PatchscopesWarning)
             warnings.showwarning = partial(show_warning, warnings.showwarning)
             if not is_main():

@@ -100,11 +100,12 @@ def _has_expired(claim: Path) -> bool:
     # By the clock of the folder, which is not always this machine's.
     with tempfile.TemporaryFile(dir=claim.parent) as now:
         age = os.fstat(now.fileno()).st_mtime - touched
-    if age > LIFETIME:
-        return True
+    if made_by is None:
+        # Its process was killed before it had written who it is, which is the first that it does.
+        return age > HEARTBEAT
     here = _describe_process(os.getpid())
-    if made_by is None or here is None or made_by["machine"] != here["machine"]:
-        return False
+    if here is None or made_by["machine"] != here["machine"]:
+        return age > LIFETIME
     return _describe_process(made_by["pid"]) != made_by
 
 

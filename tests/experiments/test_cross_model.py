@@ -127,7 +127,7 @@ class TestExperiment:
         save = ChunkStore.save
 
         def interrupted(store, name, content):
-            if store.folder.name == part and name == "00001":
+            if name == f"{part}/00001":
                 raise KeyboardInterrupt
             save(store, name, content)
 
