@@ -21,10 +21,12 @@ def learn_some(estimate: Estimate, path: Path, learn: Callable[[Path], Loaded]) 
     """
     if path not in estimate.learned:
         before = estimate.read()
-        with tempfile.TemporaryDirectory() as folder:
-            # It is told that there is too little to learn from.
-            with warnings.catch_warnings(action="ignore", category=PatchscopesWarning):
-                stand_in = learn(Path(folder) / "checkpoint")
+        # Learning warns of too little to learn from.
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(action="ignore", category=PatchscopesWarning),
+        ):
+            stand_in = learn(Path(folder) / "checkpoint")
         estimate.learned[path] = Learned(
             stand_in=stand_in, taken=estimate.read() - before, in_step=estimate.stop_at < float("inf")
         )

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 # The share of the rows that a first look is taken at.
 FIRST_LOOK = 1 / 16
-# Where some rows are run: a call often begins with low layers, whose rows run through more blocks, and ends with high ones.
+# Where some rows are run: many a call begins with low layers, whose rows run through more blocks than the last ones.
 PLACES = (0.25, 0.75)
 
 

@@ -34,10 +34,13 @@ class Part:
     Attributes:
         measure: what is found of some members.
         members: samples, names, …
+        decides: whether what is found decides what is measured next: then an estimate makes something up for the
+            members that it leaves out.
     """
 
     measure: Callable[[Sequence[Any]], Json]
     members: Sequence[Any]
+    decides: bool = False
 
     def __call__(self) -> Json:
         """What is found of all of them."""
@@ -46,11 +49,16 @@ class Part:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What was found of the first `n` members, and what that took."""
+    """What was found of the first members, and what that took."""
 
-    n: int
+    members: Sequence[Any]
     found: Json
     taken: Tally
+
+    @property
+    def n(self) -> int:
+        """How many members there are; one of what has none."""
+        return len(self.members)
 
 
 def measure_some_parts(
@@ -91,23 +99,23 @@ def measure_step(
     def measure(name: str, n: int) -> _Piece:
         """The part, or so many of its members, in about the time for a part."""
         part = parts[name]
-        n = min(n, count_members(part))
-        estimate.scale, estimate.stop_at = count_members(part) / n, time.perf_counter() + seconds
-        # What is found of some members decides what is done next.
+        members = part.members[:n] if isinstance(part, Part) else [name]
+        estimate.scale, estimate.stop_at = count_members(part) / len(members), time.perf_counter() + seconds
         estimate.may_skip_rows = not isinstance(part, Part)
         before = estimate.read()
-        found = part.measure(part.members[:n]) if isinstance(part, Part) else part()
+        found = part.measure(members) if isinstance(part, Part) else part()
         taken = estimate.read() - before
         estimate.may_skip_rows, estimate.stop_at = False, float("inf")
-        return _Piece(n, found, taken)
+        return _Piece(members, found, taken)
 
     # First to count FLOP: what is prepared on first use is prepared then.
+    n_few = min(FEW_MEMBERS, max(1, count_members(parts[first]) // 2))
     with estimate.count_flop():
-        counted = measure(first, FEW_MEMBERS)
-    few = measure(first, FEW_MEMBERS)
+        counted = measure(first, n_few)
+    few = measure(first, n_few)
     pieces = {first: few}
-    n = max(FEW_MEMBERS + 1, int(few.n * seconds / few.taken.seconds))
-    if count_members(parts[first]) > few.n:
+    n = max(n_few + 1, int(n_few * seconds / few.taken.seconds))
+    if count_members(parts[first]) > n_few:
         pieces[first] = measure(first, n)
     for name in others if few.taken.seconds < LONG * estimate.seconds_per_step else []:
         pieces[name] = measure(name, n)
@@ -115,42 +123,48 @@ def measure_step(
     n_members = sum(map(count_members, parts.values()))
     per_member = sum((piece.taken for piece in pieces.values()), NOTHING) * (1 / sum(one.n for one in pieces.values()))
     taken = per_member * n_members + Tally(flop=counted.taken.flop / counted.n * n_members)
-    # Parts in folders of their own are about different things: what is found there decides what is done next.
-    if len({name.rpartition("/")[0] for name in names}) > 1 and all(isinstance(part, Part) for part in parts.values()):
-        pieces = {name: pieces.get(name) or measure(name, FEW_MEMBERS) for name in names}
-    more = pieces[first]
-    return taken, {
-        name: make_up(few, more, pieces.get(name, more), count_members(part))
-        if isinstance(part, Part)
-        else NotMeasured()
-        for name, part in parts.items()
-    }
+    deciding = {name: part for name, part in parts.items() if isinstance(part, Part) and part.decides}
+    # Parts in folders of their own are about different things, each of which decides for itself.
+    if len({name.rpartition("/")[0] for name in deciding}) > 1:
+        with estimate.leave_out():
+            pieces |= {name: measure(name, FEW_MEMBERS) for name in deciding if name not in pieces}
+    found: dict[str, Json | NotMeasured] = {}
+    for name, part in parts.items():
+        if name in deciding:
+            found[name] = make_up(few, pieces[first], pieces.get(name, pieces[first]), deciding[name].members)
+        else:
+            found[name] = pieces[name].found if name in pieces and not isinstance(part, Part) else NotMeasured()
+    return taken, found
 
 
-def make_up(few: _Piece, more: _Piece, piece: _Piece, n: int) -> Json | NotMeasured:
-    """What might be found of `n` members: what was found of those of a piece, again and again.
+def make_up(few: _Piece, more: _Piece, piece: _Piece, members: Sequence[Any]) -> Json | NotMeasured:
+    """What might be found of some members: what was found of those of a piece, again and again.
 
     Args:
-        few, more: found of two numbers of members; lists of these lengths have an entry for each member.
+        few, more: found of two numbers of members: lists of these lengths have an entry for each member, and so have
+            dictionaries in which they are the keys.
     """
+    if len(members) == piece.n:
+        return piece.found
+    if few.n == more.n:
+        return NotMeasured()
 
     def stretch(of_few: Json, of_more: Json, of_piece: Json) -> Json:
         if isinstance(of_piece, list):
-            if len(of_few) == few.n and len(of_more) == more.n and len(of_piece) == piece.n:
-                return [of_piece[number % piece.n] for number in range(n)]
+            if (len(of_few), len(of_more), len(of_piece)) == (few.n, more.n, piece.n):
+                return [of_piece[number % piece.n] for number in range(len(members))]
             if not len(of_few) == len(of_more) == len(of_piece):
                 raise NotMeasuredError
             return [stretch(*entries) for entries in zip(of_few, of_more, of_piece, strict=True)]
         if isinstance(of_piece, dict):
+            if list(of_few) == list(few.members) and list(of_more) == list(more.members):
+                values = list(of_piece.values())
+                return {member: values[number % len(values)] for number, member in enumerate(members)}
             if not of_few.keys() == of_more.keys() == of_piece.keys():
                 raise NotMeasuredError
             return {name: stretch(of_few[name], of_more[name], value) for name, value in of_piece.items()}
         return of_piece
 
-    if piece.n == n:
-        return piece.found
-    if few.n == more.n:
-        return NotMeasured()
     try:
         return stretch(few.found, more.found, piece.found)
     except NotMeasuredError:

@@ -87,7 +87,7 @@ def prepare_tasks(
 
     asked = measure_parts(
         {
-            f"{folder}/known": _time_part("known", Part(partial(ask, relation), relation.samples))
+            f"{folder}/known": _time_part("known", Part(partial(ask, relation), relation.samples, decides=True))
             for folder, relation in zip(folders, relations, strict=True)
         },
         store,
@@ -184,7 +184,7 @@ def _divide_task(
 def _time_part(step: str, part: Callable[[], Json]) -> Callable[[], Json]:
     """The part with the seconds that it takes."""
     if isinstance(part, Part):
-        return Part(lambda some: _time(step, partial(part.measure, some)), part.members)
+        return Part(lambda some: _time(step, partial(part.measure, some)), part.members, part.decides)
     return partial(_time, step, part)
 
 

@@ -44,11 +44,20 @@ def split_into_chunks(members: Sequence[Member], size: int) -> list[Sequence[Mem
 
 
 def measure_chunks(
-    chunks: Sequence[Any], store: ChunkStore, measure: Callable[[Any], Json], progress: Progress
+    chunks: Sequence[Any],
+    store: ChunkStore,
+    measure: Callable[[Any], Json],
+    progress: Progress,
+    *,
+    decides: bool = False,
 ) -> list[Json]:
-    """What `measure` finds for each chunk; see `measure_parts`."""
+    """What `measure` finds for each chunk; see `measure_parts`.
+
+    Args:
+        decides: whether what is found decides what is measured next (see `Part`).
+    """
     parts = {
-        f"{number:05d}": Part(measure, chunk)
+        f"{number:05d}": Part(measure, chunk, decides)
         if isinstance(chunk, Sequence) and not isinstance(chunk, str)
         else partial(measure, chunk)
         for number, chunk in enumerate(chunks)

@@ -128,6 +128,7 @@ def run(
         store.at("in_clear"),
         lambda names: describe_subjects(model, names, describing),
         iter,
+        decides=True,
     )
     in_clear = {name: text for some in described for name, text in some["descriptions"].items()}
 

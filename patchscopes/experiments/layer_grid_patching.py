@@ -110,7 +110,8 @@ def say_grid(model: LensModel, grid: Grid, config: LayerGridConfig, store: Chunk
         return {"texts": texts, "seconds": watch.seconds}
 
     parts: dict[str, Callable[[], Json]] = {
-        f"{number:05d}": Part(partial(measure, template), some) for number, (template, some) in enumerate(chunks)
+        f"{number:05d}": Part(partial(measure, template), some, decides=True)
+        for number, (template, some) in enumerate(chunks)
     }
     *finished, unpatched = measure_parts(
         parts | {"unpatched": measure_unpatched}, store.at(grid.stage), progress

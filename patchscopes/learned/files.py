@@ -112,8 +112,8 @@ def learn_once(
 ) -> Loaded:
     """What `load` reads from a cached file; if there is none, what `learn` gives, which `save` then writes there.
 
-    Of processes that ask for the same at the same time one learns it, and the others wait. While an estimate is made, it
-    is learned from little, and not kept.
+    Of processes that ask for the same at the same time one learns it, and the others wait. While an estimate is made,
+    it is learned from little, and not kept.
 
     Args:
         learn: given where to keep a checkpoint, which is removed in the end.

@@ -183,8 +183,10 @@ def fit_lre(
         weights += jacobians.cpu() / len(train)
         products.append(torch.einsum("lij,klj->kli", jacobians, subjects))
         outputs.append(computed.output.float())
+    # All of them, but while an estimate is made.
+    train = train[: len(outputs)]
     # products[j, k] is W_j s_k.
-    applied, output = torch.stack(products), torch.stack(outputs)
+    applied, output = torch.stack(products)[:, : len(outputs)], torch.stack(outputs)
     own = applied.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
     options = describe_fit(relation, train, layers, betas)
     return LRE(
