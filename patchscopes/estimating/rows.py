@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from patchscopes.estimating.tally import Estimate, Tally
+from patchscopes.estimating.tally import Estimate, Look, Tally, draw_out
 
 Result = TypeVar("Result")
 
@@ -38,38 +38,40 @@ def run_some_rows(
         size: rows of a batch.
         run: from the first row and a number of rows to their result.
     """
+    sizes = [min(size, n_rows - first) for first in range(0, n_rows, size)]
+    before, limit = estimate.read(), estimate.limit_call()
+    few = max(1, min(size, int(n_rows * FIRST_LOOK)))
+    looks: list[Look] = []
 
-    def try_rows(place: float, width: int) -> tuple[Tally, Result]:
-        before = estimate.read()
-        result = run(min(n_rows - width, round(place * n_rows - width / 2)), width)
-        return estimate.read() - before, result
+    def look(place: float, n: int) -> tuple[Tally, Result]:
+        """Some rows; and what the whole call takes, as far as can be told by then."""
+        started = estimate.read()
+        result = run(max(0, min(n_rows - n, round(place * n_rows - n / 2))), n)
+        looks.append(Look(n, estimate.read() - started))
+        return draw_out(looks, sizes), result
 
-    width = max(1, min(size, int(n_rows * FIRST_LOOK)))
-    limit = estimate.limit_call()
-    taken, result = try_rows(0.5, width)
-    per_row = taken * (1 / width)
-    is_short = estimate.counting is None and per_row.seconds * n_rows <= limit
-    if is_short or width == n_rows:
-        # As if nobody had looked.
-        estimate.add(taken * -1)
-        for first in range(0, n_rows, size):
-            n = min(size, n_rows - first)
-            yield slice(first, first + n), run(first, n)
-        return
+    expected, result = look(0.5, few)
     if limit > 0:
-        wider = max(width, min(size, n_rows // 2, int(limit / len(PLACES) / per_row.seconds)))
-        estimate.add(taken * -1)
-        tried = []
-        for place in PLACES:
-            taken, result = try_rows(place, wider)
-            tried.append(taken)
-        width, per_row = wider, sum(tried, Tally()) * (1 / (wider * len(PLACES)))
-        taken = per_row * (wider * len(PLACES))
-    estimate.add(per_row * n_rows - taken)
-    for first in range(0, n_rows, size):
-        n = min(size, n_rows - first)
+        wider = max(2 * few, int(few * limit / len(PLACES) / looks[0].taken.seconds))
+        wider = min(size, max(few, n_rows // len(PLACES)), wider)
+        for place in PLACES if wider > few else ():
+            if expected.seconds > limit:
+                expected, result = look(place, wider)
+    if few == n_rows:
+        yield slice(0, n_rows), result
+        return
+    # As if nobody had looked.
+    estimate.add(before - estimate.read())
+    is_short = estimate.counting is None and expected.seconds <= limit
+    if not is_short:
+        estimate.add(expected)
+    n_run = looks[-1].n
+    for first, n in zip(range(0, n_rows, size), sizes, strict=True):
+        if is_short:
+            yield slice(first, first + n), run(first, n)
+            continue
         with estimate.leave_out():
-            made_up = stretch(result, width, n)
+            made_up = stretch(result, n_run, n)
         yield slice(first, first + n), made_up
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchscopes.estimating.tally import NOTHING, Estimate, Step, Tally
+from patchscopes.estimating.tally import Estimate, Look, Step, Tally, draw_out
 from patchscopes.results import ChunkStore, Json
 
 # Where in a step parts are measured: at its beginning, where some do more, and further on.
@@ -120,9 +120,10 @@ def measure_step(
     for name in others if few.taken.seconds < LONG * estimate.seconds_per_step else []:
         pieces[name] = measure(name, n)
 
-    n_members = sum(map(count_members, parts.values()))
-    per_member = sum((piece.taken for piece in pieces.values()), NOTHING) * (1 / sum(one.n for one in pieces.values()))
-    taken = per_member * n_members + Tally(flop=counted.taken.flop / counted.n * n_members)
+    sizes = [count_members(part) for part in parts.values()]
+    different = [few, *(piece for piece in pieces.values() if piece is not few)]
+    looks = [Look(piece.n, piece.taken) for piece in different]
+    taken = draw_out(looks, sizes) + Tally(flop=counted.taken.flop / counted.n * sum(sizes))
     deciding = {name: part for name, part in parts.items() if isinstance(part, Part) and part.decides}
     # Parts in folders of their own are about different things, each of which decides for itself.
     if len({name.rpartition("/")[0] for name in deciding}) > 1:

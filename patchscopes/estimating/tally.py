@@ -1,10 +1,10 @@
 """Counts of what is computed while an estimate is made, what is only drawn out included."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 # Of one step that is measured: what its calls share (see `limit_call`).
-SHARE_OF_CALL = 1 / 6
+SHARE_OF_CALL = 1 / 3
 # Items of an iteration that are done in any case, since some fits need two examples; and for how long it goes on.
 FEWEST_ITEMS = 2
 SECONDS_OF_ITEMS = 2.0
@@ -47,6 +47,34 @@ class Tally:
 
 
 NOTHING = Tally()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What `n` of something took."""
+
+    n: int
+    taken: Tally
+
+
+def draw_out(looks: Sequence[Look], sizes: Sequence[int]) -> Tally:
+    """What parts of these sizes take.
+
+    The first look is at few, the others are at more: seconds lie on the line through both, unless it falls or does not
+    begin above 0; all else, and seconds where all looks are at as many, grows in proportion.
+    """
+    few = looks[0]
+    wider = [look for look in looks if look.n > few.n] or looks
+    n, mean = (
+        sum(look.n for look in wider) / len(wider),
+        sum((look.taken for look in wider), NOTHING) * (1 / len(wider)),
+    )
+    per_one = mean * (1 / n)
+    slope = per_one.seconds
+    if n > few.n:
+        slope = min(slope, max(0.0, (mean.seconds - few.taken.seconds) / (n - few.n)))
+    fixed = mean.seconds - n * slope
+    return replace(per_one * sum(sizes), seconds=fixed * len(sizes) + slope * sum(sizes))
 
 
 @dataclass(kw_only=True)

@@ -47,8 +47,8 @@ CASES = {
     ),
     "run_multi_hop_interactive.py": (f"{MODEL} --cot-new-tokens 3", ["multi_hop_grid"]),
     "run_layer_grid.py": (
-        "--mode comprehensive --model WORD_FOLDER --entities NAME_FILES/names.json --max-new-tokens 4 --samples 4 "
-        "--templates NAME_FILES/templates.json --template identity",
+        "--mode comprehensive --full-grid --model WORD_FOLDER --entities NAME_FILES/names.json --max-new-tokens 4 "
+        "--samples 4 --templates NAME_FILES/templates.json --template identity",
         ["targeted", "unpatched", "templates", "multi"],
     ),
     "bench_engine.py": (f"{TEXTS} --samples 4 --methods next_token,jacobian", ["bench"]),
@@ -128,7 +128,7 @@ class TestFig2:
         kept = list_files(tmp_path)
         next(path for path in kept if path.name == "00001.json").unlink()
         half = read_table(script("run_fig2.py", *arguments, "--estimate").stdout)["next_token"]
-        assert (half["members"], half["finished"]) == (90, 64)
+        assert (half["members"], half["finished"]) == (90, 58)
         whole = read_table(script("run_fig2.py", *arguments, "--estimate", "--fresh").stdout)["next_token"]
         assert whole["finished"] == 0
         assert half["rows"] < whole["rows"] / 2
@@ -153,14 +153,14 @@ class TestLearning:
         arguments = ["--lens", lens, *fill("--model MODEL_FOLDER --dataset TEXTS"), "--seed", 7]
         done = script("train_lens.py", *arguments, "--output", tmp_path / "lens.safetensors", "--estimate")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("memory: about ")
+        assert "memory: about " in done.stdout
         assert "time: about " in done.stdout
         assert list_files(cache) == before
         assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_is_not_here_is_not_fetched(output):
-    done = script("run_fig2.py", "--model", "llama-3.1-70b-instruct", *output, "--estimate")
+    done = script("run_fig2.py", "--model", "llama-3.1-8b-instruct", *output, "--estimate")
     assert done.returncode == 1
     assert "is not on this machine: fetch it first (hf download meta-llama/" in done.stderr
     assert len(done.stderr.splitlines()) == 1
