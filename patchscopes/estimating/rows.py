@@ -51,7 +51,10 @@ def run_some_rows(
         return draw_out(looks, sizes), result
 
     expected, result = look(0.5, few)
-    if limit > 0:
+    if limit > 0 and expected.seconds > limit:
+        # Again: something may have been prepared.
+        looks.clear()
+        expected, result = look(0.5, few)
         wider = max(2 * few, int(few * limit / len(PLACES) / looks[0].taken.seconds))
         wider = min(size, max(few, n_rows // len(PLACES)), wider)
         for place in PLACES if wider > few else ():
@@ -62,7 +65,7 @@ def run_some_rows(
         return
     # As if nobody had looked.
     estimate.add(before - estimate.read())
-    is_short = estimate.counting is None and expected.seconds <= limit
+    is_short = expected.seconds <= limit
     if not is_short:
         estimate.add(expected)
     n_run = looks[-1].n

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from patchscopes.estimating.tally import Estimate, Look, Step, Tally, draw_out
@@ -12,6 +12,8 @@ from patchscopes.results import ChunkStore, Json
 PLACES = (0.0, 0.5)
 # Members that are looked at first.
 FEW_MEMBERS = 4
+# How much more time there is for a part that cannot be measured by members.
+TIME_OF_WHOLE = 2
 # A part that takes so many times as long as there is time for a step is the only one that is measured.
 LONG = 10
 
@@ -94,7 +96,7 @@ def measure_step(
     """What parts of one kind take, and what is found in them or something of its form."""
     names = list(parts)
     first, *others = dict.fromkeys(names[int(place * len(names))] for place in PLACES)
-    seconds = estimate.seconds_per_step / (1 + len(others))
+    seconds = estimate.seconds_per_step / (1 + len(others)) * (1 if isinstance(parts[first], Part) else TIME_OF_WHOLE)
 
     def measure(name: str, n: int) -> _Piece:
         """The part, or so many of its members, in about the time for a part."""
@@ -112,7 +114,7 @@ def measure_step(
     n_few = min(FEW_MEMBERS, max(1, count_members(parts[first]) // 2))
     with estimate.count_flop():
         counted = measure(first, n_few)
-    few = measure(first, n_few)
+    few = measure(first, n_few) if isinstance(parts[first], Part) else counted
     pieces = {first: few}
     n = max(n_few + 1, int(n_few * seconds / few.taken.seconds))
     if count_members(parts[first]) > n_few:
@@ -123,7 +125,7 @@ def measure_step(
     sizes = [count_members(part) for part in parts.values()]
     different = [few, *(piece for piece in pieces.values() if piece is not few)]
     looks = [Look(piece.n, piece.taken) for piece in different]
-    taken = draw_out(looks, sizes) + Tally(flop=counted.taken.flop / counted.n * sum(sizes))
+    taken = replace(draw_out(looks, sizes), flop=counted.taken.flop / counted.n * sum(sizes))
     deciding = {name: part for name, part in parts.items() if isinstance(part, Part) and part.decides}
     # Parts in folders of their own are about different things, each of which decides for itself.
     if len({name.rpartition("/")[0] for name in deciding}) > 1:

@@ -15,6 +15,9 @@ Item = TypeVar("Item")
 
 # Of one step that is measured: what its calls share (see `limit_call`).
 SHARE_OF_CALL = 1 / 3
+# Of the time for a call, what some of its steps take; and how many they are at least.
+SHARE_OF_STEPS = 1 / 4
+FEWEST_STEPS = 4
 # Items of an iteration that are done in any case, since some fits need two examples; and for how long it goes on.
 FEWEST_ITEMS = 2
 SECONDS_OF_ITEMS = 2.0
@@ -168,10 +171,23 @@ class Estimate:
         self.add(Tally(flop=self.counting.flop))
         self.counting = None
 
+    @contextmanager
+    def stop_counting(self) -> Iterator[None]:
+        """Do not count the FLOP of what is done inside the `with` block, which takes less time then."""
+        counter = self.counting
+        if counter is None:
+            yield
+            return
+        counter.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            counter.__enter__()
+
     def limit_call(self) -> float:
         """Seconds to spend on one call for rows: fewer and fewer, so that all of a step end in time."""
         left = max(0.0, self.stop_at - time.perf_counter())
-        return 0.0 if self.counting is not None else min(left, self.seconds_per_step) * SHARE_OF_CALL
+        return min(left, self.seconds_per_step) * SHARE_OF_CALL
 
     def name_step(self, path: Path) -> str:
         """What a part is called without the numbers in its name; as the experiment, if it has nothing else in it."""
@@ -187,20 +203,25 @@ ESTIMATE: ContextVar[Estimate | None] = ContextVar("ESTIMATE", default=None)
 
 
 def do_some(
-    items: Iterable[Item], progress: Callable[[Iterable[Item]], Iterable[Item]] = iter, *, fewest: int = FEWEST_ITEMS
+    items: Iterable[Item],
+    progress: Callable[[Iterable[Item]], Iterable[Item]] = iter,
+    *,
+    fewest: int = FEWEST_ITEMS,
+    seconds: float | None = None,
 ) -> Iterator[Item]:
     """All items; while an estimate is made, the first few, and the others are counted like them.
 
     Args:
         progress: wraps the iteration over all of them.
         fewest: are done in any case.
+        seconds: to go on for.
     """
     estimate = ESTIMATE.get()
     if estimate is None:
         yield from progress(items)
         return
     every = list(items)
-    until = time.perf_counter() + SECONDS_OF_ITEMS
+    until = time.perf_counter() + (SECONDS_OF_ITEMS if seconds is None else seconds)
     readings = [estimate.read()]
     for item in every:
         yield item
@@ -214,6 +235,14 @@ def do_some(
         estimate.add((readings[-1] - readings[first]) * ((len(every) - n_done) / (n_done - first)))
 
 
+def count_steps(n: int) -> Iterator[int]:
+    """The numbers of `n` steps, all of which take as long; where an estimate may leave something out, of the first."""
+    estimate = ESTIMATE.get()
+    if estimate is None or not estimate.may_skip_rows:
+        return iter(range(n))
+    return do_some(range(n), fewest=FEWEST_STEPS, seconds=estimate.limit_call() * SHARE_OF_STEPS)
+
+
 @contextmanager
 def preparing() -> Iterator[None]:
     """What is done inside the `with` block is done once for a model: an estimate counts it by itself."""
@@ -221,13 +250,14 @@ def preparing() -> Iterator[None]:
     if estimate is None:
         yield
         return
-    token, started = ESTIMATE.set(None), time.perf_counter()
+    token = ESTIMATE.set(None)
     try:
-        with estimate.leave_out():
+        with estimate.leave_out(), estimate.stop_counting():
+            started = time.perf_counter()
             yield
+            estimate.prepared += time.perf_counter() - started
     finally:
         ESTIMATE.reset(token)
-    estimate.prepared += time.perf_counter() - started
 
 
 @contextmanager
