@@ -51,11 +51,11 @@ def run_some_rows(
         return draw_out(looks, sizes), result
 
     expected, result = look(0.5, few)
-    if limit > 0 and expected.seconds > limit:
+    if expected.seconds > limit:
         # Again: something may have been prepared.
         looks.clear()
         expected, result = look(0.5, few)
-        wider = max(2 * few, int(few * limit / len(PLACES) / looks[0].taken.seconds))
+        wider = max(2 * few, int(few * limit / len(PLACES) / max(looks[0].taken.seconds, 1e-9)))
         wider = min(size, max(few, n_rows // len(PLACES)), wider)
         for place in PLACES if wider > few else ():
             if expected.seconds > limit:

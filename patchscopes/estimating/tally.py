@@ -15,6 +15,8 @@ Item = TypeVar("Item")
 
 # Of one step that is measured: what its calls share (see `limit_call`).
 SHARE_OF_CALL = 1 / 3
+# A call that takes less is done whatever time is left: to look at some of its rows would take as long.
+FEWEST_SECONDS = 1.0
 # Of the time for a call, what some of its steps take; and how many they are at least.
 SHARE_OF_STEPS = 1 / 4
 FEWEST_STEPS = 4
@@ -187,7 +189,7 @@ class Estimate:
     def limit_call(self) -> float:
         """Seconds to spend on one call for rows: fewer and fewer, so that all of a step end in time."""
         left = max(0.0, self.stop_at - time.perf_counter())
-        return min(left, self.seconds_per_step) * SHARE_OF_CALL
+        return max(FEWEST_SECONDS, min(left, self.seconds_per_step) * SHARE_OF_CALL)
 
     def name_step(self, path: Path) -> str:
         """What a part is called without the numbers in its name; as the experiment, if it has nothing else in it."""

@@ -61,6 +61,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr(estimate, "SECONDS_PER_STEP", 0.1)
     monkeypatch.setattr(estimate, "SECONDS_OF_ALL", 0.3)
     monkeypatch.setattr(tally, "SECONDS_OF_ITEMS", 0.1)
+    monkeypatch.setattr(tally, "FEWEST_SECONDS", 0.05)
 
 
 @pytest.fixture
