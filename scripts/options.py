@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from estimate import add_estimate_option
 from parsing import (
     chat_side,
     file_name,
@@ -94,6 +95,7 @@ def build_common_parser(
         "chunks, then takes what no other job is at; the last one sums up",
     )
     run.add_argument("--fresh", action="store_true", help="start over instead of going on from finished chunks")
+    add_estimate_option(run)
     add_output_options(parser, output)
     return parser
 

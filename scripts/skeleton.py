@@ -12,10 +12,12 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import copy_context
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
+from estimate import begin_estimate, estimate_run, estimate_whole
 from processes import (
     choose_device,
     choose_share,
@@ -28,6 +30,7 @@ from processes import (
 )
 
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.estimating.tally import ESTIMATE
 from patchscopes.prompts import NO_CHAT, as_chat
 from patchscopes.results import ChunkStore, Json, build_document, check_writable, write_json
 
@@ -51,7 +54,8 @@ def run_script(main: Callable[[], None]) -> None:
             warnings.showwarning = partial(show_warning, warnings.showwarning)
             if not is_main():
                 fall_silent()
-            main()
+            # An estimate that is made in it ends with it.
+            copy_context().run(main)
             # What cannot be printed shows here, and not when Python has ended.
             sys.stdout.flush()
     except PatchscopesError as error:
@@ -114,9 +118,10 @@ def load_chosen_model(
         reads_chats: whether with `--chat` this model reads some; if it has no template for them, that is told at once.
     """
     # Before the model, which takes longer than to see that its results cannot be written.
-    for path in ("output_json", "output_plot", "output", "history_file"):
-        if getattr(options, path, None) is not None:
-            check_writable(getattr(options, path))
+    if not begin_estimate(options, name or options.model, revision if name else options.revision):
+        for path in ("output_json", "output_plot", "output", "history_file"):
+            if getattr(options, path, None) is not None:
+                check_writable(getattr(options, path))
 
     from patchscopes.engine.memory import keep_freed_memory
     from patchscopes.model.loading import load_model
@@ -140,7 +145,7 @@ def progress_bar(description: str) -> "Progress":
     """A progress bar around any iteration, in the main process."""
     from tqdm import tqdm
 
-    return partial(tqdm, desc=description, disable=not is_main())
+    return partial(tqdm, desc=description, disable=not is_main() or ESTIMATE.get() is not None)
 
 
 def run_experiment(
@@ -178,6 +183,11 @@ def run_experiment(
         # The options of earlier result files, so that their chunks can be gone on from.
         config = {name: value for name, value in config.items() if name != "chat"}
     store = ChunkStore.beside(options.output_json, config | (inputs or {}), environment, share)
+    if (estimate := ESTIMATE.get()) is not None:
+        if is_main():
+            kept = store.at("nothing") if options.fresh else store
+            estimate_run(estimate, name, kept, lambda: run(kept, iter), share.count)
+        return
     if options.fresh and shared:
         start_over(store)
     started = time.perf_counter()
@@ -201,6 +211,8 @@ def run_experiment(
 
 def time_total(run: Callable[[], Json]) -> tuple[Json, Json]:
     """What `run` gives, and the `timing` of an experiment that is not measured in chunks."""
+    if (estimate := ESTIMATE.get()) is not None:
+        return estimate_whole(estimate, run)
     started = time.perf_counter()
     results = run()
     return results, {"seconds": {"total": time.perf_counter() - started}}

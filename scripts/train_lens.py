@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from estimate import add_estimate_option, estimate_learning
 from learned import choose_mapped_layers, get_provenance, load_train_texts
 from options import add_data_options, add_layers_option, add_model_options
 from parsing import file_name, natural, positive, real_from_zero
@@ -18,6 +19,7 @@ from skeleton import load_chosen_model, progress_bar, run_script
 
 from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
+from patchscopes.estimating.tally import ESTIMATE
 from patchscopes.learned.config import (
     FIXED_PROMPT,
     N_TOKENS,
@@ -62,7 +64,11 @@ def main() -> None:
         return
     texts = load_train_texts(options)
     learn = LEARN[options.lens] if options.pretrained is None else take_pretrained
-    learn(load_chosen_model(options), texts, options)
+    model = load_chosen_model(options)
+    if (estimate := ESTIMATE.get()) is not None:
+        estimate_learning(estimate, options, lambda: learn(model, texts, options))
+        return
+    learn(model, texts, options)
     print(f"wrote {options.output}")
 
 
@@ -173,6 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=file_name(".safetensors"), required=True, metavar="FILE")
     parser.add_argument("--fresh", action="store_true", help="learn again, whatever the cache folder holds")
+    add_estimate_option(parser)
     add_model_options(parser)
     add_data_options(parser)
     fit = parser.add_argument_group("tuned_lens and linear")

@@ -17,6 +17,8 @@ from patchscopes.engine import fast
 from patchscopes.engine.memory import measure_free_memory
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.estimating.rows import run_and_count, run_some_rows
+from patchscopes.estimating.tally import ESTIMATE, Estimate
 from patchscopes.model.devices import measure_free_memory_of, require_memory
 from patchscopes.model.lens_model import LensModel
 from patchscopes.model.offloading import is_offloaded
@@ -148,6 +150,7 @@ def run_in_batches(
     *,
     row: RowSize = ONE_TOKEN,
     batch_size: int | None = None,
+    alike: bool = True,
 ) -> Iterator[tuple[slice, Result]]:
     """Run some rows at a time, in order; yields which rows they are, and their result.
 
@@ -158,6 +161,7 @@ def run_in_batches(
         run: from rows to their result. It can be called again with the first half of the rows that it failed on.
         row: what each row holds.
         batch_size: rows at a time; chosen by `rows_per_batch` unless given. It is halved too.
+        alike: whether in an estimate the result of some rows may stand for that of others.
 
     Raises:
         PatchscopesError: the batch size is below 1, or clearly more than a CPU has memory for; and as batches are run,
@@ -169,7 +173,34 @@ def run_in_batches(
     if model in _limits:
         size = max(1, min(size, _limits[model] // row.count_bytes(model)))
     check_batch_fits(model, row, min(size, n_rows))
+    estimate = ESTIMATE.get()
+    if estimate is not None and n_rows > 0:
+        return _estimate_batches(estimate, model, n_rows, run, row, size, alike)
     return _run_in_halves(model, n_rows, run, row, size)
+
+
+def _estimate_batches(
+    estimate: Estimate,
+    model: LensModel,
+    n_rows: int,
+    run: Callable[[slice], Result],
+    row: RowSize,
+    size: int,
+    alike: bool,
+) -> Iterator[tuple[slice, Result]]:
+    """The batches while an estimate is made: all rows are counted, and some of a long call run in the place of all."""
+    estimate.note_batch(min(size, n_rows * estimate.scale) * row.count_bytes(model))
+
+    def run_counted(rows: slice) -> Result:
+        return run_and_count(estimate, lambda: run(rows), rows.stop - rows.start, max(row.run, row.cached))
+
+    def run_part(first: int, n: int) -> Result:
+        parts = _run_in_halves(model, n, lambda rows: run_counted(slice(first + rows.start, first + rows.stop)), row, n)
+        return [result for _, result in parts][-1]
+
+    if alike and estimate.may_skip_rows and estimate.inside == 0:
+        return run_some_rows(estimate, n_rows, size, run_part)
+    return _run_in_halves(model, n_rows, run_counted, row, size)
 
 
 def _run_in_halves(

@@ -79,7 +79,8 @@ def extract_representations(
 
     for batch in _batch_by_length(model, [len(run) for run in runs], batch_size):
         row = RowSize(run=len(runs[batch[-1]]), unembedded=0)
-        parts = run_in_batches(model, len(batch), partial(read, batch), row=row, batch_size=len(batch))
+        # Texts are asked for different numbers of states, so that none stands for another.
+        parts = run_in_batches(model, len(batch), partial(read, batch), row=row, batch_size=len(batch), alike=False)
         for _, (indices, states) in parts:
             out[indices] = check_finite(states, model.cfg.dtype)
     return out

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from patchscopes.estimating.tally import count_steps
+
 # Whether each of some rows has said what it was asked for, given its new tokens so far and its number (on the CPU).
 Stop: TypeAlias = Callable[[Int[Tensor, "row new_token"], Int[Tensor, " row"]], Bool[Tensor, " row"]]
 
@@ -69,7 +71,7 @@ def generate(
     device, ends, forced = ends.device, ends.cpu(), None if forced is None else forced.cpu()
     tokens = torch.empty(n_rows, max_new_tokens, dtype=torch.long)
     going_on = torch.arange(n_rows)
-    for step in range(max_new_tokens):
+    for step in count_steps(max_new_tokens):
         some_draws = None if draws is None else draws[going_on, step]
         given = torch.full_like(going_on, -1)
         if forced is not None and step < forced.shape[1]:

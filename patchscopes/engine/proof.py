@@ -22,6 +22,7 @@ from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.tolerance import Difference, get_tolerance, measure_error
 from patchscopes.engine.twin import block_forwards
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.estimating.tally import preparing
 from patchscopes.model.lens_model import LensModel, has_hooks, is_bridge
 
 Engine: TypeAlias = Literal["auto", "fast", "hooks"]
@@ -65,7 +66,8 @@ def find_fast_engine_failure(target: TargetPrompt) -> str | None:
     compatibility_mode = bool(getattr(model, "compatibility_mode", False))
     verdict = _verdicts.get(model)
     if verdict is None or verdict.compatibility_mode != compatibility_mode:
-        failure = prove(target)
+        with preparing():
+            failure = prove(target)
         verdict = _verdicts[model] = _Verdict(failure, compatibility_mode)
         if failure is not None and is_bridge(model):
             warnings.warn(

@@ -27,6 +27,7 @@ from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.tolerance import get_tolerance, measure_error
 from patchscopes.engine.twin import Twin
 from patchscopes.errors import PatchscopesWarning
+from patchscopes.estimating.tally import preparing
 from patchscopes.model.layers import EMBEDDING, get_hook_name
 from patchscopes.model.lens_model import LensModel
 
@@ -71,7 +72,8 @@ def find_failure(target: TargetPrompt, need: Need) -> str | None:
     key = need, bool(getattr(model, "compatibility_mode", False))
     failures = _failures.setdefault(model, {})
     if key not in failures:
-        failures[key] = _prove(target, need)
+        with preparing():
+            failures[key] = _prove(target, need)
         if failures[key] is not None:
             warnings.warn(
                 f"rows with {need} use the slow hooks engine on this model: {failures[key]}",

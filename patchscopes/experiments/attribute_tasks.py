@@ -5,7 +5,7 @@ The parts of all steps of all tasks are independent of each other, so that sever
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchscopes.data.questions import contains_answer
-from patchscopes.data.relations import Relation
+from patchscopes.data.relations import Relation, RelationSample
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
+from patchscopes.estimating.steps import Part
 from patchscopes.experiments.attribute_lre import measure_lre
 from patchscopes.experiments.attribute_patching import (
     build_attribute_target,
@@ -80,9 +81,13 @@ def prepare_tasks(
     targets = [build_attribute_target(model, relation, config.chat) for relation in relations]
     # The number tells names apart that differ in signs only, or in case.
     folders = [f"{number}-" + re.sub(r"\W+", "-", one.name) for number, one in enumerate(relations, start=1)]
+
+    def ask(relation: Relation, some: Sequence[RelationSample]) -> list[Json]:
+        return find_known(model, replace(relation, samples=tuple(some)), config)
+
     asked = measure_parts(
         {
-            f"{folder}/known": partial(_time, "known", partial(find_known, model, relation, config))
+            f"{folder}/known": _time_part("known", Part(partial(ask, relation), relation.samples, decides=True))
             for folder, relation in zip(folders, relations, strict=True)
         },
         store,
@@ -127,7 +132,7 @@ def measure_tasks(
         of_task: dict[str, list[str]] = {}
         for step, of_step in _divide_task(model, task, layers, target_layers, config).items():
             of_task[step] = [f"{task.folder}/{step}/{number:05d}" for number in range(len(of_step))]
-            parts |= {name: partial(_time, step, part) for name, part in zip(of_task[step], of_step, strict=True)}
+            parts |= {name: _time_part(step, part) for name, part in zip(of_task[step], of_step, strict=True)}
         names.append(of_task)
     found = measure_parts(parts, store, progress)
     return [{step: [found[name] for name in of_step] for step, of_step in of_task.items()} for of_task in names]
@@ -167,13 +172,20 @@ def _divide_task(
     if "patchscope" in config.methods:
         unlike = draw_others(samples, config.seed)
         chunks = split_into_chunks(range(len(samples)), CHUNK_SAMPLES)
-        steps["patchscope"] = [partial(patch, numbers) for numbers in chunks]
+        steps["patchscope"] = [Part(patch, numbers) for numbers in chunks]
         steps["controls"] = [partial(measure_controls, target, samples, layers, target_layers, config)]
     if "probe" in config.methods:
         steps["probe"] = [probe]
     if any(method in config.methods for method in LRE_METHODS):
         steps["lre"] = [lambda: measure_lre(model, task.relation, samples, extract(samples), layers, config)]
     return steps
+
+
+def _time_part(step: str, part: Callable[[], Json]) -> Callable[[], Json]:
+    """The part with the seconds that it takes."""
+    if isinstance(part, Part):
+        return Part(lambda some: _time(step, partial(part.measure, some)), part.members, part.decides)
+    return partial(_time, step, part)
 
 
 def _time(step: str, measure: Callable[[], Json]) -> Json:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patchscopes.data.texts import TextSet
+from patchscopes.estimating.tally import do_some
 from patchscopes.experiments.benchmark_tasks import (
     FAST,
     Task,
@@ -69,16 +70,14 @@ def measure_task(model: LensModel, task: Task, progress: Progress) -> Json:
 
 def time_way(model: LensModel, way: Way) -> tuple[float, Tensor]:
     """The median of the seconds that the way takes, and its answer. Fast ways get a call to warm up."""
-    if way.n_runs > 1:
-        way.call()
     seconds = []
-    for _ in range(way.n_runs):
+    for _ in do_some(range(way.n_runs + (way.n_runs > 1)), fewest=1):
         _synchronize(model)
         started = time.perf_counter()
         answer = way.call()
         _synchronize(model)
         seconds.append(time.perf_counter() - started)
-    return median(seconds), answer
+    return median(seconds[-way.n_runs :]), answer
 
 
 def _synchronize(model: LensModel) -> None:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+from patchscopes.estimating.steps import Part, measure_some_parts
+from patchscopes.estimating.tally import ESTIMATE
 from patchscopes.experiments.claims import claim
 from patchscopes.results import ChunkStore, Json
 
@@ -42,10 +44,24 @@ def split_into_chunks(members: Sequence[Member], size: int) -> list[Sequence[Mem
 
 
 def measure_chunks(
-    chunks: Sequence[Any], store: ChunkStore, measure: Callable[[Any], Json], progress: Progress
+    chunks: Sequence[Any],
+    store: ChunkStore,
+    measure: Callable[[Any], Json],
+    progress: Progress,
+    *,
+    decides: bool = False,
 ) -> list[Json]:
-    """What `measure` finds for each chunk; see `measure_parts`."""
-    parts = {f"{number:05d}": partial(measure, chunk) for number, chunk in enumerate(chunks)}
+    """What `measure` finds for each chunk; see `measure_parts`.
+
+    Args:
+        decides: whether what is found decides what is measured next (see `Part`).
+    """
+    parts = {
+        f"{number:05d}": Part(measure, chunk, decides)
+        if isinstance(chunk, Sequence) and not isinstance(chunk, str)
+        else partial(measure, chunk)
+        for number, chunk in enumerate(chunks)
+    }
     return list(measure_parts(parts, store, progress).values())
 
 
@@ -53,12 +69,15 @@ def measure_parts(parts: Mapping[str, Callable[[], Json]], store: ChunkStore, pr
     """What each part finds, or found in another run, or finds in another process, that leaves it in `store`.
 
     Of several processes each begins with its share, then takes what nobody is at, and waits for the rest: all have all
-    that was found in the end. One that dies leaves only the part that it was at to the others.
+    that was found in the end. One that dies leaves only the part that it was at to the others. While an estimate is
+    made, some parts are measured, and nothing is kept.
 
     Args:
         parts: by the names under which they are kept.
         progress: wraps the iteration over the parts, as they are finished.
     """
+    if (estimate := ESTIMATE.get()) is not None:
+        return measure_some_parts(estimate, parts, store)
     found: dict[str, Json] = {}
     missing = store.share.put_first(list(parts))
     for _ in progress(list(parts)):

@@ -19,13 +19,13 @@ longest token of M that it begins with: the same token, wherever M has it.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from patchscopes.alignment import Vocabularies
 from patchscopes.data.entities import Entity
 from patchscopes.data.texts import Sample, TextSet
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
+from patchscopes.estimating.steps import Part
 from patchscopes.experiments.checks import check_methods
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_parts, split_into_chunks, sum_timing
 from patchscopes.experiments.config import CrossModelConfig, EntityConfig
@@ -91,8 +91,8 @@ def run(
 
     chunks = split_into_chunks(drawn.samples, CHUNK_SAMPLES)
     chunks_of_entities = split_into_chunks(entities, CHUNK_ENTITIES)
-    parts = {f"next_token/{number:05d}": partial(predict, some) for number, some in enumerate(chunks)}
-    parts |= {f"entity/{number:05d}": partial(describe, some) for number, some in enumerate(chunks_of_entities)}
+    parts = {f"next_token/{number:05d}": Part(predict, some) for number, some in enumerate(chunks)}
+    parts |= {f"entity/{number:05d}": Part(describe, some) for number, some in enumerate(chunks_of_entities)}
     finished = list(measure_parts(parts, store, progress).values())
     predicted, described = finished[: len(chunks)], finished[len(chunks) :]
     methods = [*config.methods, CrossModelConfig.TARGET_MODEL_ALONE]

@@ -30,6 +30,7 @@ from patchscopes.data.facts import Fact
 from patchscopes.data.relations import PLACE, Relation
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt
+from patchscopes.estimating.tally import counted_before
 from patchscopes.experiments.attention_knockout import select_asking
 from patchscopes.experiments.attention_knockout_rows import check_blocks, choose_window
 from patchscopes.experiments.causal_tracing_states import measure_spread
@@ -127,15 +128,22 @@ def run(
         store.at("in_clear"),
         lambda names: describe_subjects(model, names, describing),
         iter,
+        decides=True,
     )
     in_clear = {name: text for some in described for name, text in some["descriptions"].items()}
 
-    @cache
     def fit_lre(template: str) -> tuple[Relation, LayerMapping]:
         samples = tuple(map(build_relation_sample, examples[template]))
         relation = Relation(name=examples[template][0].relation, prompt=template, samples=samples)
         return relation, fit_or_load_lre(model, relation, samples, layers).mapping(model)
 
+    def time_fit(template: str) -> Json:
+        watch = StopWatch()
+        with watch.time("lre_fit"):
+            fit_lre(template)
+        return {"seconds": watch.seconds}
+
+    fitted = measure_chunks(list(examples), store.at("lre_fits"), time_fit, iter)
     setting = Setting(
         config=config,
         describing=describing,
@@ -145,7 +153,7 @@ def run(
         scale=config.noise * measure_spread(model, drawn),
         target=build_description_target(model, describing),
         in_clear=in_clear,
-        fit_lre=fit_lre,
+        fit_lre=cache(fit_lre),
     )
     measured = measure_chunks(
         range(len(drawn)),
@@ -166,7 +174,7 @@ def run(
         "measures": summarise_measures(measured, drawn, layers, config.seed),
         "facts": [one["found"] for one in measured],
     }
-    return results, sum_timing([*asked, *described, *measured])
+    return results, sum_timing([*asked, *described, *fitted, *measured])
 
 
 def find_template(fact: Fact) -> str:
@@ -251,7 +259,7 @@ def measure_fact(setting: Setting, fact: KnownFact, number: int) -> Json:
         with watch.time("knockout"):
             measures["knockout"] = measure_loss(model, fact, layers, setting.window, config)
     if "lre" in setting.methods:
-        with watch.time("lre_fit"):
+        with watch.time("lre_fit"), counted_before():
             relation, mapping = setting.fit_lre(find_template(fact.fact))
         with watch.time("lre"):
             measures |= read_attribute(model, fact, states, relation, mapping)

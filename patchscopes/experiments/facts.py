@@ -66,7 +66,7 @@ def ask_facts(
             found = find_known(model, some, batch_size, chat)
         return {"found": found, "seconds": watch.seconds}
 
-    asked = measure_chunks(split_into_chunks(facts, CHUNK_FACTS), store.at("known"), ask, iter)
+    asked = measure_chunks(split_into_chunks(facts, CHUNK_FACTS), store.at("known"), ask, iter, decides=True)
     return [answer for some in asked for answer in some["found"]], asked
 
 

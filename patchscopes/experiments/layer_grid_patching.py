@@ -1,6 +1,6 @@
 """What the model says when the state of each name at each ℓ is written at each ℓ* of a template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -10,6 +10,7 @@ from patchscopes.data.templates import CHAT, Template
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unpatched import generate_after
+from patchscopes.estimating.steps import Part
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_parts, split_into_chunks
 from patchscopes.experiments.config import LayerGridConfig
 from patchscopes.experiments.layer_grid_choices import Source
@@ -108,7 +109,10 @@ def say_grid(model: LensModel, grid: Grid, config: LayerGridConfig, store: Chunk
             texts = say_unpatched(model, list(targets.values()), config)
         return {"texts": texts, "seconds": watch.seconds}
 
-    parts = {f"{number:05d}": partial(measure, *chunk) for number, chunk in enumerate(chunks)}
+    parts: dict[str, Callable[[], Json]] = {
+        f"{number:05d}": Part(partial(measure, template), some, decides=True)
+        for number, (template, some) in enumerate(chunks)
+    }
     *finished, unpatched = measure_parts(
         parts | {"unpatched": measure_unpatched}, store.at(grid.stage), progress
     ).values()

@@ -80,7 +80,7 @@ def run(
 
     def ask(asked: Sequence[TwoHopQuestion], prompts: Sequence[str], folder: str) -> list[Json]:
         chunks, of_phase = split_into_chunks(asked, CHUNK_QUESTIONS), store.at(folder)
-        return measure_chunks(chunks, of_phase, lambda some: _ask(model, some, prompts, config), progress)
+        return measure_chunks(chunks, of_phase, lambda some: _ask(model, some, prompts, config), progress, decides=True)
 
     def patch(numbers: Sequence[int]) -> Json:
         some = [chosen[number] for number in numbers]

@@ -69,6 +69,7 @@ def run(
         store.at("train"),
         lambda samples: try_candidates(model, tried_on, samples, layers, targets, config.batch_size),
         progress,
+        decides=True,
     )
     trials = tabulate(tried, [str(number) for number in range(len(targets))])
     chosen = choose_prompts(trials, bands, list(targets), number_texts(tried_on), config.seed)

@@ -17,6 +17,7 @@ from patchscopes.engine.proof import Engine, choose_engine
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.estimating.tally import do_some
 from patchscopes.model.lens_model import LensModel
 from patchscopes.tokens import Text, resolve_position, to_token_ids
 
@@ -78,7 +79,7 @@ def read_with_continuation(
     for sample, of_text in enumerate(ids):
         samples_of.setdefault(tuple(of_text.tolist()), []).append(sample)
     representations, tokens, final = _allocate(model, len(layers), n_tokens, len(ids))
-    for text, samples in progress(list(samples_of.items())):
+    for text, samples in do_some(list(samples_of.items()), progress):
         own_ends = [ends[sample] for sample in samples]
         run = torch.tensor(text[: max(own_ends)], device=model.cfg.device)
         read = _read_text(model, run, own_ends, layers, n_tokens)
@@ -93,9 +94,9 @@ def _allocate(model: LensModel, n_layers: int, n_tokens: int, n_samples: int = 0
     cfg = model.cfg
     like = {"dtype": cfg.dtype, "device": cfg.device}
     return (
-        torch.empty(n_samples, n_layers, cfg.d_model, **like),
-        torch.empty(n_samples, n_tokens, dtype=torch.long, device=cfg.device),
-        torch.empty(n_samples, n_tokens, cfg.d_model, **like),
+        torch.zeros(n_samples, n_layers, cfg.d_model, **like),
+        torch.zeros(n_samples, n_tokens, dtype=torch.long, device=cfg.device),
+        torch.zeros(n_samples, n_tokens, cfg.d_model, **like),
     )
 
 

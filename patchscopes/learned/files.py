@@ -15,6 +15,8 @@ from torch import Tensor
 
 from patchscopes.data.texts import TextSet
 from patchscopes.errors import PatchscopesError
+from patchscopes.estimating.learning import learn_some
+from patchscopes.estimating.tally import ESTIMATE
 from patchscopes.learned.provenance import Provenance
 from patchscopes.model.embedded import CACHE_ADVICE, get_cache_folder
 from patchscopes.model.fingerprint import weights_sha256
@@ -112,7 +114,8 @@ def learn_once(
 ) -> Loaded:
     """What `load` reads from a cached file; if there is none, what `learn` gives, which `save` then writes there.
 
-    Of processes that ask for the same at the same time one learns it, and the others wait.
+    Of processes that ask for the same at the same time one learns it, and the others wait. While an estimate is made,
+    it is learned from little, and not kept.
 
     Args:
         learn: given where to keep a checkpoint, which is removed in the end.
@@ -123,6 +126,8 @@ def learn_once(
         return cached
     if ONLY_LOOK.get():
         raise NotLearnedError
+    if (estimate := ESTIMATE.get()) is not None:
+        return learn_some(estimate, path, learn)
     checkpoint = path.with_suffix(".checkpoint")
     with hold_lock(path, CACHE_ADVICE):
         if fresh:

@@ -16,6 +16,7 @@ from patchscopes.alignment import align_positions
 from patchscopes.data.texts import TextSet, check_train
 from patchscopes.engine.extract import extract_representations
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
+from patchscopes.estimating.tally import do_some
 from patchscopes.learned.config import RIDGE
 from patchscopes.learned.least_squares import Moments
 from patchscopes.learned.mappings import AffineMap, MapKey
@@ -183,7 +184,8 @@ def _sum_moments(
         "fit maps to fewer target layers at a time, or on a machine with more memory",
     )
     moments = Moments.zero(*shape, device)
-    for group in progress([runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]):
+    groups = [runs[start : start + TEXTS_AT_A_TIME] for start in range(0, len(runs), TEXTS_AT_A_TIME)]
+    for group in do_some(groups, progress):
         moments.add(*read(group))
     if moments.n < 5 * source_model.cfg.d_model:
         warnings.warn(

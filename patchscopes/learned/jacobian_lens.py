@@ -23,6 +23,7 @@ from patchscopes.data.texts import TextSet, check_train
 from patchscopes.engine.extract import extract_representations
 from patchscopes.engine.overflow import check_finite
 from patchscopes.errors import PatchscopesError
+from patchscopes.estimating.tally import do_some
 from patchscopes.learned.config import JacobianLensConfig
 from patchscopes.learned.files import get_cached_path, learn_once
 from patchscopes.learned.mappings import AffineMap, MapKey, load_maps, save_maps
@@ -81,7 +82,7 @@ def fit_jacobian_lens(
     def learn(checkpoint: Path) -> dict[MapKey, AffineMap]:
         lens = _load_checkpoint(checkpoint)
         n_done = 0 if lens is None else lens.n_prompts
-        for text in progress(chosen[n_done:]):
+        for text in do_some(chosen[n_done:], progress):
             of_text = _fit_text(model, text, f"{texts.name} {texts.sha256}", config)
             lens = of_text if lens is None else JacobianLens.merge([lens, of_text])
             _save_checkpoint(checkpoint, lens)

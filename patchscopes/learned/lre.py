@@ -22,6 +22,7 @@ from patchscopes.engine.jacobian import compute_jacobians
 from patchscopes.engine.proof import Engine
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
+from patchscopes.estimating.tally import do_some
 from patchscopes.learned.files import load_tensors, save_tensors
 from patchscopes.learned.mappings import AffineMap, LayerMapping, MapKey
 from patchscopes.learned.provenance import Provenance, describe_provenance
@@ -185,14 +186,16 @@ def fit_lre(
     weights = torch.zeros(len(layers), width, width)
     products: list[Float[Tensor, "sample layer d_model"]] = []
     outputs: list[Float[Tensor, " d_model"]] = []
-    for prompt, position in progress(list(zip(texts.texts, positions, strict=True))):
+    for prompt, position in do_some(list(zip(texts.texts, positions, strict=True)), progress):
         computed = compute_jacobians(model, prompt, position, layers, engine=engine)
         jacobians = computed.jacobians.float()
         weights += jacobians.cpu() / len(train)
         products.append(torch.einsum("lij,klj->kli", jacobians, subjects))
         outputs.append(computed.output.float())
+    # All of them, but while an estimate is made.
+    train = train[: len(outputs)]
     # products[j, k] is W_j s_k.
-    applied, output = torch.stack(products), torch.stack(outputs)
+    applied, output = torch.stack(products)[:, : len(outputs)], torch.stack(outputs)
     own = applied.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
     options = describe_fit(relation, train, layers, betas)
     return LRE(

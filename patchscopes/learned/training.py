@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.estimating.tally import do_some, standing_for
 from patchscopes.learned.config import TrainingConfig
 from patchscopes.results import write_atomically
 
@@ -76,9 +77,10 @@ def train(
                 f"{checkpoint} is damaged, so training cannot go on from it: remove it to start over"
             ) from error
     else:
-        held_out.append((0, _check_finite(held_out_losses(), 0)))
+        with standing_for(1 + config.n_steps // config.evaluate_every):
+            held_out.append((0, _check_finite(held_out_losses(), 0)))
 
-    for step in progress(range(steps_done, config.n_steps)):
+    for step in do_some(range(steps_done, config.n_steps), progress):
         if _has_stalled(held_out, config.patience):
             break
         optimizer.zero_grad(set_to_none=True)
