@@ -14,7 +14,7 @@ from conftest import make_hf_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from patchscopes.engine import row_blocks
+from patchscopes.engine import row_blocks, row_walk
 from patchscopes.engine.building import get_twin
 from patchscopes.engine.clean_run import record_clean_run
 from patchscopes.engine.decoding import decode_step, empty_generation, join_caches
@@ -117,6 +117,8 @@ def test_rows_that_say_more(model, twin, monkeypatch):
     # Before the walk a GPU is waited for, to see what stands in masks, and whether a query is left with keys.
     monkeypatch.setattr(row_blocks, "find_masked_values", lambda twin: [-torch.inf] * len(twin.blocks))
     monkeypatch.setattr(row_blocks, "check_keys_left", lambda *args: None)
+    # And to see which prompts begin alike.
+    monkeypatch.setattr(row_walk, "run_cleanly_together", lambda twin, targets: None)
     targets = [TargetPrompt(model, text, 3) for text in ("abcdef", "xyzabc")]
     vector = torch.empty(32, device="meta")
     rows = [
