@@ -52,20 +52,21 @@ def run_some_rows(
 
     expected, result = look(0.5, few)
     if expected.seconds > limit:
-        # Again: something may have been prepared.
-        looks.clear()
-        expected, result = look(0.5, few)
+        if estimate.counting is None:
+            # Again: something may have been prepared.
+            looks.clear()
+            expected, result = look(0.5, few)
         wider = max(2 * few, int(few * limit / len(PLACES) / max(looks[0].taken.seconds, 1e-9)))
         wider = min(size, max(few, n_rows // len(PLACES)), wider)
         for place in PLACES if wider > few else ():
-            if expected.seconds > limit:
+            if expected.seconds > limit and (estimate.counting is None or len(looks) == 1):
                 expected, result = look(place, wider)
     if few == n_rows:
         yield slice(0, n_rows), result
         return
     # As if nobody had looked.
     estimate.add(before - estimate.read())
-    is_short = expected.seconds <= limit
+    is_short = estimate.counting is None and expected.seconds <= limit
     if not is_short:
         estimate.add(expected)
     n_run = looks[-1].n

@@ -12,6 +12,8 @@ from patchscopes.results import ChunkStore, Json
 PLACES = (0.0, 0.5)
 # Members that are looked at first.
 FEW_MEMBERS = 4
+# A part without members that seems to take more seconds is measured by some of its rows; others as they are.
+LONGEST = 120.0
 # How much more time there is for a part that cannot be measured by members.
 TIME_OF_WHOLE = 2
 # A part that takes so many times as long as there is time for a step is the only one that is measured.
@@ -103,7 +105,8 @@ def measure_step(
         part = parts[name]
         members = part.members[:n] if isinstance(part, Part) else [name]
         estimate.scale, estimate.stop_at = count_members(part) / len(members), time.perf_counter() + seconds
-        estimate.may_skip_rows = not isinstance(part, Part)
+        is_whole = not isinstance(part, Part)
+        estimate.may_skip_rows = is_whole and (estimate.counting is not None or counted.taken.seconds > LONGEST)
         before = estimate.read()
         found = part.measure(members) if isinstance(part, Part) else part()
         taken = estimate.read() - before
@@ -114,7 +117,7 @@ def measure_step(
     n_few = min(FEW_MEMBERS, max(1, count_members(parts[first]) // 2))
     with estimate.count_flop():
         counted = measure(first, n_few)
-    few = measure(first, n_few) if isinstance(parts[first], Part) else counted
+    few = measure(first, n_few)
     pieces = {first: few}
     n = max(n_few + 1, int(n_few * seconds / few.taken.seconds))
     if count_members(parts[first]) > n_few:
