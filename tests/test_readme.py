@@ -23,7 +23,12 @@ from patchscopes.data.templates import load_templates
 from patchscopes.data.texts import load_texts
 from patchscopes.model.registry import EMBEDDED_MODEL
 
-README, GALLERY, DATA, OF_SCRIPTS = DOCUMENTS = ("README.md", "figures/README.md", "data/README.md", "scripts/README.md")
+README, GALLERY, DATA, OF_SCRIPTS = DOCUMENTS = (
+    "README.md",
+    "figures/README.md",
+    "data/README.md",
+    "scripts/README.md",
+)
 FIGURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
 
 
