@@ -9,6 +9,7 @@ Two forms of one measure, equal up to rounding:
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from patchscopes.experiments.causal_tracing_measures import (
 )
 from patchscopes.experiments.causal_tracing_states import Restoration, Trace, measure_spread, prepare_trace
 from patchscopes.experiments.checks import check_methods
-from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, sum_timing
+from patchscopes.experiments.chunks import Progress, StopWatch, measure_parts, sum_timing
 from patchscopes.experiments.config import CausalTracingConfig
 from patchscopes.experiments.facts import KnownFact, ask_facts, describe_fact, draw_known_facts
 from patchscopes.model.layers import resolve_layers
@@ -65,7 +66,13 @@ def run(
         methods = [method for method in config.methods if number < count_facts(method, config)]
         return trace_fact(model, chosen[number], methods, layers, config.noise * spread, config, number)
 
-    measured = measure_chunks(range(len(chosen)), store.at("facts"), measure, progress)
+    # Those that are measured in the original form take longer, and are a step of their own.
+    n_original = count_facts("original", config) if "original" in config.methods else 0
+    parts = {
+        f"{'facts_with_original' if number < n_original else 'facts'}/{number:05d}": partial(measure, number)
+        for number in range(len(chosen))
+    }
+    measured = list(measure_parts(parts, store, progress).values())
     effects = {
         method: [one["methods"][method] for one in measured if method in one["methods"]] for method in config.methods
     }
