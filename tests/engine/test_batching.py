@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patchscopes.data.texts import TextSet
-from patchscopes.engine import batching, fast, hooks, row_hooks, row_walk
+from patchscopes.engine import batching, extract, fast, hooks, row_hooks, row_walk
 from patchscopes.engine.batching import RowSize, rows_per_batch, run_in_batches
 from patchscopes.engine.jacobian import compute_jacobians
 from patchscopes.engine.memory import measure_free_memory
@@ -272,16 +272,24 @@ class TestEngines:
         assert halvings.take() == [LINE.format(5, 2)]
 
 
-def test_extraction(llama, monkeypatch, halvings):
+@pytest.mark.parametrize("packed", [False, True])
+def test_extraction(llama, monkeypatch, halvings, packed):
     texts, positions = ["abc", "a", "abcdef", "abcdefgh", "abc", "xy"], [-1, 0, 2, 5, 1, -1]
     whole = extract_representations(llama, texts, positions)
-    run_with_hooks = llama.run_with_hooks
+    run_with_hooks, read_packed = llama.run_with_hooks, extract.read_packed
 
     def limited(tokens, **kwargs):
         refuse(len(tokens), 2)
         return run_with_hooks(tokens, **kwargs)
 
+    def limited_packed(twin, tree, *args):
+        refuse(len(tree.nodes), 2)
+        return read_packed(twin, tree, *args)
+
     monkeypatch.setattr(llama, "run_with_hooks", limited)
+    monkeypatch.setattr(extract, "read_packed", limited_packed)
+    if not packed:
+        monkeypatch.setattr(extract, "choose_tree", lambda *args: None)
     torch.testing.assert_close(extract_representations(llama, texts, positions), whole)
     # One text is there twice, and read once.
     assert halvings.take() == [LINE.format(5, 2)]
