@@ -95,7 +95,8 @@ def list_files(*folders: Path) -> dict[Path, int]:
 
 def test_every_script_with_an_experiment_is_tried():
     experiments = {path.name for path in SCRIPTS.glob("*.py") if "run_experiment(" in path.read_text()}
-    assert experiments - {"skeleton.py"} == CASES.keys()
+    # What other libraries take is not this one's to estimate.
+    assert experiments - {"skeleton.py", "bench_peers.py"} == CASES.keys()
 
 
 @pytest.mark.parametrize("name", CASES)

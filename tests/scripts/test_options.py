@@ -20,7 +20,8 @@ from parsing import (
     target_layer,
 )
 
-SHARED = ("layer_grid_tables", "learned", "live_grid", "options", "parsing", "skeleton", "texts")
+SHARED = ("estimate", "layer_grid_tables", "learned", "live_grid", "options", "parsing", "processes", "skeleton")
+SHARED += ("texts",)
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if path.stem not in SHARED)
 HEAVY = ("torch", "transformer_lens", "transformers", "matplotlib", "datasets")
 # Runs a script as `python SCRIPT OPTIONS` does, then says how it ended and which of the heavy packages it imported.

@@ -91,7 +91,9 @@ class TestPrinting:
 @pytest.mark.parametrize("option", ["output_json", "output_plot", "output", "history_file"])
 def test_where_nothing_can_be_written_is_told_before_the_model_is_loaded(tmp_path, option):
     (tmp_path / "file").write_text("")
-    options = Namespace(model="no-such-model", device=None, dtype=None, **{option: tmp_path / "file" / "out"})
+    options = Namespace(
+        model="no-such-model", revision=None, device=None, dtype=None, **{option: tmp_path / "file" / "out"}
+    )
     with pytest.raises(PatchscopesError, match=f"cannot write {tmp_path}/file/out .*choose another path"):
         load_chosen_model(options)
 
