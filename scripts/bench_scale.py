@@ -20,24 +20,25 @@ from patchscopes.model.registry import EMBEDDED_MODEL
 from patchscopes.results import Json, build_document, check_writable, write_json
 
 SCRIPTS = Path(__file__).parent
-RELATIONS = [str(DATA_FOLDER / "relations" / f"{name}.json") for name in ("capital", "currency")]
-# Each experiment at a size that takes two cores half a minute or more, with nothing to learn before it.
+FACTS = str(DATA_FOLDER / "relations" / "capital.json")
+FEW_LAYERS = ("--layers", "0,10,20")
+# Each experiment at a size that takes two cores some 10 to 60 seconds, with nothing to learn before it.
 EXPERIMENTS: dict[str, list[str]] = {
-    "fig2": ["--samples", "256", "--methods", "logit_lens,token_identity,simplescope"],
-    "target_prompts": ["--samples", "128", "--train-samples", "64"],
-    "future_lens": ["--samples", "128", "--methods", "fixed_prompt,token_identity"],
-    "lenses": ["--samples", "64", "--methods", "logit_lens,logit_lens_patchscope,token_identity"],
-    "entity": ["--layers", "0,5,10,15,20"],
-    "attributes": [*RELATIONS, "--samples", "8"],
-    "causal_tracing": ["--samples", "10", "--original-samples", "2"],
-    "attention_knockout": ["--samples", "40"],
-    "entity_resolution": ["--samples", "10", "--methods", "description,tracing,knockout"],
+    "fig2": ["--samples", "64", "--methods", "logit_lens,token_identity,simplescope"],
+    "target_prompts": ["--samples", "64", "--train-samples", "64", *FEW_LAYERS],
+    "future_lens": ["--samples", "64", "--methods", "fixed_prompt,token_identity", *FEW_LAYERS],
+    "lenses": ["--samples", "64", "--methods", "logit_lens,logit_lens_patchscope,token_identity", *FEW_LAYERS],
+    "entity": ["--layers", "0,15"],
+    "attributes": [FACTS, "--methods", "patchscope,probe"],
+    "causal_tracing": [FACTS, "--samples", "4", "--original-samples", "2"],
+    "attention_knockout": [FACTS, "--samples", "16"],
+    "entity_resolution": [FACTS, "--samples", "4", "--methods", "description,tracing,knockout"],
     "cross_model": [
-        *("--mapping", "identity", "--layers", "0,10,20", "--target-layers", "0,10,20"),
-        *("--samples", "64", "--entity-samples", "48"),
+        *("--mapping", "identity", "--layers", "0,20", "--target-layers", "0,20"),
+        *("--samples", "64", "--entity-samples", "64"),
     ],
-    "multi_hop": ["--samples", "30"],
-    "layer_grid": ["--mode", "multi"],
+    "multi_hop": ["--samples", "16"],
+    "layer_grid": ["--mode", "quick"],
 }
 # How the cost of samples is measured: the next token from one hidden state, at three layers.
 GROWING = ["--methods", "token_identity", "--layers", "0,10,20"]
