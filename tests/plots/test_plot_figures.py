@@ -38,7 +38,6 @@ PLOTS = {
     "multi_hop_grid": "multi_hop_grid",
     "next_token": "next_token",
     "prompt_table": "prompt_table",
-    "scale": "scaling",
     "target_prompts": "target_prompts",
 }
 NAMES = sorted(path.stem for path in FIGURES.glob("*.json"))
