@@ -33,7 +33,7 @@ CASES = {
         ["known", "patchscope", "controls", "probe", "lre"],
     ),
     "run_attributes_interactive.py": (f"'red dog' {MODEL} --relation RELATION_FILE", ["attribute_layers"]),
-    "run_causal_tracing.py": (f"{FACTS} --noise-samples 3", ["known", "facts"]),
+    "run_causal_tracing.py": (f"{FACTS} --noise-samples 3", ["known", "facts_with_original", "facts"]),
     "run_attention_knockout.py": (FACTS, ["known", "facts"]),
     "run_entity_resolution.py": (f"{FACTS} --noise-samples 2 --max-new-tokens 3", ["known", "in_clear", "facts"]),
     "run_cross_model.py": (
