@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from options import add_output_options
@@ -17,7 +18,7 @@ from skeleton import progress_bar, run_script
 from patchscopes.data.files import DATA_FOLDER
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.registry import EMBEDDED_MODEL
-from patchscopes.results import Json, build_document, check_writable, write_json
+from patchscopes.results import ChunkStore, Json, build_document, check_writable, code_sha256, write_json
 
 SCRIPTS = Path(__file__).parent
 FACTS = str(DATA_FOLDER / "relations" / "capital.json")
@@ -48,18 +49,6 @@ def main() -> None:
     options = build_parser().parse_args()
     for path in (options.output_json, options.output_plot):
         check_writable(path)
-    runs = [(experiment, way) for experiment in options.experiments for way in ("threads", "processes")]
-    measured = {run: time_experiment(*run, options) for run in progress_bar("experiments")(runs)}
-    model = ["--model", options.model]
-    grown = [
-        time_script("fig2", ["--samples", str(n_samples), *GROWING, *model], n_threads=options.processes)
-        for n_samples in progress_bar("samples")(options.samples)
-    ]
-
-    from patchscopes.experiments.scaling import summarise_scaling
-    from patchscopes.plots.scaling import plot_scaling
-    from patchscopes.plots.style import save_png
-
     config = {
         "model": options.model,
         "processes": options.processes,
@@ -67,12 +56,26 @@ def main() -> None:
         "samples": list(options.samples),
         "growing": GROWING,
     }
+
+    from patchscopes.experiments.chunks import measure_parts
+    from patchscopes.experiments.scaling import summarise_scaling
+    from patchscopes.plots.scaling import plot_scaling
+    from patchscopes.plots.style import save_png
+
+    runs = [(experiment, way) for experiment in options.experiments for way in ("threads", "processes")]
+    parts = {f"{experiment}/{way}": partial(time_experiment, experiment, way, options) for experiment, way in runs}
+    parts |= {f"growth/{n_samples:05d}": partial(time_samples, n_samples, options) for n_samples in options.samples}
+    store = ChunkStore.beside(options.output_json, config, {"code_sha256": code_sha256()})
+    if options.fresh:
+        store.clear()
+    timed = list(measure_parts(parts, store, progress_bar("scale")).values())
+    measured, grown = dict(zip(runs, timed[: len(runs)], strict=True)), timed[len(runs) :]
     document = build_document(
         "scale",
         config,
         grown[0]["environment"],
         summarise_scaling(measured, dict(zip(options.samples, grown, strict=True))),
-        {"seconds": {"total": sum(one["command_seconds"] for one in [*measured.values(), *grown])}},
+        {"seconds": {"total": sum(one["command_seconds"] for one in timed)}},
     )
     write_json(options.output_json, document)
     save_png(plot_scaling(document), options.output_plot)
@@ -106,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NUMBERS",
         help="numbers of samples whose cost is compared (default: 250,500,1000,2000,4000)",
     )
+    parser.add_argument("--fresh", action="store_true", help="start over instead of going on from finished runs")
     add_output_options(parser, "scale")
     return parser
 
@@ -121,6 +125,12 @@ def time_experiment(experiment: str, way: str, options: argparse.Namespace) -> J
         n_processes=1 if in_threads else n_processes,
         n_threads=n_processes if in_threads else 1,
     )
+
+
+def time_samples(n_samples: int, options: argparse.Namespace) -> Json:
+    """The growing run at one number of samples."""
+    arguments = ["--samples", str(n_samples), *GROWING, "--model", options.model]
+    return time_script("fig2", arguments, n_threads=options.processes)
 
 
 def time_script(experiment: str, arguments: Sequence[str], *, n_processes: int = 1, n_threads: int) -> Json:

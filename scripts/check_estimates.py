@@ -1,5 +1,4 @@
-"""How well `--estimate` tells what the runs of the figures take: each is estimated, and then run, into a folder that is
-thrown away. The table is that of the README."""
+"""Draw the figures as the Makefile does, each after its `--estimate`, and see how well that told what it then took."""
 
 import argparse
 import json
@@ -8,97 +7,151 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from options import FIGURES
+from parsing import file_name
+from skeleton import progress_bar, run_script
 
 from patchscopes.errors import PatchscopesError
+from patchscopes.results import ChunkStore, Json, build_document, check_writable, code_sha256, write_json
 
 ROOT = Path(__file__).parent.parent
 # How the Makefile runs a script.
 RUN = "\t$(RUN) scripts/"
-# What `--estimate` prints.
-MEMORY, TIME = (
-    re.compile(r"^memory: about ([\d.]+) GiB", re.MULTILINE),
-    re.compile(r"^time: about .*?(\d+) s\)?,", re.M),
-)
+# What a script prints with `--estimate`, and where it wrote its results.
+MEMORY = re.compile(r"^memory: about ([\d.]+) GiB", re.MULTILINE)
+TIME = re.compile(r"^time: about .*?(\d+) s\)?, from", re.MULTILINE)
+WROTE = re.compile(r"^wrote .* and (.+\.json)$", re.MULTILINE)
+COLUMNS = "{:<24} {:>10} {:>6} {:>8} {:>6} {:>14} {:>10}"
 
 
 def main() -> None:
     options = build_parser().parse_args()
+    check_writable(options.output_json)
     commands = find_commands(ROOT / "Makefile", options.only)
-    print(
-        "| run | estimated | in | took | took / estimated | memory estimated | taken |\n|---|---|---|---|---|---|---|"
+
+    from patchscopes.experiments.chunks import measure_parts
+
+    # Kept one by one, whichever others are asked for.
+    store = ChunkStore.beside(options.output_json, {}, {"code_sha256": code_sha256()})
+    if options.fresh:
+        store.clear()
+    parts = {name: partial(check, command) for name, command in commands.items()}
+    checked = list(measure_parts(parts, store, progress_bar("figures")).values())
+    document = build_document(
+        "estimates",
+        {"commands": [shlex.join(command) for command in commands.values()]},
+        checked[0]["environment"],
+        {"figures": {one["figure"]: one["check"] for one in checked}},
+        {"seconds": {"total": sum(one["check"]["seconds"] + one["check"]["estimate_seconds"] for one in checked)}},
     )
-    for command in commands:
-        with TemporaryDirectory() as folder:
-            print(describe(command, *check(command, Path(folder))), flush=True)
+    write_json(options.output_json, document)
+    print_table(document["results"]["figures"])
+    print(f"wrote {options.output_json}")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("only", nargs="*", metavar="SCRIPT", help="only these, such as run_fig2.py")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of going on from finished figures")
+    parser.add_argument(
+        "--output-json",
+        type=file_name(".json"),
+        default=FIGURES / "estimates.json",
+        metavar="JSON",
+        help="all numbers; what is finished is kept beside it (default: figures/estimates.json)",
+    )
     return parser
 
 
-def find_commands(makefile: Path, only: list[str]) -> list[list[str]]:
-    """The commands of the Makefile that write a figure, without where they write it.
+def find_commands(makefile: Path, only: list[str]) -> dict[str, list[str]]:
+    """The commands of the Makefile that draw a figure, by the script's name and how often it was run before.
 
     Raises:
         PatchscopesError: none of them runs such a script.
     """
-    lines = [line.removeprefix(RUN) for line in makefile.read_text().splitlines() if line.startswith(RUN)]
-    commands = [shlex.split(re.sub(r" --output-\w+ \S+", "", line)) for line in lines]
-    of_figures = [command for command in commands if command[0] != "tutorial.py"]
-    chosen = [command for command in of_figures if not only or command[0] in only]
+    commands: dict[str, list[str]] = {}
+    for line in makefile.read_text(encoding="utf-8").splitlines():
+        if line.startswith(RUN):
+            script, *arguments = shlex.split(line.removeprefix(RUN))
+            n_before = sum(name.startswith(f"{script}/") for name in commands)
+            commands[f"{script}/{n_before}"] = [script, *arguments]
+    of_figures = {name: command for name, command in commands.items() if command[0] != "tutorial.py"}
+    chosen = {name: command for name, command in of_figures.items() if not only or command[0] in only}
     if not chosen:
-        names = ", ".join(dict.fromkeys(command[0] for command in of_figures))
+        names = ", ".join(dict.fromkeys(script for script, *_ in of_figures.values()))
         raise PatchscopesError(f"no figure is drawn by {' or '.join(only)}: choose from {names}")
     return chosen
 
 
-def check(command: list[str], folder: Path) -> tuple[float, float, float, float, float]:
-    """Seconds and memory as estimated, the seconds that this took, and seconds and memory of the run."""
-    output = ["--output-json", folder / "out.json", "--output-plot", folder / "out.png"]
-    if command[0] == "run_layer_grid.py":
-        output += ["--history-file", folder / "history.jsonl"]
+def check(command: list[str]) -> Json:
+    """What is estimated of a command, and what it takes.
+
+    Returns:
+        `figure`: its name; `check`: seconds and memory (GiB) as estimated, the seconds that the estimate took, and
+        those that the figure took, without what is learned or loaded before; and its `environment`.
+    """
+    # An earlier run may have left some chunks, which an estimate would not count.
     started = time.perf_counter()
-    printed = run_script([*command, *output, "--estimate"])
-    in_seconds = time.perf_counter() - started
-    run_script([*command, *output])
-    timing = json.loads((folder / "out.json").read_text())["timing"]
-    found = TIME.search(printed), MEMORY.search(printed)
-    seconds, memory = (float(one[1]) if one else float("nan") for one in found)
-    return seconds, memory, in_seconds, timing["seconds"]["total"], timing["peak_memory_gib"]
+    printed = run([*command, "--fresh", "--estimate"])
+    estimate_seconds = time.perf_counter() - started
+    seconds, memory = TIME.search(printed), MEMORY.search(printed)
+    wrote = WROTE.search(run([*command, "--fresh"]))
+    if seconds is None or memory is None or wrote is None:
+        raise PatchscopesError(f"{shlex.join(command)} has not printed what this script reads; bring both together")
+    path = Path(wrote[1])
+    drawn = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        "figure": path.stem,
+        "check": {
+            "estimated_seconds": float(seconds[1]),
+            "estimated_memory_gib": float(memory[1]),
+            "estimate_seconds": estimate_seconds,
+            "seconds": drawn["timing"]["seconds"]["total"],
+            "peak_memory_gib": drawn["timing"]["peak_memory_gib"],
+        },
+        "environment": drawn["environment"],
+    }
 
 
-def run_script(command: list) -> str:
-    """What a script prints."""
+def run(command: list[str]) -> str:
+    """What a script prints.
+
+    Raises:
+        PatchscopesError: it fails.
+    """
+    script, *arguments = command
     done = subprocess.run(
-        [sys.executable, *map(str, [ROOT / "scripts" / command[0], *command[1:]])],
+        [sys.executable, str(ROOT / "scripts" / script), *arguments],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
         check=False,
     )
     if done.returncode != 0:
-        sys.exit(f"error: {command[0]} failed")
+        raise PatchscopesError(f"{shlex.join(command)} failed; see above")
     return done.stdout
 
 
-def describe(command: list[str], seconds: float, memory: float, in_seconds: float, took: float, taken: float) -> str:
-    """A line of the table."""
-    cells = [
-        f"`{shlex.join(command)}`",
-        f"{seconds:.0f} s",
-        f"{in_seconds:.0f} s",
-        f"{took:.0f} s",
-        f"{took / seconds:.2f}",
-        f"{memory:.1f} GiB",
-        f"{taken:.1f} GiB",
-    ]
-    return f"| {' | '.join(cells)} |"
+def print_table(figures: Json) -> None:
+    """A line for each figure."""
+    print(COLUMNS.format("figure", "estimated", "in", "took", "ratio", "GiB estimated", "GiB taken"))
+    for name, one in figures.items():
+        print(
+            COLUMNS.format(
+                name,
+                f"{one['estimated_seconds']:.0f} s",
+                f"{one['estimate_seconds']:.0f} s",
+                f"{one['seconds']:.0f} s",
+                f"{one['seconds'] / one['estimated_seconds']:.2f}",
+                f"{one['estimated_memory_gib']:.1f}",
+                f"{one['peak_memory_gib']:.1f}",
+            )
+        )
 
 
 if __name__ == "__main__":
-    from skeleton import run_script as run_main
-
-    run_main(main)
+    run_script(main)

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -120,8 +119,8 @@ def fall_silent() -> None:
 
     `speak_up` brings errors back, from where on they may be this process's own.
     """
-    # Not closed: what is printed goes there until the process ends.
-    sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    # Open until the process ends.
+    sys.stdout = sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     warnings.simplefilter("ignore")
 
 

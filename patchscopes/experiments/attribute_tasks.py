@@ -152,21 +152,15 @@ def _divide_task(
         some, others = [samples[number] for number in numbers], [unlike[number] for number in numbers]
         return patch_samples(target, some, others, extract(some), layers, target_layers, config)
 
-    def probe() -> Json:
+    def probe(folds_by: str) -> Json:
         states = extract(samples).float().cpu().numpy()
         objects, subjects = [sample.fact.object for sample in samples], [sample.fact.subject for sample in samples]
         # As for the other methods, right is what holds an accepted answer.
         accepted = [
             [name for name in set(objects) if contains_answer(name, sample.fact.accepted)] for sample in samples
         ]
-        return {
-            folds_by: cross_validate_probe(
-                states, objects, subjects, accepted=accepted, folds_by=folds_by, seed=config.seed
-            )
-            .astype(int)
-            .tolist()
-            for folds_by in ("subject", "sample")
-        }
+        right = cross_validate_probe(states, objects, subjects, accepted=accepted, folds_by=folds_by, seed=config.seed)
+        return right.astype(int).tolist()
 
     steps: dict[str, list[Callable[[], Json]]] = {}
     if "patchscope" in config.methods:
@@ -175,7 +169,7 @@ def _divide_task(
         steps["patchscope"] = [Part(patch, numbers) for numbers in chunks]
         steps["controls"] = [partial(measure_controls, target, samples, layers, target_layers, config)]
     if "probe" in config.methods:
-        steps["probe"] = [probe]
+        steps["probe"] = [partial(probe, folds_by) for folds_by in ("subject", "sample")]
     if any(method in config.methods for method in LRE_METHODS):
         steps["lre"] = [lambda: measure_lre(model, task.relation, samples, extract(samples), layers, config)]
     return steps

@@ -131,9 +131,9 @@ def summarise_task(
         for entry, one, unrelated in zip(described, patched, controls["found"]["unrelated_texts"], strict=True):
             entry["patchscope"] = one | {"unrelated_texts": unrelated}
     if "probe" in steps:
-        (probed,) = steps["probe"]
-        for method, folds_by in (("probe", "subject"), ("probe_by_sample", "sample")):
-            table = np.array(probed["found"][folds_by])
+        # In folds by subject, and by sample.
+        for method, probed in zip(("probe", "probe_by_sample"), steps["probe"], strict=True):
+            table = np.array(probed["found"])
             methods[method] = summarise_by_layer(table, groups, layers, "accuracy", seed)
             rightly[method] = everyone, table
     if "lre" in steps and steps["lre"][0]["found"] is not None:

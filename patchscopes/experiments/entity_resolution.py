@@ -132,18 +132,7 @@ def run(
     )
     in_clear = {name: text for some in described for name, text in some["descriptions"].items()}
 
-    def fit_lre(template: str) -> tuple[Relation, LayerMapping]:
-        samples = tuple(map(build_relation_sample, examples[template]))
-        relation = Relation(name=examples[template][0].relation, prompt=template, samples=samples)
-        return relation, fit_or_load_lre(model, relation, samples, layers).mapping(model)
-
-    def time_fit(template: str) -> Json:
-        watch = StopWatch()
-        with watch.time("lre_fit"):
-            fit_lre(template)
-        return {"seconds": watch.seconds}
-
-    fitted = measure_chunks(list(examples), store.at("lre_fits"), time_fit, iter)
+    fit_lre, fitted = prepare_lres(model, examples, layers, store)
     setting = Setting(
         config=config,
         describing=describing,
@@ -153,7 +142,7 @@ def run(
         scale=config.noise * measure_spread(model, drawn),
         target=build_description_target(model, describing),
         in_clear=in_clear,
-        fit_lre=cache(fit_lre),
+        fit_lre=fit_lre,
     )
     measured = measure_chunks(
         range(len(drawn)),
@@ -175,6 +164,29 @@ def run(
         "facts": [one["found"] for one in measured],
     }
     return results, sum_timing([*asked, *described, *fitted, *measured])
+
+
+def prepare_lres(
+    model: LensModel, examples: Mapping[str, Sequence[Fact]], layers: Sequence[int], store: ChunkStore
+) -> tuple[Callable[[str], tuple[Relation, LayerMapping]], list[Json]]:
+    """Fit the LRE of each template once, in a step that processes share; how to have one, and the step's chunks.
+
+    Args:
+        examples: by template, the facts that its LRE is estimated from.
+    """
+
+    def fit_lre(template: str) -> tuple[Relation, LayerMapping]:
+        samples = tuple(map(build_relation_sample, examples[template]))
+        relation = Relation(name=examples[template][0].relation, prompt=template, samples=samples)
+        return relation, fit_or_load_lre(model, relation, samples, layers).mapping(model)
+
+    def time_fit(template: str) -> Json:
+        watch = StopWatch()
+        with watch.time("lre_fit"):
+            fit_lre(template)
+        return {"seconds": watch.seconds}
+
+    return cache(fit_lre), measure_chunks(list(examples), store.at("lre_fits"), time_fit, iter)
 
 
 def find_template(fact: Fact) -> str:

@@ -36,14 +36,6 @@ def limit_memory(monkeypatch, tmp_path):
     return limit
 
 
-@pytest.fixture(scope="module")
-def folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    make_hf_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def count_bytes(model) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
@@ -58,13 +50,13 @@ def test_the_size_of_a_model_is_that_of_its_weights(family):
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_the_size_in_few_bits_is_about_that_of_the_quantised_weights(folder, quantization):
-    model = load_model(str(folder), quantization=quantization)
-    estimate = read_size(str(folder)).count_bytes(torch.float32, quantization)
+def test_the_size_in_few_bits_is_about_that_of_the_quantised_weights(model_folder, quantization):
+    model = load_model(str(model_folder), quantization=quantization)
+    estimate = read_size(str(model_folder)).count_bytes(torch.float32, quantization)
     assert estimate == pytest.approx(count_bytes(model.original_model), rel=0.1)
 
 
-def test_what_has_no_size_is_left_to_the_loader(tmp_path, folder):
+def test_what_has_no_size_is_left_to_the_loader(tmp_path, model_folder):
     assert read_size(str(tmp_path)) is None
     assert read_size("owner/not-in-the-cache") is None
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
@@ -101,22 +93,22 @@ class TestLimit:
 
 
 class TestWeights:
-    def test_what_would_fit_is_said(self, folder, limit_memory, tokenizer):
+    def test_what_would_fit_is_said(self, model_folder, limit_memory, tokenizer):
         in_float32 = count_bytes(make_hf_model("llama"))
         limit_memory(in_float32)
-        assert load_model(str(folder)).cfg.d_model == 32
+        assert load_model(str(model_folder)).cfg.d_model == 32
         limit_memory(int(in_float32 * 0.6))
         with pytest.raises(PatchscopesError) as error:
-            load_model(str(folder))
+            load_model(str(model_folder))
         message = str(error.value)
         assert message.startswith(
-            f"the weights of {str(folder)!r} in float32 take 0.0 GiB, and 0.0 GiB are free on cpu"
+            f"the weights of {str(model_folder)!r} in float32 take 0.0 GiB, and 0.0 GiB are free on cpu"
         )
         assert "what fits is --dtype bfloat16 (0.0 GiB), --quantization 8bit" in message
-        assert load_model(str(folder), dtype="bfloat16").cfg.dtype == torch.bfloat16
+        assert load_model(str(model_folder), dtype="bfloat16").cfg.dtype == torch.bfloat16
         limit_memory(int(in_float32 * 0.01))
         with pytest.raises(PatchscopesError, match="what fits is --device auto"):
-            load_model(str(folder), quantization="4bit")
+            load_model(str(model_folder), quantization="4bit")
 
     def test_a_gguf_file(self, limit_memory, tmp_path):
         file = tmp_path / "tiny.gguf"

@@ -4,7 +4,7 @@ import sys
 
 import bench_scale
 import pytest
-from conftest import ROOT, make_hf_model
+from conftest import ROOT
 from test_scripts import PNG, read
 
 from patchscopes.errors import PatchscopesError
@@ -79,12 +79,10 @@ def test_it_times_every_experiment_in_both_ways(tmp_path, monkeypatch, capsys):
     assert "1 × 2 threads" in capsys.readouterr().out
 
 
-def test_a_script_is_timed(tokenizer, tmp_path):
-    make_hf_model("llama").save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+def test_a_script_is_timed(model_folder, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(f"line {number} says something about {number % 7} dogs" for number in range(40)))
-    options = ["--model", str(tmp_path / "model"), "--dataset", str(texts), "--methods", "logit_lens", "--samples", "9"]
+    options = ["--model", str(model_folder), "--dataset", str(texts), "--methods", "logit_lens", "--samples", "9"]
     timed = bench_scale.time_script("fig2", options, n_threads=1)
     assert 0 < timed["seconds"] < timed["command_seconds"]
     assert timed["environment"]["threads"] == 1

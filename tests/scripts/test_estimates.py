@@ -10,7 +10,7 @@ from test_scripts import SCRIPTS, script
 
 from patchscopes.estimating import tally
 
-model_folder, other_folder, word_folder = test_scripts.model_folder, test_scripts.other_folder, test_scripts.word_folder
+other_folder, word_folder = test_scripts.other_folder, test_scripts.word_folder
 texts, questions, relation_file = test_scripts.texts, test_scripts.questions, test_scripts.relation_file
 fact_file, name_files = test_scripts.fact_file, test_scripts.name_files
 cache, output = test_scripts.cache, test_scripts.output

@@ -2,18 +2,9 @@
 
 import peft
 import pytest
-from conftest import make_hf_model
 from made_up_gguf import make_qwen2, write_gguf
 from test_scripts import read, script
 from transformers import AutoModelForCausalLM
-
-
-@pytest.fixture(scope="module")
-def folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    make_hf_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -34,18 +25,20 @@ def draw(tmp_path):
     return run
 
 
-def test_quantised(draw, folder):
-    model = draw("--model", folder, "--quantization", "4bit")["environment"]["model"]
+def test_quantised(draw, model_folder):
+    model = draw("--model", model_folder, "--quantization", "4bit")["environment"]["model"]
     assert model["quantization"]["load_in_4bit"] is True
-    assert model["weights_sha256"] != draw("--model", folder)["environment"]["model"]["weights_sha256"]
+    assert model["weights_sha256"] != draw("--model", model_folder)["environment"]["model"]["weights_sha256"]
 
 
-def test_an_adapter(draw, folder, tmp_path):
+def test_an_adapter(draw, model_folder, tmp_path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["v_proj"], init_lora_weights=False)
-    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(tmp_path / "adapter")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), config).save_pretrained(
+        tmp_path / "adapter"
+    )
     model = draw("--model", tmp_path / "adapter")["environment"]["model"]
     assert model["id"] == str(tmp_path / "adapter")
-    assert model["weights_sha256"] != draw("--model", folder)["environment"]["model"]["weights_sha256"]
+    assert model["weights_sha256"] != draw("--model", model_folder)["environment"]["model"]["weights_sha256"]
 
 
 def test_a_gguf_file(draw, tmp_path):
@@ -53,8 +46,8 @@ def test_a_gguf_file(draw, tmp_path):
     assert draw("--model", tmp_path / "tiny.gguf")["environment"]["model"]["id"] == str(tmp_path / "tiny.gguf")
 
 
-def test_each_of_two_models_has_its_revision(folder, tmp_path):
-    models = ["--source-model", folder, "--target-model", folder]
+def test_each_of_two_models_has_its_revision(model_folder, tmp_path):
+    models = ["--source-model", model_folder, "--target-model", model_folder]
     for which in ("source", "target"):
         done = script("run_cross_model.py", *models, f"--{which}-revision", "main")
         assert "error: " in done.stderr

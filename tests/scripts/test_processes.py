@@ -12,13 +12,17 @@ from multiprocessing.process import BaseProcess
 
 import processes
 import pytest
+import test_chat_scripts
+import test_scripts
 import torch
 from conftest import ROOT
-from test_chat_scripts import COMMANDS, ONE_PROMPT_COMMANDS, build_command, chat_folder, files  # noqa: F401 (fixtures)
-from test_scripts import SCRIPTS, in_a_process, model_folder, read, script, texts  # noqa: F401 (fixtures)
+from test_chat_scripts import COMMANDS, ONE_PROMPT_COMMANDS, build_command
+from test_scripts import SCRIPTS, in_a_process, read, script
 
 from patchscopes.errors import PatchscopesError
 from patchscopes.results import ChunkStore, Share
+
+chat_folder, files, texts = test_chat_scripts.chat_folder, test_chat_scripts.files, test_scripts.texts
 
 TWO_MODELS = "run_cross_model.py"
 # Those whose work is not in chunks: the first process does it all.
@@ -91,7 +95,7 @@ def start(command: list, count: int = 1) -> list[Forked]:
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *ONE_PROMPT_COMMANDS, TWO_MODELS])
-def test_every_experiment_is_the_same_in_two_processes(name, files, chat_folder, tmp_path, small_chunks):  # noqa: F811
+def test_every_experiment_is_the_same_in_two_processes(name, files, chat_folder, tmp_path, small_chunks):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     if name == TWO_MODELS:
@@ -130,13 +134,13 @@ class TestFig2:
     """Under a launcher for real, and killed."""
 
     @pytest.fixture
-    def command(self, model_folder, texts, tmp_path):  # noqa: F811
+    def command(self, model_folder, texts, tmp_path):
         output = ["--output-json", tmp_path / "out.json", "--output-plot", tmp_path / "out.png"]
         methods = ["--methods", "logit_lens,token_identity"]
         return ["run_fig2.py", "--model", model_folder, "--dataset", texts, "--num-samples", 400, *methods, *output]
 
     @pytest.fixture(scope="class")
-    def alone(self, model_folder, texts, tmp_path_factory):  # noqa: F811
+    def alone(self, model_folder, texts, tmp_path_factory):
         folder = tmp_path_factory.mktemp("alone")
         output = ["--output-json", folder / "out.json", "--output-plot", folder / "out.png"]
         command = ["--model", model_folder, "--dataset", texts, "--num-samples", 400, *output]

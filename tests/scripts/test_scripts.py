@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, SPECIAL, byte_level, make_hf_model, sentencepiece_like
+from conftest import CONFIGS, ROOT, SPECIAL, byte_level, sentencepiece_like
 from made_up_facts import make_facts
 from made_up_names import TEMPLATES, make_names
 from made_up_questions import make_questions
@@ -67,14 +67,6 @@ def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
             status = ended.code if isinstance(ended.code, int) else 1
             error.write("" if isinstance(ended.code, int) else str(ended.code))
     return subprocess.CompletedProcess(name, status, printed.getvalue(), error.getvalue())
-
-
-@pytest.fixture(scope="module")
-def model_folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    make_hf_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
