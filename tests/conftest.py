@@ -11,7 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from jaxtyping import install_import_hook
 
 # Every shape in a signature of the package is checked while the tests run.
-install_import_hook("patchscopes", "beartype.beartype")
+install_import_hook("patchscopes", "typechecking.check_types")
 
 import sys
 from importlib.util import find_spec
@@ -23,8 +23,12 @@ import transformers
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from typechecking import CheckedOnce
 
+from patchscopes.model.lens_model import LensModel
 from patchscopes.model.loading import load_model
+
+LensModel.__class__ = CheckedOnce
 
 # Of TransformerLens 3; `make test-hooked-transformer` has it.
 collect_ignore = [] if find_spec("transformer_lens.HookedTransformer") else ["hooked_transformer"]
@@ -212,6 +216,15 @@ def tokenizer(tmp_path_factory) -> PreTrainedTokenizerBase:
     folder = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(tokenizer_object=bytes_only, **SPECIAL).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer, tmp_path_factory):
+    """A tiny Llama, saved with its tokenizer; nobody changes it."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    make_hf_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,7 +33,7 @@ from patchscopes.experiments.attribute_samples import (
 )
 from patchscopes.experiments.chunks import Progress, StopWatch, measure_parts, split_into_chunks
 from patchscopes.experiments.config import AttributesConfig
-from patchscopes.learned.probes import cross_validate_probe
+from patchscopes.learned.probes import FoldsBy, cross_validate_probe
 from patchscopes.model.lens_model import LensModel
 from patchscopes.results import ChunkStore, Json
 
@@ -152,7 +152,7 @@ def _divide_task(
         some, others = [samples[number] for number in numbers], [unlike[number] for number in numbers]
         return patch_samples(target, some, others, extract(some), layers, target_layers, config)
 
-    def probe(folds_by: str) -> Json:
+    def probe(folds_by: FoldsBy) -> Json:
         states = extract(samples).float().cpu().numpy()
         objects, subjects = [sample.fact.object for sample in samples], [sample.fact.subject for sample in samples]
         # As for the other methods, right is what holds an accepted answer.
@@ -169,7 +169,7 @@ def _divide_task(
         steps["patchscope"] = [Part(patch, numbers) for numbers in chunks]
         steps["controls"] = [partial(measure_controls, target, samples, layers, target_layers, config)]
     if "probe" in config.methods:
-        steps["probe"] = [partial(probe, folds_by) for folds_by in ("subject", "sample")]
+        steps["probe"] = [partial(probe, folds_by) for folds_by in get_args(FoldsBy)]
     if any(method in config.methods for method in LRE_METHODS):
         steps["lre"] = [lambda: measure_lre(model, task.relation, samples, extract(samples), layers, config)]
     return steps

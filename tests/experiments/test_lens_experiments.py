@@ -151,7 +151,7 @@ class TestNextToken:
 
 def test_figure_2_on_the_embedded_model(smollm, store):
     """The order of the methods that the paper reports, on a few samples and layers."""
-    maps = fit_affine_maps(smollm, load_texts(split="train"), [14, 19, 24, 29], n_positions=5000)
+    maps = fit_affine_maps(smollm, load_texts(split="train"), [14, 19, 24, 29], n_positions=3000)
     config = NextTokenConfig(n_samples=64, layers=(14, 19, 24, 29))
     results, _ = next_token.run(smollm, load_texts(), config, store, maps={"tuned_lens": maps})
     precision = {method: np.array(m["precision_at_1"]["mean"]) for method, m in results["methods"].items()}
