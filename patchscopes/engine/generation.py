@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from patchscopes.engine.overflow import check_later
 from patchscopes.estimating.tally import count_steps
 
 # Whether each of some rows has said what it was asked for, given its new tokens so far and its number (on the CPU).
@@ -71,8 +72,8 @@ def generate(
     device, ends, forced = ends.device, ends.cpu(), None if forced is None else forced.cpu()
     tokens = torch.empty(n_rows, max_new_tokens, dtype=torch.long)
     going_on = torch.arange(n_rows)
+    some_draws = None if draws is None else draws[:, 0].to(device)
     for step in count_steps(max_new_tokens):
-        some_draws = None if draws is None else draws[going_on, step]
         given = torch.full_like(going_on, -1)
         if forced is not None and step < forced.shape[1]:
             given = forced[going_on, step]
@@ -89,6 +90,8 @@ def generate(
         going_on = going_on[kept]
         if step + 1 == max_new_tokens or len(going_on) == 0:
             break
+        # Before the walk: a copy would wait for what a GPU is at.
+        some_draws = None if draws is None else draws[going_on, step + 1].to(device)
         logits = advance(chosen[kept], kept)
     return tokens.to(device)
 
@@ -108,17 +111,18 @@ def choose_tokens_in_parts(
     tokens: list[Tensor] = []
     probabilities: list[Tensor] = []
     n_done = 0
-    for logits in parts:
-        rows = slice(n_done, n_done + len(logits))
-        n_done = rows.stop
-        chosen = choose_tokens(logits, temperature, None if draws is None else draws[rows])
-        tokens.append(chosen)
-        if with_probabilities:
-            of_rows = given[rows].to(chosen.device)
-            tokens[-1] = torch.where(of_rows >= 0, of_rows, chosen)
-            of_tokens = logits.gather(1, tokens[-1][:, None])[:, 0].float()
-            probabilities.append(torch.exp(of_tokens - torch.logsumexp(logits.float(), dim=-1)))
-    on_cpu = torch.cat(tokens).cpu()
+    with check_later() as checks:
+        for logits in parts:
+            rows = slice(n_done, n_done + len(logits))
+            n_done = rows.stop
+            chosen = choose_tokens(logits, temperature, None if draws is None else draws[rows])
+            tokens.append(chosen)
+            if with_probabilities:
+                of_rows = given[rows].to(chosen.device)
+                tokens[-1] = torch.where(of_rows >= 0, of_rows, chosen)
+                of_tokens = logits.gather(1, tokens[-1][:, None])[:, 0].float()
+                probabilities.append(torch.exp(of_tokens - torch.logsumexp(logits.float(), dim=-1)))
+    on_cpu = checks.fetch(torch.cat(tokens))
     return torch.where(given >= 0, given, on_cpu), torch.cat(probabilities) if with_probabilities else None
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from patchscopes.engine.building import get_twin
 from patchscopes.engine.overflow import check_finite
+from patchscopes.engine.prefix import cache_in_use
 from patchscopes.engine.twin import Twin, block_forwards, module_forwards, wrap_hidden_states
 from patchscopes.errors import PatchscopesError
 from patchscopes.given import AnyModel, AnyVectors, to_lens_model, to_tensor
@@ -69,8 +70,11 @@ def unembed(twin: Twin, residual: Float[Tensor, "row d_model"]) -> Float[Tensor,
         return wrap_hidden_states(twin, hidden)
 
     any_tokens = torch.zeros(len(residual), 1, dtype=torch.long, device=twin.device)
-    with block_forwards(twin, [inject] + [pass_on] * (len(twin.blocks) - 1)), _without_zero_bias(twin):
-        return _check_logits(twin.causal_lm(input_ids=any_tokens, use_cache=False).logits[:, -1])
+    # With a cache, if only an empty one, a GPU is not waited for to see whether the tokens are of several texts.
+    cache = twin.new_cache()
+    forwards = [inject] + [pass_on] * (len(twin.blocks) - 1)
+    with cache_in_use(cache), block_forwards(twin, forwards), _without_zero_bias(twin):
+        return _check_logits(twin.causal_lm(any_tokens, past_key_values=cache, use_cache=True).logits[:, -1])
 
 
 def _without_zero_bias(twin: Twin) -> AbstractContextManager[None]:

@@ -6,7 +6,7 @@ from conftest import make_hf_model
 
 from patchscopes import Patchscope
 from patchscopes.engine.extract import extract_representations
-from patchscopes.engine.overflow import Overflow, check_finite
+from patchscopes.engine.overflow import Overflow, check_finite, check_later
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.loading import load_model
@@ -101,3 +101,16 @@ def test_the_largest_numbers_of_a_type_are_numbers():
         values = torch.tensor([[torch.finfo(dtype).max, torch.finfo(dtype).min]], dtype=dtype)
         assert check_finite(values, dtype) is values
     assert check_finite(torch.empty(0, 3), torch.float16).shape == (0, 3)
+
+
+def test_what_is_checked_later_is_told_with_the_numbers():
+    numbers = torch.tensor([3, 5])
+    with check_later() as checks:
+        check_finite(torch.ones(2), torch.float32)
+        assert checks.fetch(numbers).tolist() == [3, 5]
+        values = torch.tensor([1.0, torch.nan])
+        assert check_finite(values, torch.float32, "logits") is values
+    with pytest.raises(Overflow, match="logits hold NaN or infinity in float32"):
+        checks.fetch(numbers)
+    with pytest.raises(Overflow):
+        check_finite(values, torch.float32)

@@ -18,7 +18,9 @@ from patchscopes.engine import row_blocks, row_walk
 from patchscopes.engine.building import get_twin
 from patchscopes.engine.clean_run import record_clean_run
 from patchscopes.engine.decoding import decode_step, empty_generation, join_caches
-from patchscopes.engine.fast import staggered_forward
+from patchscopes.engine.fast import staggered_forward, unembed_in_parts
+from patchscopes.engine.generation import find_most_likely
+from patchscopes.engine.overflow import check_later
 from patchscopes.engine.row_walk import join_targets, sort_rows, walk_rows
 from patchscopes.engine.rows import Cut, Row, Write
 from patchscopes.engine.target import TargetPrompt
@@ -111,6 +113,15 @@ def test_a_generated_token(twin, clean):
         assert transfers.inside == []
         # However many blocks there are.
         assert transfers.outside <= 4
+
+
+def test_tokens_are_waited_for_once(twin):
+    """However many parts their logits come in, each of which is checked."""
+    with check_later() as checks:
+        chosen = [find_most_likely(logits) for logits in unembed_in_parts(twin, torch.empty(600, 32, device="meta"))]
+    assert len(chosen) == len(checks.finite) == 3
+    with pytest.raises(NotImplementedError):
+        checks.fetch(torch.cat(chosen))
 
 
 def test_rows_that_say_more(model, twin, monkeypatch):
