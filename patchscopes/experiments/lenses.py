@@ -8,6 +8,7 @@ let the fast engine go on.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -21,7 +22,14 @@ from patchscopes.engine.target import TargetPrompt, placeholder_target
 from patchscopes.engine.unembedding import logit_lens
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.checks import check_methods
-from patchscopes.experiments.chunks import Progress, StopWatch, measure_chunks, split_into_chunks, sum_timing
+from patchscopes.experiments.chunks import (
+    Progress,
+    StopWatch,
+    measure_chunks,
+    measure_parts,
+    split_into_chunks,
+    sum_timing,
+)
 from patchscopes.experiments.config import LensesConfig
 from patchscopes.experiments.sampling import (
     CHUNK_SAMPLES,
@@ -71,19 +79,34 @@ def run(
     lenses = build_lenses(model, config, maps, jacobian_maps, soft_prompt)
     layers = resolve_layers(model, config.layers)
     drawn = sample_positions(model, texts, config.n_samples, config.seed, chat=config.chat)
-    step = max(1, len(drawn.samples) // max(1, config.n_checked_with_hooks))
-    checked = set(drawn.samples[::step][: config.n_checked_with_hooks])
 
     def measure(samples: Sequence[Sample]) -> Json:
-        return _measure(model, drawn, samples, layers, lenses, config.methods, checked)
+        return _measure(model, drawn, samples, layers, lenses, config.methods)
 
     finished = measure_chunks(split_into_chunks(drawn.samples, CHUNK_SAMPLES), store, measure, progress)
+    # A step of its own: the whole passes of a few samples take as long as all else of many.
+    step = max(1, len(drawn.samples) // max(1, config.n_checked_with_hooks))
+    pairs = [
+        (original, sample)
+        for original in find_originals(config.methods)
+        if f"{original}_hooks" in lenses
+        for sample in drawn.samples[::step][: config.n_checked_with_hooks]
+    ]
+    checks = {
+        f"{number:05d}": partial(_check_with_hooks, model, drawn, sample, layers, lenses, original)
+        for number, (original, sample) in enumerate(pairs)
+    }
+    checked = list(measure_parts(checks, store.at("checks_with_hooks"), iter).values())
     summary = summarise_samples(finished, drawn.samples, config.methods, METRICS, config.seed)
+    with_hooks: dict[str, float] = {}
+    for (original, _), one in zip(pairs, checked, strict=True):
+        with_hooks[original] = max(with_hooks.get(original, 0.0), one["difference"])
     twins = {
         original: summarise_twins([Twin(**chunk["twins"][original]) for chunk in finished])
+        | {"largest_difference_hooks": with_hooks.get(original)}
         for original in find_originals(config.methods)
     }
-    return {"layers": layers} | summary | {"twins": twins}, sum_timing(finished)
+    return {"layers": layers} | summary | {"twins": twins}, sum_timing([*finished, *checked])
 
 
 def build_lenses(
@@ -160,7 +183,6 @@ class Twin:
     """How far an original and its Patchscope are apart, over the rows that were compared so far."""
 
     largest_difference: float = 0.0
-    largest_difference_hooks: float | None = None
     largest_logit: float = 0.0
     same: int = 0
     rows: int = 0
@@ -172,11 +194,6 @@ class Twin:
         self.same += int((patchscope.argmax(dim=-1) == original.argmax(dim=-1)).sum())
         self.rows += len(original)
 
-    def compare_hooks(self, patchscope: Float[Tensor, "row d_vocab"], original: Float[Tensor, "row d_vocab"]) -> None:
-        """Add the logits of some rows for which the Patchscope ran with plain hooks."""
-        difference = float((patchscope - original).abs().max())
-        self.largest_difference_hooks = max(self.largest_difference_hooks or 0.0, difference)
-
 
 def _measure(
     model: LensModel,
@@ -185,7 +202,6 @@ def _measure(
     layers: Sequence[int],
     lenses: Mapping[str, LensOfSample],
     methods: Sequence[str],
-    checked: set[Sample],
 ) -> Json:
     """Metrics, twins and seconds of a chunk. Logits exist for the layers of one sample at a time."""
     watch = StopWatch()
@@ -203,10 +219,6 @@ def _measure(
                 predicted[method].append(logits[method].argmax(dim=-1))
         for original, twin in twins.items():
             twin.compare(logits[f"{original}_patchscope"], logits[original])
-            if sample in checked and f"{original}_hooks" in lenses:
-                with watch.time("checks with hooks"):
-                    with_hooks = lenses[f"{original}_hooks"](text, sample.position)(rows, row_layers)
-                    twin.compare_hooks(with_hooks, logits[original])
     final_logits = logit_lens(model, states[:, -1])
     return {
         "measured": {
@@ -217,12 +229,30 @@ def _measure(
     }
 
 
+def _check_with_hooks(
+    model: LensModel,
+    drawn: SampledPositions,
+    sample: Sample,
+    layers: Sequence[int],
+    lenses: Mapping[str, LensOfSample],
+    original: str,
+) -> Json:
+    """The largest difference of any logit between an original and its Patchscope with plain hooks, on one sample."""
+    watch = StopWatch()
+    (text,), (position,) = drawn.get_sources([sample])
+    with watch.time("checks with hooks"):
+        (states,) = extract_representations(model, [text], [position], layers)
+        ours, theirs = (
+            lenses[name](text, position)(states, torch.tensor(layers, device=states.device))
+            for name in (f"{original}_hooks", original)
+        )
+    return {"difference": float((ours - theirs).abs().max()), "seconds": watch.seconds}
+
+
 def summarise_twins(twins: Sequence[Twin]) -> Json:
     """How far an original and its Patchscope are apart, over all rows of several comparisons."""
-    with_hooks = [twin.largest_difference_hooks for twin in twins if twin.largest_difference_hooks is not None]
     return {
         "largest_difference": max(twin.largest_difference for twin in twins),
-        "largest_difference_hooks": max(with_hooks, default=None),
         "largest_logit": max(twin.largest_logit for twin in twins),
         "same_token": sum(twin.same for twin in twins) / sum(twin.rows for twin in twins),
     }

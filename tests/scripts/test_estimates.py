@@ -25,7 +25,7 @@ CASES = {
     "run_prompt_table.py": (f"'a dog' {TEXTS}", ["prompt_table"]),
     "run_target_prompts.py": (f"{TEXTS} --samples 90 --train-samples 70", ["train", "evaluation"]),
     "run_future_lens.py": (f"{TEXTS} --samples 70", ["future_lens"]),
-    "run_lenses.py": (f"{TEXTS} --samples 70", ["lenses"]),
+    "run_lenses.py": (f"{TEXTS} --samples 70", ["lenses", "checks_with_hooks"]),
     "run_entity.py": (MODEL, ["entity"]),
     "run_entity_interactive.py": (f"'a big dog' {MODEL}", ["entity_layers"]),
     "run_attributes.py": (
