@@ -20,10 +20,10 @@ from patchscopes.results import ChunkStore, Json, build_document, check_writable
 ROOT = Path(__file__).parent.parent
 # How the Makefile runs a script.
 RUN = "\t$(RUN) scripts/"
-# What a script prints with `--estimate`, and where it wrote its results.
+# What a script prints with `--estimate`.
 MEMORY = re.compile(r"^memory: about ([\d.]+) GiB", re.MULTILINE)
 TIME = re.compile(r"^time: about .*?(\d+) s\)?, from", re.MULTILINE)
-WROTE = re.compile(r"^wrote .* and (.+\.json)$", re.MULTILINE)
+OUTPUT = re.compile(r"^the run would write .* and (.+\.json)$", re.MULTILINE)
 COLUMNS = "{:<24} {:>10} {:>6} {:>8} {:>6} {:>14} {:>10}"
 
 
@@ -35,10 +35,10 @@ def main() -> None:
     from patchscopes.experiments.chunks import measure_parts
 
     # Kept one by one, whichever others are asked for.
-    store = ChunkStore.beside(options.output_json, {}, {"code_sha256": code_sha256()})
+    store = ChunkStore.beside(options.output_json, {"drawn": options.drawn}, {"code_sha256": code_sha256()})
     if options.fresh:
         store.clear()
-    parts = {name: partial(check, command) for name, command in commands.items()}
+    parts = {name: partial(check, command, options.drawn) for name, command in commands.items()}
     checked = list(measure_parts(parts, store, progress_bar("figures")).values())
     document = build_document(
         "estimates",
@@ -55,6 +55,9 @@ def main() -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("only", nargs="*", metavar="SCRIPT", help="only these, such as run_fig2.py")
+    parser.add_argument(
+        "--drawn", action="store_true", help="compare with what the figures took that are there, and draw none"
+    )
     parser.add_argument("--fresh", action="store_true", help="start over instead of going on from finished figures")
     parser.add_argument(
         "--output-json",
@@ -86,33 +89,43 @@ def find_commands(makefile: Path, only: list[str]) -> dict[str, list[str]]:
     return chosen
 
 
-def check(command: list[str]) -> Json:
+def check(command: list[str], drawn: bool) -> Json:
     """What is estimated of a command, and what it takes.
+
+    Args:
+        drawn: whether it has taken that already.
 
     Returns:
         `figure`: its name; `check`: seconds and memory (GiB) as estimated, the seconds that the estimate took, and
         those that the figure took, without what is learned or loaded before; and its `environment`.
+
+    Raises:
+        PatchscopesError: the command fails, prints other lines than it used to, or should have drawn a figure before.
     """
     # An earlier run may have left some chunks, which an estimate would not count.
+    command = [*command, "--fresh"]
     started = time.perf_counter()
-    printed = run([*command, "--fresh", "--estimate"])
+    printed = run([*command, "--estimate"])
     estimate_seconds = time.perf_counter() - started
-    seconds, memory = TIME.search(printed), MEMORY.search(printed)
-    wrote = WROTE.search(run([*command, "--fresh"]))
-    if seconds is None or memory is None or wrote is None:
+    seconds, memory, output = (pattern.search(printed) for pattern in (TIME, MEMORY, OUTPUT))
+    if seconds is None or memory is None or output is None:
         raise PatchscopesError(f"{shlex.join(command)} has not printed what this script reads; bring both together")
-    path = Path(wrote[1])
-    drawn = json.loads(path.read_text(encoding="utf-8"))
+    path = Path(output[1])
+    if not drawn:
+        run(command)
+    elif not path.is_file():
+        raise PatchscopesError(f"there is no {path}: leave out --drawn")
+    figure = json.loads(path.read_text(encoding="utf-8"))
     return {
         "figure": path.stem,
         "check": {
             "estimated_seconds": float(seconds[1]),
             "estimated_memory_gib": float(memory[1]),
             "estimate_seconds": estimate_seconds,
-            "seconds": drawn["timing"]["seconds"]["total"],
-            "peak_memory_gib": drawn["timing"]["peak_memory_gib"],
+            "seconds": figure["timing"]["seconds"]["total"],
+            "peak_memory_gib": figure["timing"]["peak_memory_gib"],
         },
-        "environment": drawn["environment"],
+        "environment": figure["environment"],
     }
 
 

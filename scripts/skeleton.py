@@ -187,6 +187,7 @@ def run_experiment(
         if is_main():
             kept = store.at("nothing") if options.fresh else store
             estimate_run(estimate, name, kept, lambda: run(kept, iter), share.count)
+            print(f"the run would write {options.output_plot} and {options.output_json}")
         return
     if options.fresh and shared:
         start_over(store)

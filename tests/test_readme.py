@@ -30,6 +30,7 @@ README, GALLERY, DATA, OF_SCRIPTS = DOCUMENTS = (
     "scripts/README.md",
 )
 FIGURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
+ESTIMATES = json.loads((ROOT / "figures" / "estimates.json").read_text(encoding="utf-8"))["results"]["figures"]
 
 
 def read(document: str) -> str:
@@ -139,10 +140,18 @@ def test_every_figure_has_an_entry_with_what_it_took(figure):
     # A command that draws several names them in one row, and what each takes in the same order.
     shown, _, *taken = (cell.strip() for cell in row.strip("|").split("|"))
     place = re.findall(r"figures/(\w+)\.png", shown).index(figure)
-    said = tuple(cell.split(", ")[place] for cell in taken)
+    time, estimated, memory = (cell.split(", ")[place] for cell in taken)
+    said = time, memory
     assert said in costs
+    assert estimated == (f"{ESTIMATES[figure]['estimated_seconds']:.0f} s" if figure in ESTIMATES else "–")
     (section,) = [part for part in read(GALLERY).split("\n## ") if "![" in part and f"]({figure}.png)" in part]
     assert ", ".join(said) in section
+
+
+def test_the_estimates_are_as_good_as_said():
+    (said,) = re.findall(r"off by a factor of at most\s+([\d.]+)", read(README))
+    factors = [one["seconds"] / one["estimated_seconds"] for one in ESTIMATES.values()]
+    assert float(said) == pytest.approx(max(max(factor, 1 / factor) for factor in factors), abs=0.005)
 
 
 @pytest.mark.parametrize("figure", FIGURES)

@@ -40,7 +40,8 @@ PLOTS = {
     "prompt_table": "prompt_table",
     "target_prompts": "target_prompts",
 }
-NAMES = sorted(path.stem for path in FIGURES.glob("*.json"))
+# Estimates are a column of the README's table.
+NAMES = sorted(path.stem for path in FIGURES.glob("*.json") if path.stem != "estimates")
 
 
 def load(name: str) -> dict[str, Any]:

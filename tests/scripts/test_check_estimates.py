@@ -12,6 +12,7 @@ ENVIRONMENT = {"model": {"id": "smollm2-135m-instruct"}}
 ESTIMATED = """step members
 memory: about 1.4 GiB at the peak; the largest batch takes 0.1 GiB
 time: about 2.5 min (150 s), from 8 s of measuring; nothing was written
+the run would write {png} and {json}
 """
 
 
@@ -22,12 +23,12 @@ def commands(monkeypatch, tmp_path):
 
     def run(command):
         done.append(command)
-        if "--estimate" in command:
-            return ESTIMATED
         path = tmp_path / f"{command[0].removesuffix('.py')}.json"
+        if "--estimate" in command:
+            return ESTIMATED.format(png=path.with_suffix(".png"), json=path)
         timing = {"seconds": {"total": 200.0}, "peak_memory_gib": 1.5}
         path.write_text(json.dumps({"timing": timing, "environment": ENVIRONMENT}))
-        return f"a table\nwrote {path.with_suffix('.png')} and {path}\n200 s of computing"
+        return ""
 
     monkeypatch.setattr(check_estimates, "run", run)
     return done
@@ -79,9 +80,18 @@ def test_each_is_estimated_and_then_drawn_once(commands, call, tmp_path, capsys)
     assert len(commands) == 6
 
 
+def test_figures_that_are_there_need_not_be_drawn(commands, call):
+    with pytest.raises(PatchscopesError, match=r"there is no .*run_fig2\.json: leave out --drawn"):
+        call("run_fig2.py", "--drawn")
+    call("run_fig2.py")
+    n_before = len(commands)
+    call("run_fig2.py", "--drawn")
+    assert commands[n_before:] == [["run_fig2.py", "--fresh", "--estimate"]]
+
+
 def test_what_cannot_be_read_is_said(call, monkeypatch):
     monkeypatch.setattr(check_estimates, "run", lambda command: "something else")
-    with pytest.raises(PatchscopesError, match=r"run_fig2\.py has not printed what this script reads"):
+    with pytest.raises(PatchscopesError, match=r"run_fig2\.py --fresh has not printed what this script reads"):
         call("run_fig2.py")
 
 
