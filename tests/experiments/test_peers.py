@@ -54,16 +54,8 @@ def nnterp(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    make_hf_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load_model(folder)
+def model(model_folder):
+    return load_model(model_folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,9 +128,9 @@ def test_a_family_that_the_papers_loop_does_not_know():
 
 
 class TestRun:
-    def test_frame_and_figure(self, nnterp, model, folder):
+    def test_frame_and_figure(self, nnterp, model, model_folder):
         config = PeersConfig(n_samples=2, n_entities=1, max_new_tokens=2, n_turns=2)
-        everyone = peers.load_peers(model, str(folder))
+        everyone = peers.load_peers(model, str(model_folder))
         results = peers.run(model, everyone, config)
         sweep, generation = results["tasks"]
         assert (sweep["n_rows"], generation["n_rows"]) == (8, 4)
@@ -155,8 +147,8 @@ class TestRun:
         figure = plot_benchmark({"results": results, "environment": environment})
         assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
 
-    def test_another_answer_shows(self, nnterp, model, folder, monkeypatch):
-        everyone = peers.load_peers(model, str(folder))[:2]
+    def test_another_answer_shows(self, nnterp, model, model_folder, monkeypatch):
+        everyone = peers.load_peers(model, str(model_folder))[:2]
         monkeypatch.setattr(Nnterp, "sweep", lambda self, *prompts: self.model.loop.sweep(*prompts).roll(1, dims=1))
         config = PeersConfig(n_samples=2, n_turns=1, methods=("next_token",))
         answer = peers.run(model, everyone, config)["tasks"][0]["ways"][1]

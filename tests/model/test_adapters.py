@@ -6,7 +6,6 @@ import shutil
 import peft
 import pytest
 import torch
-from conftest import make_hf_model
 from test_quantization import make_wide_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -22,12 +21,8 @@ LORA = {"r": 4, "lora_alpha": 16, "init_lora_weights": False, "task_type": "CAUS
 
 
 @pytest.fixture(scope="module")
-def base(tokenizer, tmp_path_factory):
-    """A tiny model saved as Hugging Face does."""
-    folder = tmp_path_factory.mktemp("base")
-    make_hf_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def base(model_folder):
+    return model_folder
 
 
 def adapt(base, config: peft.PeftConfig, seed: int = 0) -> peft.PeftModel:
