@@ -17,6 +17,7 @@ from torch import Tensor
 from patchscopes.engine.clean_run import BlockCall, CleanRun, enter_blocks
 from patchscopes.engine.prefix import KeysValues, PrefixCache, cache_in_use
 from patchscopes.engine.twin import Twin, block_forwards, unwrap_hidden_states
+from patchscopes.model.devices import send
 from patchscopes.model.layers import EMBEDDING
 from patchscopes.model.lens_model import is_16_bit
 
@@ -86,8 +87,8 @@ def decode_step(
     n_blocks = len(twin.blocks)
     n_rows, n_running = now.count_rows_in_blocks(n_blocks), now.count_continuations_in_blocks(n_blocks)
     n_rows_before = before.count_rows_in_blocks(n_blocks)
-    # Copied to a GPU once, not in every block: it would be waited for each time.
-    kept_there, parents_there = kept.to(twin.device), parents.to(twin.device)
+    # Once, not in every block.
+    kept_there, parents_there = send(kept, twin.device), send(parents, twin.device)
     for number, layer in enumerate(cache.prefix_layers):
 
         def choose(kept: Tensor, parents: Tensor, number: int = number) -> Tensor:
@@ -96,8 +97,8 @@ def decode_step(
 
         layer.keep_rows(choose(kept, parents), choose(kept_there, parents_there))
 
-    entering, calls = begin_step(twin, new_tokens.to(twin.device), cache)
-    continuations = now.continuations.to(entering.device)
+    entering, calls = begin_step(twin, send(new_tokens, twin.device), cache)
+    continuations = send(now.continuations, entering.device)
     rows, running = entering[continuations[: n_rows[0]]], entering[: n_running[0]]
     with cache_in_use(cache):
         for number, (block, call) in enumerate(zip(twin.blocks, calls, strict=True)):

@@ -15,6 +15,7 @@ from patchscopes.engine.overflow import check_finite
 from patchscopes.engine.packing import LastLayerRead, choose_tree, read_packed
 from patchscopes.errors import PatchscopesError
 from patchscopes.given import AnyModel, AnyNumber, AnyNumbers, to_lens_model, to_numbers
+from patchscopes.model.devices import send
 from patchscopes.model.layers import get_hook_name, resolve_layers
 from patchscopes.model.lens_model import LensModel
 from patchscopes.model.offloading import is_offloaded
@@ -129,11 +130,13 @@ def _read_padded(
     for slot, layer in enumerate(layers):
         slots.setdefault(layer, []).append(slot)
     last = max(slots)
+    where = send(torch.tensor([rows, columns]), tokens.device)
 
     def reading(layer: int) -> Callable[..., None]:
         def read(residual: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
+            there = residual[tuple(where.to(residual.device))].to(states)
             for slot in slots[layer]:
-                states[:, slot] = residual[rows, columns].to(states)
+                states[:, slot] = there
             if layer == last:
                 raise LastLayerRead
 

@@ -26,6 +26,7 @@ from patchscopes.engine.prefix import PrefixCache, cache_in_use
 from patchscopes.engine.target import TargetPrompt
 from patchscopes.engine.twin import Twin
 from patchscopes.engine.unembedding import unembed
+from patchscopes.model.devices import send
 
 # More tokens than this at a time fall out of the caches of a processor; fewer spend more time between the operations.
 TOKENS_AT_A_TIME = 2048
@@ -81,7 +82,7 @@ def start_residuals(
     sizes = choose_part_sizes(on_cpu[order], max(1, TOKENS_AT_A_TIME // target.suffix_length))
     # In order of their layers already, so the order that comes back is this one.
     parts = [
-        staggered_forward(twin, clean, vectors[rows.to(vectors.device)], on_cpu[rows]) for rows in order.split(sizes)
+        staggered_forward(twin, clean, vectors[send(rows, vectors.device)], on_cpu[rows]) for rows in order.split(sizes)
     ]
     cache = join_caches(twin, clean, [part_cache for _, part_cache, _ in parts])
     generated = empty_generation(on_cpu[order])
@@ -129,7 +130,7 @@ def staggered_forward(
     layers = layers.cpu()
     order = torch.argsort(layers, stable=True)
     n_joining = torch.bincount(layers + 1, minlength=len(twin.blocks) + 1).tolist()
-    joining = vectors[order.to(vectors.device)].split(n_joining)
+    joining = vectors[send(order, vectors.device)].split(n_joining)
     cache = twin.new_cache(clean.prefixes)
     hidden = write_vectors(clean.residuals[0], joining[0])
     with cache_in_use(cache):
@@ -143,7 +144,7 @@ def staggered_forward(
 
 def restore_order(rows: Float[Tensor, "row d_model"], order: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
     """Rows that are in this `order`, in their first order again."""
-    return rows[order.argsort().to(rows.device)]
+    return rows[send(order.argsort(), rows.device)]
 
 
 def write_vectors(

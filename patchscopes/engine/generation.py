@@ -9,6 +9,7 @@ from torch import Tensor
 
 from patchscopes.engine.overflow import check_later
 from patchscopes.estimating.tally import count_steps
+from patchscopes.model.devices import send
 
 # Whether each of some rows has said what it was asked for, given its new tokens so far and its number (on the CPU).
 Stop: TypeAlias = Callable[[Int[Tensor, "row new_token"], Int[Tensor, " row"]], Bool[Tensor, " row"]]
@@ -72,7 +73,7 @@ def generate(
     device, ends, forced = ends.device, ends.cpu(), None if forced is None else forced.cpu()
     tokens = torch.empty(n_rows, max_new_tokens, dtype=torch.long)
     going_on = torch.arange(n_rows)
-    some_draws = None if draws is None else draws[:, 0].to(device)
+    some_draws = None if draws is None else send(draws[:, 0], device)
     for step in count_steps(max_new_tokens):
         given = torch.full_like(going_on, -1)
         if forced is not None and step < forced.shape[1]:
@@ -90,8 +91,7 @@ def generate(
         going_on = going_on[kept]
         if step + 1 == max_new_tokens or len(going_on) == 0:
             break
-        # Before the walk: a copy would wait for what a GPU is at.
-        some_draws = None if draws is None else draws[going_on, step + 1].to(device)
+        some_draws = None if draws is None else send(draws[going_on, step + 1], device)
         logits = advance(chosen[kept], kept)
     return tokens.to(device)
 

@@ -30,6 +30,7 @@ from patchscopes.engine.row_blocks import collect_changes, cut_calls, run_block
 from patchscopes.engine.rows import Row
 from patchscopes.engine.twin import Twin
 from patchscopes.engine.unembedding import unembed
+from patchscopes.model.devices import send
 from patchscopes.model.layers import EMBEDDING
 from patchscopes.model.lens_model import LensModel
 
@@ -77,7 +78,7 @@ def start_residuals(rows: Sequence[Row]) -> tuple[Float[Tensor, "row d_model"], 
     cache = join_caches(twin, clean, caches)
     n_targets = len(generated.highest_layers)
     if n_targets > 1:
-        n_rows, there = generated.count_rows_in_blocks(len(twin.blocks)), target_of_row.to(twin.device)
+        n_rows, there = generated.count_rows_in_blocks(len(twin.blocks)), send(target_of_row, twin.device)
         for layer, n_in_block in zip(cache.prefix_layers, n_rows, strict=False):
             layer.prefix_of_row = torch.cat([there[:n_in_block], torch.arange(n_targets, device=there.device)])
 
@@ -138,8 +139,8 @@ def walk_rows(
     """
     changes = collect_changes(twin, rows, start)
     n_joining = torch.bincount(torch.tensor([row.first_block for row in rows]), minlength=len(twin.blocks) + 1).tolist()
-    # Copied to a GPU once, not in every block: it would be waited for each time.
-    target_of_row = target_of_row.to(twin.device)
+    # Once, not in every block.
+    target_of_row = send(target_of_row, twin.device)
     targets_of_joining = target_of_row.split(n_joining)
     calls = cut_calls(twin, clean.calls, list(accumulate(n_joining)), changes)
     several = len(clean.residuals[0]) > 1

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 def measure_kernel_share(call: Callable[[], object], device: torch.device) -> float:
     """The share of a call's time in which kernels run on the GPU; on a CPU, in which operations of PyTorch do."""
     on_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as profiler:
         started = time.perf_counter()
         call()
         if on_gpu:

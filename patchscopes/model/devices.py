@@ -2,6 +2,7 @@
 
 import psutil
 import torch
+from torch import Tensor
 
 from patchscopes.errors import PatchscopesError
 
@@ -32,6 +33,13 @@ def resolve_device(device: str | torch.device | None) -> str:
 def default_dtype(device: str) -> torch.dtype:
     """float32 on a CPU, bfloat16 elsewhere."""
     return torch.float32 if device.startswith("cpu") else torch.bfloat16
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """The values on a device; a GPU is not waited for, though the copy lies behind all that it has still to do."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:

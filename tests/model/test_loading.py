@@ -21,7 +21,7 @@ from transformers import dynamic_module_utils
 from patchscopes.errors import PatchscopesError, PatchscopesWarning
 from patchscopes.learned.provenance import check_model, describe_provenance
 from patchscopes.model import embedded
-from patchscopes.model.devices import default_dtype, parse_dtype, resolve_device
+from patchscopes.model.devices import default_dtype, parse_dtype, resolve_device, send
 from patchscopes.model.environment import describe_environment
 from patchscopes.model.fingerprint import weights_sha256
 from patchscopes.model.loading import load_model
@@ -391,6 +391,14 @@ class TestDevices:
     def test_types_follow_the_device(self):
         assert default_dtype("cpu") == torch.float32
         assert default_dtype("cuda:0") == default_dtype("auto") == torch.bfloat16
+
+    def test_what_is_sent_to_a_gpu_is_not_waited_for(self, monkeypatch):
+        values, copied = torch.arange(3), []
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
+        monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **options: copied.append((args, options)) or self)
+        send(values, gpu := torch.device("cuda:1"))
+        send(values, cpu := torch.device("cpu"))
+        assert copied == [((gpu,), {"non_blocking": True}), ((cpu,), {})]
 
     def test_mistakes(self):
         with pytest.raises(PatchscopesError, match="device 'gpu' is not on this machine"):
