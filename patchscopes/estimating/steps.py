@@ -10,14 +10,25 @@ from patchscopes.results import ChunkStore, Json
 
 # Where in a step parts are measured: at its beginning, where some do more, and further on.
 PLACES = (0.0, 0.5)
-# Members that are looked at first.
+# Members that are looked at first, at most, and the share of the time for a part that this may take.
 FEW_MEMBERS = 4
+SHARE_OF_FEW = 1 / 3
+# Next this share of all: rows that are computed together cost less than as many one by one, so that only a look at many
+# tells what many cost; where that seems to take too long, so many times as many as first. And then more and more, as
+# many as seem to fit into the time.
+SHARE_OF_MANY = 1 / 3
+WIDER = 3
+LEAST_WIDER = 1.5
+# Nearly all members of a part are as soon measured as all, and tell less.
+NEARLY_ALL = 0.6
 # A part without members that seems to take more seconds is measured by some of its rows; others as they are.
 LONGEST = 120.0
 # How much more time there is for a part that cannot be measured by members.
 TIME_OF_WHOLE = 2
-# A part that takes so many times as long as there is time for a step is the only one that is measured.
-LONG = 10
+# Many members may seem to take at most so many times as long as there is time for a part.
+TOO_LONG = 20
+# A part of which a look takes so many times as long is the only one that is measured.
+LONG = 2
 
 
 class NotMeasuredError(Exception):
@@ -114,20 +125,23 @@ def measure_step(
         return _Piece(members, found, taken)
 
     # First to count FLOP: what is prepared on first use is prepared then.
-    n_few = min(FEW_MEMBERS, max(1, count_members(parts[first]) // 2))
+    n_members = count_members(parts[first])
     with estimate.count_flop():
-        counted = measure(first, n_few)
-    few = measure(first, n_few)
-    pieces = {first: few}
-    n = max(n_few + 1, int(n_few * seconds / few.taken.seconds))
-    if count_members(parts[first]) > n_few:
-        pieces[first] = measure(first, n)
-    for name in others if few.taken.seconds < LONG * estimate.seconds_per_step else []:
-        pieces[name] = measure(name, n)
+        counted = measure(first, min(2, n_members))
+    affordable = int(counted.n * SHARE_OF_FEW * seconds / counted.taken.seconds)
+    few = piece = measure(first, max(1, min(FEW_MEMBERS, n_members // 2, affordable)))
+    while piece.n < n_members:
+        n = choose_many(few, n_members, seconds) if piece is few else count_affordable(few, piece, seconds)
+        if n < LEAST_WIDER * piece.n:
+            break
+        few, piece = piece, measure(first, n_members if n > NEARLY_ALL * n_members else n)
+    pieces = {first: piece}
+    for name in others if piece.taken.seconds < LONG * seconds else []:
+        pieces[name] = measure(name, piece.n)
 
     sizes = [count_members(part) for part in parts.values()]
-    different = [few, *(piece for piece in pieces.values() if piece is not few)]
-    looks = [Look(piece.n, piece.taken) for piece in different]
+    different = pieces.values() if few is piece else [few, *pieces.values()]
+    looks = [Look(one.n, one.taken) for one in different]
     taken = replace(draw_out(looks, sizes), flop=counted.taken.flop / counted.n * sum(sizes))
     deciding = {name: part for name, part in parts.items() if isinstance(part, Part) and part.decides}
     # Parts in folders of their own are about different things, each of which decides for itself.
@@ -137,10 +151,24 @@ def measure_step(
     found: dict[str, Json | NotMeasured] = {}
     for name, part in parts.items():
         if name in deciding:
-            found[name] = make_up(few, pieces[first], pieces.get(name, pieces[first]), deciding[name].members)
+            found[name] = make_up(few, piece, pieces.get(name, piece), deciding[name].members)
         else:
             found[name] = pieces[name].found if name in pieces and not isinstance(part, Part) else NotMeasured()
     return taken, found
+
+
+def choose_many(few: _Piece, n_members: int, seconds: float) -> int:
+    """How many members to look at after the first few."""
+    many = int(SHARE_OF_MANY * n_members)
+    takes_too_long = few.taken.seconds / few.n * many > TOO_LONG * seconds
+    return max(WIDER * few.n, int(few.n * seconds / few.taken.seconds), 0 if takes_too_long else many)
+
+
+def count_affordable(few: _Piece, piece: _Piece, seconds: float) -> int:
+    """How many members seem to take so many seconds, on the line through two pieces; at most some times as many."""
+    slope = (piece.taken.seconds - few.taken.seconds) / (piece.n - few.n)
+    left, most = seconds - piece.taken.seconds, WIDER * piece.n
+    return most if slope * (most - piece.n) <= left else piece.n + int(left / slope)
 
 
 def make_up(few: _Piece, more: _Piece, piece: _Piece, members: Sequence[Any]) -> Json | NotMeasured:
