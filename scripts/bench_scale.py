@@ -16,12 +16,14 @@ from parsing import at_least, model_name, name_list, number_list
 from skeleton import progress_bar, run_script
 
 from patchscopes.data.files import DATA_FOLDER
+from patchscopes.data.texts import PASSAGES
 from patchscopes.errors import PatchscopesError
 from patchscopes.model.registry import EMBEDDED_MODEL
 from patchscopes.results import ChunkStore, Json, build_document, check_writable, code_sha256, write_json
 
 SCRIPTS = Path(__file__).parent
 FACTS = str(DATA_FOLDER / "relations" / "capital.json")
+PASSAGES_FILE = DATA_FOLDER / f"{PASSAGES}.jsonl"
 FEW_LAYERS = ("--layers", "0,10,20")
 # Each experiment at a size that takes two cores some 10 to 60 seconds, with nothing to learn before it.
 EXPERIMENTS: dict[str, list[str]] = {
@@ -41,7 +43,8 @@ EXPERIMENTS: dict[str, list[str]] = {
     "multi_hop": ["--samples", "16"],
     "layer_grid": ["--mode", "quick"],
 }
-# How the cost of samples is measured: the next token from one hidden state, at three layers.
+# How the cost of samples is measured: the next token from one hidden state, at three layers. The most samples are of
+# all embedded texts, fewer of as many fewer: a text is read once, however many samples it has.
 GROWING = ["--methods", "token_identity", "--layers", "0,10,20"]
 
 
@@ -128,9 +131,14 @@ def time_experiment(experiment: str, way: str, options: argparse.Namespace) -> J
 
 
 def time_samples(n_samples: int, options: argparse.Namespace) -> Json:
-    """The growing run at one number of samples."""
-    arguments = ["--samples", str(n_samples), *GROWING, "--model", options.model]
-    return time_script("fig2", arguments, n_threads=options.processes)
+    """The growing run at one number of samples, and as many texts in proportion."""
+    texts = PASSAGES_FILE.read_text(encoding="utf-8").splitlines()
+    n_texts = max(1, len(texts) * n_samples // max(options.samples))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "texts.jsonl"
+        file.write_text("\n".join(texts[len(texts) * number // n_texts] for number in range(n_texts)), encoding="utf-8")
+        arguments = ["--samples", str(n_samples), "--dataset", str(file), *GROWING, "--model", options.model]
+        return time_script("fig2", arguments, n_threads=options.processes)
 
 
 def time_script(experiment: str, arguments: Sequence[str], *, n_processes: int = 1, n_threads: int) -> Json:

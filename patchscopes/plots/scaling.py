@@ -31,7 +31,8 @@ def draw_throughput(axis: Axes, experiments: Json, n_processes: int) -> None:
     names = [name.replace("_", " ") for name in experiments]
     ratios = [one["throughput"] for one in experiments.values()]
     bars = axis.barh(names, ratios, color=BLUE)
-    axis.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=SMALL_SIZE)
+    # Beside the bars they would lie on the lines.
+    axis.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], label_type="center", color="white", fontsize=SMALL_SIZE)
     axis.axvline(1, color=GREY, linewidth=1)
     axis.axvline(ASKED, color=GREY, linewidth=1, linestyle=":")
     axis.set_ylim(len(names) - 0.4, -0.6)

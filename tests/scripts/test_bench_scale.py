@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 from test_scripts import PNG, read
 
+from patchscopes.data.texts import load_texts
 from patchscopes.errors import PatchscopesError
 from patchscopes.experiments.scaling import find_largest_difference, fit_line, summarise_scaling
 from patchscopes.plots.scaling import plot_scaling
@@ -53,10 +54,13 @@ def test_the_summary_is_of_both_ways():
 
 
 def test_it_times_every_experiment_in_both_ways(tmp_path, monkeypatch, capsys):
-    ran = []
+    ran, growing = [], []
 
     def time_script(experiment, arguments, *, n_processes=1, n_threads):
         ran.append((experiment, n_processes, n_threads))
+        if "--dataset" in arguments:
+            texts = load_texts(arguments[arguments.index("--dataset") + 1])
+            growing.append((arguments[arguments.index("--samples") + 1], len(texts.texts)))
         assert arguments[-2:] == [
             "--target-model" if experiment == "cross_model" else "--model",
             "smollm2-135m-instruct",
@@ -75,6 +79,9 @@ def test_it_times_every_experiment_in_both_ways(tmp_path, monkeypatch, capsys):
     assert all(one["throughput"] == 2 for one in experiments.values())
     assert ran[:2] == [("fig2", 1, 2), ("fig2", 2, 1)]
     assert ran[-2:] == [("fig2", 1, 2)] * 2
+    n_texts = len(load_texts().texts)
+    # Which of the texts are held out is another matter.
+    assert growing == [("20", pytest.approx(n_texts / 2, rel=0.1)), ("40", n_texts)]
     assert (tmp_path / "scale.png").read_bytes().startswith(PNG)
     assert "1 × 2 threads" in capsys.readouterr().out
 
