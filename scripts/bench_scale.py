@@ -80,6 +80,8 @@ def main() -> None:
         summarise_scaling(measured, dict(zip(options.samples, grown, strict=True))),
         {"seconds": {"total": sum(one["command_seconds"] for one in timed)}},
     )
+    # This process has only waited for others.
+    document["timing"]["peak_memory_gib"] = max(one["peak_memory_gib"] for one in timed)
     write_json(options.output_json, document)
     save_png(plot_scaling(document), options.output_plot)
     print_table(document)

@@ -28,7 +28,7 @@ TIME_OF_WHOLE = 2
 # Many members may seem to take at most so many times as long as there is time for a part.
 TOO_LONG = 20
 # A part of which a look takes so many times as long is the only one that is measured.
-LONG = 2
+LONG = 3
 
 
 class NotMeasuredError(Exception):

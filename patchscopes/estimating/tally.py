@@ -263,6 +263,20 @@ def preparing() -> Iterator[None]:
 
 
 @contextmanager
+def keeping_all_rows() -> Iterator[None]:
+    """What is found inside the `with` block decides what is done next: in an estimate no row stands for another."""
+    estimate = ESTIMATE.get()
+    if estimate is None:
+        yield
+        return
+    may_skip_rows, estimate.may_skip_rows = estimate.may_skip_rows, False
+    try:
+        yield
+    finally:
+        estimate.may_skip_rows = may_skip_rows
+
+
+@contextmanager
 def counted_before() -> Iterator[None]:
     """What is done inside the `with` block is part of another step: an estimate does not count it again."""
     estimate = ESTIMATE.get()

@@ -16,6 +16,7 @@ from patchscopes.data.questions import contains_answer
 from patchscopes.data.relations import PLACE, Relation, RelationSample, find_subject, find_whole_subjects
 from patchscopes.engine.unpatched import generate_after
 from patchscopes.errors import PatchscopesError
+from patchscopes.estimating.tally import keeping_all_rows
 from patchscopes.experiments.config import AttributesConfig
 from patchscopes.model.lens_model import LensModel
 from patchscopes.positions import find_characters, find_end, find_token_spans
@@ -42,12 +43,13 @@ class AttributeSample:
 
 def find_known(model: LensModel, relation: Relation, config: AttributesConfig) -> list[Json]:
     """What the model says about each subject in clear, and whether that is its object: the known filter."""
-    tokens = generate_after(
-        model,
-        [config.chat.of_target(relation.fill(sample.subject)) for sample in relation.samples],
-        max_new_tokens=AttributesConfig.KNOWN_NEW_TOKENS,
-        batch_size=config.batch_size,
-    )
+    with keeping_all_rows():
+        tokens = generate_after(
+            model,
+            [config.chat.of_target(relation.fill(sample.subject)) for sample in relation.samples],
+            max_new_tokens=AttributesConfig.KNOWN_NEW_TOKENS,
+            batch_size=config.batch_size,
+        )
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [
         {"subject": sample.subject, "text": text, "known": int(contains_answer(text, sample.accepted))}

@@ -38,6 +38,7 @@ PLOTS = {
     "multi_hop_grid": "multi_hop_grid",
     "next_token": "next_token",
     "prompt_table": "prompt_table",
+    "scale": "scaling",
     "target_prompts": "target_prompts",
 }
 # Estimates are a column of the README's table.

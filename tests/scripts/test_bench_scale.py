@@ -73,7 +73,9 @@ def test_it_times_every_experiment_in_both_ways(tmp_path, monkeypatch, capsys):
     output = ["--output-json", str(tmp_path / "scale.json"), "--output-plot", str(tmp_path / "scale.png")]
     monkeypatch.setattr(sys, "argv", ["bench_scale.py", "--samples", "20,40", *output])
     bench_scale.main()
-    experiments = read(tmp_path / "scale.json")["results"]["experiments"]
+    document = read(tmp_path / "scale.json")
+    assert document["timing"]["peak_memory_gib"] == 1.0
+    experiments = document["results"]["experiments"]
     scripts = {path.stem.removeprefix("run_") for path in (ROOT / "scripts").glob("run_*.py")}
     assert set(experiments) == {name for name in scripts if "interactive" not in name} - {"prompt_table"}
     assert all(one["throughput"] == 2 for one in experiments.values())
