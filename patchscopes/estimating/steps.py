@@ -21,6 +21,8 @@ WIDER = 3
 LEAST_WIDER = 1.5
 # Nearly all members of a part are as soon measured as all, and tell less.
 NEARLY_ALL = 0.6
+# Members of a part that decides for itself whether anything follows: of few it may seem that nothing does.
+DECIDING_MEMBERS = 16
 # A part without members that seems to take more seconds is measured by some of its rows; others as they are.
 LONGEST = 120.0
 # How much more time there is for a part that cannot be measured by members.
@@ -147,7 +149,7 @@ def measure_step(
     # Parts in folders of their own are about different things, each of which decides for itself.
     if len({name.rpartition("/")[0] for name in deciding}) > 1:
         with estimate.leave_out():
-            pieces |= {name: measure(name, FEW_MEMBERS) for name in deciding if name not in pieces}
+            pieces |= {name: measure(name, DECIDING_MEMBERS) for name in deciding if name not in pieces}
     found: dict[str, Json | NotMeasured] = {}
     for name, part in parts.items():
         if name in deciding:
