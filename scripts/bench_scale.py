@@ -40,7 +40,7 @@ EXPERIMENTS: dict[str, list[str]] = {
         *("--mapping", "identity", "--layers", "0,20", "--target-layers", "0,20"),
         *("--samples", "64", "--entity-samples", "64"),
     ],
-    "multi_hop": ["--samples", "16"],
+    "multi_hop": ["--samples", "4"],
     "layer_grid": ["--mode", "quick"],
 }
 # How the cost of samples is measured: the next token from one hidden state, at three layers. The most samples are of
