@@ -22,17 +22,19 @@ from patchscopes.model.registry import EMBEDDED_MODEL
 from patchscopes.results import ChunkStore, Json, build_document, check_writable, code_sha256, write_json
 
 SCRIPTS = Path(__file__).parent
-FACTS = str(DATA_FOLDER / "relations" / "capital.json")
+# In the data folder.
+FACTS, MORE_FACTS = "relations/capital.json", "relations/currency.json"
 PASSAGES_FILE = DATA_FOLDER / f"{PASSAGES}.jsonl"
 FEW_LAYERS = ("--layers", "0,10,20")
-# Each experiment at a size that takes two cores some 10 to 60 seconds, with nothing to learn before it.
+# Each experiment at a size that takes two cores some 10 to 100 seconds, with nothing to learn before it.
 EXPERIMENTS: dict[str, list[str]] = {
     "fig2": ["--samples", "64", "--methods", "logit_lens,token_identity,simplescope"],
     "target_prompts": ["--samples", "64", "--train-samples", "64", *FEW_LAYERS],
     "future_lens": ["--samples", "64", "--methods", "fixed_prompt,token_identity", *FEW_LAYERS],
     "lenses": ["--samples", "64", "--methods", "logit_lens,logit_lens_patchscope,token_identity", *FEW_LAYERS],
     "entity": ["--layers", "0,15"],
-    "attributes": [FACTS, "--methods", "patchscope,probe"],
+    # Two relations, since the parts of one wait for each other.
+    "attributes": [FACTS, MORE_FACTS, "--methods", "patchscope,probe"],
     "causal_tracing": [FACTS, "--samples", "4", "--original-samples", "2"],
     "attention_knockout": [FACTS, "--samples", "16"],
     "entity_resolution": [FACTS, "--samples", "4", "--methods", "description,tracing,knockout"],
@@ -76,7 +78,7 @@ def main() -> None:
     document = build_document(
         "scale",
         config,
-        grown[0]["environment"],
+        timed[0]["environment"],
         summarise_scaling(measured, dict(zip(options.samples, grown, strict=True))),
         {"seconds": {"total": sum(one["command_seconds"] for one in timed)}},
     )
@@ -122,11 +124,12 @@ def build_parser() -> argparse.ArgumentParser:
 def time_experiment(experiment: str, way: str, options: argparse.Namespace) -> Json:
     """One experiment of the table, in one of the two ways."""
     in_threads, n_processes = way == "threads", options.processes
+    arguments = [str(DATA_FOLDER / part) if part.endswith(".json") else part for part in EXPERIMENTS[experiment]]
     # A model that explains itself.
     names = ("--source-model", "--target-model") if experiment == "cross_model" else ("--model",)
     return time_script(
         experiment,
-        [*EXPERIMENTS[experiment], *(part for name in names for part in (name, options.model))],
+        [*arguments, *(part for name in names for part in (name, options.model))],
         n_processes=1 if in_threads else n_processes,
         n_threads=n_processes if in_threads else 1,
     )

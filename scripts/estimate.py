@@ -36,8 +36,8 @@ def add_estimate_option(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--estimate",
         action="store_true",
-        help="say what time and memory the run would take on this machine, from a small part of it (in 15 s to two "
-        "minutes with the embedded model), and write nothing",
+        help="say what time and memory the run would take on this machine, from a small part of it (in 15 s to "
+        "three minutes with the embedded model), and write nothing",
     )
 
 

@@ -12,7 +12,7 @@ from patchscopes.engine.target import TargetPrompt
 from patchscopes.estimating import tally
 from patchscopes.estimating.flop import FlopCounter
 from patchscopes.estimating.rows import stretch
-from patchscopes.estimating.tally import ESTIMATE, Estimate, Tally, do_some, preparing, standing_for
+from patchscopes.estimating.tally import ESTIMATE, Estimate, Tally, do_some, keeping_all_rows, preparing, standing_for
 from patchscopes.patch import patch_generate, patch_logits
 
 
@@ -96,6 +96,15 @@ class TestLongCalls:
         assert done[-self.N :] == list(range(self.N))
         assert taken.rows == pytest.approx(self.N)
         assert taken.seconds == pytest.approx(0.002 * self.N, rel=0.5)
+
+    def test_what_decides_what_is_done_next_is_found_of_every_row(self, slow, estimate, monkeypatch):
+        done, call = slow
+        monkeypatch.setattr(tally, "FEWEST_SECONDS", 0.04)
+        with keeping_all_rows():
+            batches = call()
+        assert done == list(range(self.N))
+        assert torch.cat([result for _, result in batches]).tolist() == done
+        assert estimate.may_skip_rows
 
     def test_what_decides_is_found_of_every_row(self, slow, estimate):
         done, call = slow
